@@ -115,23 +115,30 @@ function(cbq_unpack_debian_packages prefix message_variable)
     file(APPEND "${state}/sources.list" "deb [${options}] ${mirror} ${suite} ${components}\n")
   endforeach()
   set(apt
-      apt-get -q
+      apt-get
       -o Dir::State=${state} -o Dir::State::Lists=${state}/lists -o Dir::Cache=${state}/cache
+      -o Dir::Cache::pkgcache=pkgcache.bin  # containers often switch it off, and then each command parses the lists anew
       -o Dir::State::status=/var/lib/dpkg/status
       -o Dir::Etc::SourceList=${state}/sources.list -o Dir::Etc::SourceParts=${state}/sources.d
-      -o APT::Architecture=${arch} -o APT::Sandbox::User= -o Acquire::Languages=none
+      -o APT::Architecture=${arch} -o APT::Default-Release=${codename} -o APT::Sandbox::User= -o Acquire::Languages=none
       -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false -o Acquire::http::Timeout=10 -o Acquire::Retries=1)
   execute_process(COMMAND ${apt} update RESULT_VARIABLE failed OUTPUT_VARIABLE log ERROR_VARIABLE log TIMEOUT 120)
   if(NOT failed)
-    # The shared library behind a -dev package has the version in its name: ask apt for it.
-    string(REPLACE "apt-get;-q" "apt-cache" apt_cache "${apt}")
+    # The shared libraries behind a -dev package have versions in their names (libtbb-dev: libtbb12, libtbbmalloc2):
+    # ask apt which ones they are.
+    list(TRANSFORM apt REPLACE "^apt-get$" "apt-cache" OUTPUT_VARIABLE apt_cache)
+    execute_process(COMMAND ${apt_cache} depends --recurse --important ${ARGN} OUTPUT_VARIABLE depends ERROR_QUIET)
     foreach(package IN LISTS ARGN)
       string(REGEX REPLACE "-dev$" "" stem "${package}")
-      execute_process(COMMAND ${apt_cache} depends ${package} OUTPUT_VARIABLE depends ERROR_QUIET)
-      if(depends MATCHES "Depends: (${stem}[0-9][^ \n:]*)")
-        list(APPEND requests "${CMAKE_MATCH_1}")
-      endif()
+      string(REGEX MATCHALL "Depends: ${stem}[^ \n:]+" libraries "${depends}")
+      foreach(library IN LISTS libraries)
+        string(REPLACE "Depends: " "" library "${library}")
+        if(NOT library MATCHES "-dev$")
+          list(APPEND requests "${library}/${codename}")
+        endif()
+      endforeach()
     endforeach()
+    list(REMOVE_DUPLICATES requests)
     execute_process(COMMAND ${apt} download ${requests} WORKING_DIRECTORY "${state}/debs"
                     RESULT_VARIABLE failed OUTPUT_VARIABLE log ERROR_VARIABLE log TIMEOUT 120)
   endif()
