@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Scheme: how the two operands of a linear layer are quantized, as a value that the compiler knows and a template argument.
-// Names follow a grammar, w<bits>a<bits>[_g<n>|_channel][_asym]:
+// Scheme: how the two operands of a linear layer are quantized, as a value that the compiler knows and a template
+// argument. Names follow a grammar, w<bits>a<bits>[_g<n>|_channel][_asym]:
 //   w4a8_g128        4-bit symmetric weights with a scale per 128 inputs, 8-bit activations with a scale per token
 //   w4a16_g32_asym   4-bit affine weights with scale and zero point per 32 inputs, floating-point activations
 //   w8a8             no suffix means _channel: one weight scale per output
-// `_asym` makes the weights affine, and activations of 4 bits too. The last group of a row may be shorter than the others.
+// `_asym` makes the weights affine, and activations of 4 bits too. The last group of a row may be shorter than the
+// others.
 
 #include <array>
 #include <cstddef>
@@ -26,7 +27,8 @@ enum class Granularity : unsigned char {
   per_token,    ///< activations: one scale per row
 };
 
-/// Where the grid lies: symmetric codes -2^(b-1) .. 2^(b-1)-1 around zero, or affine codes 0 .. 2^b-1 with a zero point.
+/// Where the grid lies: symmetric codes -2^(b-1) .. 2^(b-1)-1 around zero, or affine codes 0 .. 2^b-1 with a zero
+/// point.
 enum class Zero : unsigned char { symmetric, affine };
 
 /// How one operand is quantized.
@@ -45,12 +47,13 @@ struct Scheme {
   friend constexpr bool operator==(const Scheme&, const Scheme&) = default;
 };
 
-/// Codes of one N x K weight matrix, owned by somebody else: w[n][k] = scale[n][k / group] * (code[n][k] - zero[n][k / group]).
-/// Codes are unsigned, 0 .. 2^bits - 1. Symmetric weights have no `zeros`: their zero point is 2^(bits-1) everywhere.
+/// Codes of one N x K weight matrix, owned by somebody else: w[n][k] = scale[n][k / group] * (code[n][k] - zero[n][k /
+/// group]). Codes are unsigned, 0 .. 2^bits - 1. Symmetric weights have no `zeros`: their zero point is 2^(bits-1)
+/// everywhere.
 struct QuantizedMatrixView {
-  MatrixView<const std::uint8_t> codes;   ///< N x K
-  MatrixView<const float> scales;         ///< N x groups
-  MatrixView<const std::uint8_t> zeros;   ///< N x groups, or empty
+  MatrixView<const std::uint8_t> codes;  ///< N x K
+  MatrixView<const float> scales;        ///< N x groups
+  MatrixView<const std::uint8_t> zeros;  ///< N x groups, or empty
 };
 
 inline namespace CBQ_ABI {
@@ -82,10 +85,14 @@ consteval Scheme checked() {
 }
 
 /// Largest code, 2^bits - 1.
-[[nodiscard]] constexpr int max_code(const Grid& grid) noexcept { return (1 << grid.bits) - 1; }
+[[nodiscard]] constexpr int max_code(const Grid& grid) noexcept {
+  return (1 << grid.bits) - 1;
+}
 
 /// Zero point of a symmetric grid in unsigned codes, 2^(bits-1).
-[[nodiscard]] constexpr int symmetric_zero(const Grid& grid) noexcept { return 1 << (grid.bits - 1); }
+[[nodiscard]] constexpr int symmetric_zero(const Grid& grid) noexcept {
+  return 1 << (grid.bits - 1);
+}
 
 /// Inputs that share one scale in a row of `inputs`; the whole row with per_channel. At least 1.
 [[nodiscard]] constexpr std::size_t group_length(const Grid& grid, std::size_t inputs) noexcept {
@@ -143,7 +150,8 @@ struct SchemeName {
   return name;
 }
 
-/// Reads a scheme name. Errc::bad_argument when it breaks the grammar; whether a packed kernel exists is visit_scheme's to say.
+/// Reads a scheme name. Errc::bad_argument when it breaks the grammar; whether a packed kernel exists is visit_scheme's
+/// to say.
 [[nodiscard]] constexpr Result<Scheme> parse_scheme(const char* name) noexcept {
   const char* at = name;
   const auto accept = [&at](const char* word) {
@@ -182,8 +190,8 @@ struct SchemeName {
   return make_scheme(weight_bits, activation_bits, group, zero);
 }
 
-/// Every scheme with a packed kernel: weights of 2, 3, 4, 8 bits; activations of 4, 8 bits and float; per channel and groups
-/// of 32, 64, 128; symmetric and affine.
+/// Every scheme with a packed kernel: weights of 2, 3, 4, 8 bits; activations of 4, 8 bits and float; per channel and
+/// groups of 32, 64, 128; symmetric and affine.
 inline constexpr auto packed_schemes = [] {
   std::array<Scheme, 96> all{};
   std::size_t count = 0;
@@ -199,10 +207,11 @@ inline constexpr auto packed_schemes = [] {
   return all;
 }();
 
-/// Calls `f.template operator()<S>()` with the packed scheme that equals `scheme`, for hosts that learn it from a file, and
-/// returns what it returns (a Result). Errc::unsupported when no packed scheme equals it.
+/// Calls `f.template operator()<S>()` with the packed scheme that equals `scheme`, for hosts that learn it from a file,
+/// and returns what it returns (a Result). Errc::unsupported when no packed scheme equals it.
 template <class F>
-[[nodiscard]] constexpr auto visit_scheme(const Scheme& scheme, F&& f) -> decltype(f.template operator()<packed_schemes[0]>()) {
+[[nodiscard]] constexpr auto visit_scheme(const Scheme& scheme, F&& f)
+    -> decltype(f.template operator()<packed_schemes[0]>()) {
   using R = decltype(f.template operator()<packed_schemes[0]>());
   return [&]<std::size_t... I>(std::index_sequence<I...>) -> R {
     using Call = R (*)(F&);

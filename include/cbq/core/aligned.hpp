@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// AlignedBuffer<T>: uninitialized memory on a 64-byte boundary, for callers who do not bring their own. Allocation failure is
-// an Error, not an exception. On Linux, buffers of 4 MiB and more lie on 2 MiB boundaries and ask for huge pages, which is
-// worth 10-20 % of read bandwidth when weights stream from DRAM.
+// AlignedBuffer<T>: uninitialized memory on a 64-byte boundary, for callers who do not bring their own. Allocation
+// failure is an Error, not an exception. On Linux, buffers of 4 MiB and more lie on 2 MiB boundaries and ask for huge
+// pages, which is worth 10-20 % of read bandwidth when weights stream from DRAM.
 
 #include <cstddef>
 #include <new>
@@ -11,7 +11,7 @@
 #include <utility>
 
 #if defined(__linux__)
-#include <sys/mman.h>
+#  include <sys/mman.h>
 #endif
 
 #include <cbq/core/checked.hpp>
@@ -69,7 +69,9 @@ class AlignedBuffer {
 
  private:
   static constexpr std::size_t huge_from = std::size_t{4} << 20;
-  static constexpr std::size_t alignment(std::size_t bytes) noexcept { return bytes >= huge_from ? std::size_t{2} << 20 : 64; }
+  static constexpr std::size_t alignment(std::size_t bytes) noexcept {
+    return bytes >= huge_from ? std::size_t{2} << 20 : 64;
+  }
 
   T* data_ = nullptr;
   std::size_t size_ = 0;

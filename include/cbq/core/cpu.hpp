@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Which kernels the CPU *and* the operating system can run. Names are features, not products. Every feature is tested by
-// CPUID and, for registers wider than 128 bits, by XGETBV: a CPU may have AVX-512 that the kernel does not save. AMX also needs
-// a permission from Linux, which request_amx_permission() asks for.
+// Which kernels the CPU *and* the operating system can run. Names are features, not products. Every feature is tested
+// by CPUID and, for registers wider than 128 bits, by XGETBV: a CPU may have AVX-512 that the kernel does not save. AMX
+// also needs a permission from Linux, which request_amx_permission() asks for.
 
 #include <cstddef>
 #include <cstdint>
@@ -11,17 +11,18 @@
 #include <cbq/core/result.hpp>
 
 #if defined(__x86_64__)
-#include <cpuid.h>
-#if defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
+#  include <cpuid.h>
+#  if defined(__linux__)
+#    include <sys/syscall.h>
+#    include <unistd.h>
+#  endif
 #endif
 
 namespace cbq {
 
-/// Instruction sets with kernels of their own, in rising order. `scalar` is the plain reference; `portable` is xsimd for
-/// whatever the including file is compiled for (<cbq/gemm/kernels_portable.hpp>; plain scalar code without that header).
+/// Instruction sets with kernels of their own, in rising order. `scalar` is the plain reference; `portable` is xsimd
+/// for whatever the including file is compiled for (<cbq/gemm/kernels_portable.hpp>; plain scalar code without that
+/// header).
 enum class Isa : unsigned char { scalar, portable, avx2, avx512_vnni };
 
 inline namespace CBQ_ABI {
@@ -29,10 +30,14 @@ inline namespace CBQ_ABI {
 /// The name that `parse_isa` reads: "scalar", "portable", "avx2", "avx512_vnni".
 [[nodiscard]] constexpr const char* isa_name(Isa isa) noexcept {
   switch (isa) {
-    case Isa::scalar: return "scalar";
-    case Isa::portable: return "portable";
-    case Isa::avx2: return "avx2";
-    case Isa::avx512_vnni: return "avx512_vnni";
+    case Isa::scalar:
+      return "scalar";
+    case Isa::portable:
+      return "portable";
+    case Isa::avx2:
+      return "avx2";
+    case Isa::avx512_vnni:
+      return "avx512_vnni";
   }
   return "scalar";
 }
@@ -71,7 +76,8 @@ struct CpuFeatures {
   if ((state & 0x6u) != 0x6u || __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return features;
   const std::uint32_t subleaves = eax;
   features.avx2 = bit(ebx, 5);
-  const bool avx512 = features.avx2 && (state & 0xe6u) == 0xe6u && bit(ebx, 16) && bit(ebx, 17) && bit(ebx, 30) && bit(ebx, 31);
+  const bool avx512 =
+      features.avx2 && (state & 0xe6u) == 0xe6u && bit(ebx, 16) && bit(ebx, 17) && bit(ebx, 30) && bit(ebx, 31);
   features.avx512_vnni = avx512 && bit(ecx, 11);
   features.amx_int8 = features.avx512_vnni && (state & 0x60000u) == 0x60000u && bit(edx, 24) && bit(edx, 25);
   if (subleaves >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0) {

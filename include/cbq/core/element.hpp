@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Element types of weights, activations and results: float, half (IEEE binary16), bfloat16; double in tests and oracles.
-// half and bfloat16 are plain 16-bit storage; conversions are exact in one direction and round to nearest, ties to even, in
-// the other, in integer arithmetic that needs no hardware support. Kernels convert whole vectors with their own instructions
-// and agree with these functions for all 65536 codes (NaNs keep their sign and stay quiet NaNs).
+// Element types of weights, activations and results: float, half (IEEE binary16), bfloat16; double in tests and
+// oracles. half and bfloat16 are plain 16-bit storage; conversions are exact in one direction and round to nearest,
+// ties to even, in the other, in integer arithmetic that needs no hardware support. Kernels convert whole vectors with
+// their own instructions and agree with these functions for all 65536 codes (NaNs keep their sign and stay quiet NaNs).
 
 #include <bit>
 #include <concepts>
@@ -25,12 +25,17 @@ struct bfloat16 {
 };
 
 template <class T>
-concept Element = std::same_as<T, float> || std::same_as<T, half> || std::same_as<T, bfloat16> || std::same_as<T, double>;
+concept Element =
+    std::same_as<T, float> || std::same_as<T, half> || std::same_as<T, bfloat16> || std::same_as<T, double>;
 
 inline namespace CBQ_ABI {
 
-[[nodiscard]] constexpr float to_float(float value) noexcept { return value; }
-[[nodiscard]] constexpr float to_float(double value) noexcept { return static_cast<float>(value); }
+[[nodiscard]] constexpr float to_float(float value) noexcept {
+  return value;
+}
+[[nodiscard]] constexpr float to_float(double value) noexcept {
+  return static_cast<float>(value);
+}
 [[nodiscard]] constexpr float to_float(bfloat16 value) noexcept {
   return std::bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16);
 }

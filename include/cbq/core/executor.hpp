@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Executor: how cbq borrows the host's threads. `for_each_index(n, task)` calls task(i) once for every i in [0, n), in any
-// order and on any thread, and returns when all are done. cbq cuts work by shape, never by concurrency(), so results do not
-// depend on the executor. Adapters: <cbq/executor/openmp.hpp>, <cbq/executor/tbb.hpp>; or eight lines of your own.
+// Executor: how cbq borrows the host's threads. `for_each_index(n, task)` calls task(i) once for every i in [0, n), in
+// any order and on any thread, and returns when all are done. cbq cuts work by shape, never by concurrency(), so
+// results do not depend on the executor. Adapters: <cbq/executor/openmp.hpp>, <cbq/executor/tbb.hpp>; or eight lines of
+// your own.
 
 #include <concepts>
 #include <cstddef>

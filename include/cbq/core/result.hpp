@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Result<T>: a value or an Error, returned by value by every cbq function whose success depends on data, files or shapes.
-// std::expected is C++23; this one is trivially copyable when T is, needs no exceptions and no RTTI, allocates nothing, and
-// costs <new> instead of <memory>. An Error says what rule was broken, where, what was got and what was wanted.
+// Result<T>: a value or an Error, returned by value by every cbq function whose success depends on data, files or
+// shapes. std::expected is C++23; this one is trivially copyable when T is, needs no exceptions and no RTTI, allocates
+// nothing, and costs <new> instead of <memory>. An Error says what rule was broken, where, what was got and what was
+// wanted.
 
 #include <concepts>
 #include <cstddef>
@@ -26,7 +27,8 @@ enum class Errc : unsigned char {
   interrupted,    ///< a stop was requested
 };
 
-/// Short text inside an Error: at most `capacity` bytes, cut with "..." when longer. Trivially copyable, never allocates.
+/// Short text inside an Error: at most `capacity` bytes, cut with "..." when longer. Trivially copyable, never
+/// allocates.
 struct ErrorText {
   static constexpr std::size_t capacity = 111;
   char characters[capacity + 1] = {};

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// MatrixView<T>: a row-major matrix in memory that somebody else owns. A plain aggregate without member functions, so that
-// it can be passed between files compiled with different flags. `stride` is in elements and at least `columns`.
+// MatrixView<T>: a row-major matrix in memory that somebody else owns. A plain aggregate without member functions, so
+// that it can be passed between files compiled with different flags. `stride` is in elements and at least `columns`.
 
 #include <cstddef>
 #include <type_traits>
@@ -41,7 +41,8 @@ template <class T>
 
 /// Columns [first, first + count) of the view; first + count <= view.columns.
 template <class T>
-[[nodiscard]] constexpr MatrixView<T> columns(const MatrixView<T>& view, std::size_t first, std::size_t count) noexcept {
+[[nodiscard]] constexpr MatrixView<T> columns(const MatrixView<T>& view, std::size_t first,
+                                              std::size_t count) noexcept {
   return {view.data + first, view.rows, count, view.stride};
 }
 

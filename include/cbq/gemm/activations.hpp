@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Activations quantized per token, in the panels that integer kernels read, as an object of its own: quantize once,
+// then multiply with Q, K and V, or gate and up. One pass finds the range of a row, one writes codes and their sums.
+//
+//   8 or 4 bits symmetric   scale = max|x| / q, code = round(x / scale) in [-q, q], q = 127 or 7
+//   4 bits affine           scale = (max(x,0) - min(x,0)) / 15, zero = round(-min / scale), code = round(x / scale) +
+//   zero
+//                           in [0, 15]; what is stored is code - zero, so that the product needs no correction
+//
+// Memory: codes[panel][block][row][32] int8, zero_terms[panel][group][row] int32, scales[row] float. A panel has 20
+// rows, the last fewer. zero_terms are -zero * sum(codes of the group), or -sum for affine weights. Rows whose values
+// all lie below 2^-100 in magnitude are quantized to zero.
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include <cbq/core/aligned.hpp>
+#include <cbq/core/executor.hpp>
+#include <cbq/gemm/dispatch.hpp>
+
+namespace cbq {
+
+/// Quantized M x K activations. Plain data.
+template <Scheme S>
+struct QuantizedActivationsView {
+  const std::int8_t* codes = nullptr;
+  const std::int32_t* zero_terms = nullptr;
+  const float* scales = nullptr;  ///< one per token
+  PackedLayout layout = {};       ///< of weights with these inputs and no outputs: groups and blocks
+  std::size_t tokens = 0;
+};
+
+inline namespace CBQ_ABI {
+
+/// Where the parts lie in the memory of quantized activations.
+struct ActivationLayout {
+  PackedLayout groups = {};
+  std::size_t zero_terms_offset = 0;
+  std::size_t scales_offset = 0;
+  std::size_t bytes = 0;
+};
+
+template <Scheme S>
+[[nodiscard]] constexpr Result<ActivationLayout> activation_layout(std::size_t tokens, std::size_t inputs) noexcept {
+  static_assert(checked<S>().activation.bits <= 8,
+                "[cbq] quantize_activations: the scheme's activations stay in floating point");
+  const Result<PackedLayout> groups = packed_layout(S.weight, 0, inputs);
+  if (!groups) return groups.error();
+  const Result<std::size_t> codes = checked_product(tokens, groups->blocks, block_inputs);
+  const Result<std::size_t> zero_terms = checked_product(tokens, groups->groups, sizeof(std::int32_t));
+  const Result<std::size_t> scales = checked_product(tokens, sizeof(float));
+  if (!codes || !zero_terms || !scales)
+    return Error{Errc::bad_shape, "[cbq] quantize_activations: the size does not fit in 64 bits"};
+  const Result<std::size_t> total = checked_sum(*codes, *zero_terms, *scales);
+  if (!total) return total.error();
+  ActivationLayout layout;
+  layout.groups = *groups;
+  layout.zero_terms_offset = *codes;
+  layout.scales_offset = *codes + *zero_terms;
+  layout.bytes = *total;
+  return layout;
+}
+
+/// Bytes that quantize_activations<S>() writes for `tokens` x `inputs` activations.
+template <Scheme S>
+[[nodiscard]] constexpr Result<std::size_t> activations_size(std::size_t tokens, std::size_t inputs) noexcept {
+  const Result<ActivationLayout> layout = activation_layout<S>(tokens, inputs);
+  if (!layout) return layout.error();
+  return layout->bytes;
+}
+
+/// How one row is quantized: stored code = clamp(round(x * inverse_scale), lowest, highest).
+struct TokenQuantization {
+  float scale = 0.0f;
+  float inverse_scale = 0.0f;
+  float lowest = 0.0f;
+  float highest = 0.0f;
+};
+
+/// The quantization of a row with the given range (zero included).
+[[nodiscard]] constexpr TokenQuantization token_quantization(const Grid& grid, const RowRange& range) noexcept {
+  constexpr float smallest = 0x1p-100f;  // below it 1 / scale could overflow
+  TokenQuantization token;
+  if (grid.zero == Zero::symmetric) {
+    const float levels = grid.bits == 8 ? 127.0f : 7.0f;
+    const float largest = -range.lowest > range.highest ? -range.lowest : range.highest;
+    if (largest < smallest) return token;
+    token = {.scale = largest / levels, .inverse_scale = levels / largest, .lowest = -levels, .highest = levels};
+  } else {
+    constexpr float levels = 15.0f;
+    // Halved, so that the width of a row that spans all of float's range stays finite.
+    const float half_width = range.highest * 0.5f - range.lowest * 0.5f;
+    if (half_width < smallest) return token;
+    token.scale = half_width / (levels * 0.5f);
+    token.inverse_scale = (levels * 0.5f) / half_width;
+    constexpr float to_integer = 0x1.8p23f;  // rounds to nearest, ties to even
+    const float zero = (-range.lowest * token.inverse_scale + to_integer) - to_integer;
+    token.lowest = -zero;
+    token.highest = levels - zero;
+  }
+  return token;
+}
+
+/// Quantizes x (M x K) into `memory`, at least activations_size<S>(M, K) bytes on a 4-byte boundary. Allocates nothing.
+/// Errors: bad_shape (memory), bad_argument (alignment), not_finite (names the first token with NaN or infinity).
+template <Scheme S, Executor E = SerialExecutor>
+[[nodiscard]] Result<QuantizedActivationsView<S>> quantize_activations(const MatrixView<const float>& x,
+                                                                       std::span<std::byte> memory,
+                                                                       const E& executor = {}, Isa cap = detect()) {
+  const Result<ActivationLayout> layout = activation_layout<S>(x.rows, x.columns);
+  if (!layout) return layout.error();
+  if (memory.size() < layout->bytes) {
+    return Error{Errc::bad_shape, "[cbq] quantize_activations: the memory is too small", "memory", memory.size(),
+                 layout->bytes};
+  }
+  if (reinterpret_cast<std::uintptr_t>(memory.data()) % alignof(std::int32_t) != 0) {
+    return Error{Errc::bad_argument, "[cbq] quantize_activations: the memory must lie on a 4-byte boundary", "memory"};
+  }
+  auto* codes = reinterpret_cast<std::int8_t*>(memory.data());
+  auto* zero_terms = reinterpret_cast<std::int32_t*>(memory.data() + layout->zero_terms_offset);
+  auto* scales = reinterpret_cast<float*>(memory.data() + layout->scales_offset);
+  const PackedLayout& groups = layout->groups;
+  const Isa isa = capped(cap);
+
+  executor.for_each_index(divide_up(x.rows, activation_panel_rows), [&](std::size_t panel) {
+    const std::size_t first = panel * activation_panel_rows;
+    const std::size_t count = x.rows - first < activation_panel_rows ? x.rows - first : activation_panel_rows;
+    for (std::size_t r = 0; r < count; ++r) {
+      const float* values = row(x, first + r);
+      const RowRange range = row_range(values, x.columns, isa);
+      const TokenQuantization token = range.finite ? token_quantization(S.activation, range) : TokenQuantization{};
+      // A NaN scale marks the row for the check below; no kernel sees it.
+      scales[first + r] = range.finite ? token.scale : __builtin_nanf("");
+      ActivationRow job;
+      job.values = values;
+      job.inputs = range.finite ? x.columns : 0;
+      job.group = group_length(S.weight, x.columns);
+      job.panel_rows = count;
+      job.codes = codes + first * groups.blocks * block_inputs + r * block_inputs;
+      job.zero_terms = zero_terms + first * groups.groups + r;
+      job.zero_factor = S.weight.zero == Zero::affine ? -1 : -symmetric_zero(S.weight);
+      job.inverse_scale = token.inverse_scale;
+      job.lowest = token.lowest;
+      job.highest = token.highest;
+      quantize_row(job, isa);
+    }
+  });
+  for (std::size_t token = 0; token < x.rows; ++token) {
+    if (scales[token] != scales[token]) {
+      return Error{Errc::not_finite, "[cbq] quantize_activations: NaN or infinity in the activations",
+                   ErrorText("token ") << token};
+    }
+  }
+  QuantizedActivationsView<S> view;
+  view.codes = codes;
+  view.zero_terms = zero_terms;
+  view.scales = scales;
+  view.layout = groups;
+  view.tokens = x.rows;
+  return view;
+}
+
+/// Quantized activations with memory of their own, which grows as needed and is kept between calls.
+template <Scheme S>
+class QuantizedActivations {
+ public:
+  /// Replaces the content by x quantized; errors as quantize_activations(), and out_of_memory.
+  template <Executor E = SerialExecutor>
+  [[nodiscard]] Status quantize(const MatrixView<const float>& x, const E& executor = {}, Isa cap = detect()) {
+    const Result<std::size_t> size = activations_size<S>(x.rows, x.columns);
+    if (!size) return size.error();
+    if (*size > memory_.size()) {
+      Result<AlignedBuffer<std::byte>> memory = AlignedBuffer<std::byte>::allocate(*size);
+      if (!memory) return memory.error();
+      memory_ = *std::move(memory);
+    }
+    const Result<QuantizedActivationsView<S>> view =
+        quantize_activations<S>(x, std::span<std::byte>(memory_.data(), memory_.size()), executor, cap);
+    if (!view) return view.error();
+    view_ = *view;
+    return {};
+  }
+
+  [[nodiscard]] const QuantizedActivationsView<S>& view() const noexcept { return view_; }
+
+ private:
+  AlignedBuffer<std::byte> memory_;
+  QuantizedActivationsView<S> view_;
+};
+
+}  // namespace CBQ_ABI
+}  // namespace cbq

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// One switch from Isa to function pointer. The caller's Isa was capped to what the machine has.
+
+#include <cbq/core/cpu.hpp>
+#include <cbq/gemm/integer_tile.hpp>
+#include <cbq/gemm/kernels_avx2.hpp>
+#include <cbq/gemm/kernels_avx512_vnni.hpp>
+#include <cbq/gemm/kernels_scalar.hpp>
+
+namespace cbq {
+inline namespace CBQ_ABI {
+
+/// Where matmul finds its kernels; PortableKernels of <cbq/gemm/kernels_portable.hpp> has the same members.
+struct RegionKernels {
+  /// Kernel for `Bits`-bit weights with zero points of kind `Z`.
+  template <int Bits, Zero Z>
+  [[nodiscard]] static IntegerKernel integer_tile(Isa isa) noexcept {
+    switch (isa) {
+#if defined(__x86_64__)
+      case Isa::avx512_vnni:
+        return &isa::avx512_vnni::integer_tile<Bits, Z>;
+      case Isa::avx2:
+        return &isa::avx2::integer_tile<Bits, Z>;
+#endif
+      default:
+        return &isa::scalar::integer_tile<Bits, Z>;
+    }
+  }
+};
+
+/// Range of one row of activations.
+[[nodiscard]] inline RowRange row_range(const float* values, std::size_t count, Isa isa) noexcept {
+  switch (isa) {
+#if defined(__x86_64__)
+    case Isa::avx512_vnni:
+      return isa::avx512_vnni::row_range(values, count);
+    case Isa::avx2:
+      return isa::avx2::row_range(values, count);
+#endif
+    default:
+      return isa::scalar::row_range(values, count);
+  }
+}
+
+/// Quantizes one row of activations into its panel.
+inline void quantize_row(const ActivationRow& row, Isa isa) noexcept {
+  switch (isa) {
+#if defined(__x86_64__)
+    case Isa::avx512_vnni:
+      return isa::avx512_vnni::quantize_row(row);
+    case Isa::avx2:
+      return isa::avx2::quantize_row(row);
+#endif
+    default:
+      return isa::scalar::quantize_row(row);
+  }
+}
+
+}  // namespace CBQ_ABI
+}  // namespace cbq

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What the driver hands to a kernel: pointers and sizes, no types of the standard library, so that kernels compiled
+// inside a target region share nothing with the rest of the program. Everything was checked before; kernels check
+// nothing.
+
+#include <cstddef>
+#include <cstdint>
+
+#include <cbq/config.hpp>
+
+namespace cbq {
+
+/// Rows of one activation panel. 20 is 4 x 5 and 5 x 4: the row tiles of AVX-512 and AVX2.
+inline constexpr std::size_t activation_panel_rows = 20;
+
+/// One or two panels of packed weights times one panel of quantized activations:
+/// out[r][c] = row_scales[r] * weight_multiplier * sum over groups of scale[g][c] * (sum over k of code * activation -
+/// zero * sum of activations)
+struct IntegerTile {
+  // Weights of the first panel; the second lies panel_bytes behind.
+  const std::byte* panel = nullptr;
+  std::size_t panel_bytes = 0;
+  std::size_t zeros_offset = 0;
+  std::size_t blocks_offset = 0;
+  std::size_t panels = 0;  // 1 or 2
+  std::size_t groups = 0;
+  std::size_t blocks_per_group = 0;
+  std::size_t blocks = 0;
+  float weight_multiplier = 1.0f;
+  // Activations: codes[block][row][32]; zero_terms[group][row]; row_scales[row].
+  const std::int8_t* codes = nullptr;
+  const std::int32_t* zero_terms = nullptr;
+  const float* row_scales = nullptr;
+  std::size_t panel_rows = 0;  // rows that share the panel: the strides of codes and zero_terms
+  // Result, rows x 16 * panels.
+  float* out = nullptr;
+  std::size_t out_stride = 0;  // floats
+};
+
+using IntegerKernel = void (*)(const IntegerTile&) noexcept;
+
+/// One row of activations to quantize into a panel.
+struct ActivationRow {
+  const float* values = nullptr;
+  std::size_t inputs = 0;
+  std::size_t group = 0;               // inputs per group
+  std::size_t panel_rows = 0;          // rows that share the panel
+  std::int8_t* codes = nullptr;        // of this row in block 0; the next block lies 32 * panel_rows behind
+  std::int32_t* zero_terms = nullptr;  // of this row in group 0; the next group lies panel_rows behind
+  std::int32_t zero_factor = 0;        // zero_terms = zero_factor * sum of the group's codes
+  float inverse_scale = 0.0f;
+  float lowest = 0.0f;  // codes are clamped to [lowest, highest]
+  float highest = 0.0f;
+};
+
+/// Smallest and largest value of a row with zero included; not finite where the row holds NaN or infinity.
+struct RowRange {
+  float lowest = 0.0f;
+  float highest = 0.0f;
+  bool finite = true;
+};
+
+}  // namespace cbq

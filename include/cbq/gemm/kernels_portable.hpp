@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The xsimd kernel: whatever SIMD the including file is compiled for (SSE2 in a baseline x86-64 build, NEON on Arm,
+// SVE, RVV, WASM, VSX), for machines without a hand-written kernel. A 32-bit lane holds 4 codes of one output; masked,
+// they are two 16-bit lanes, and a product of an at most 8-bit code with an int8 activation fits 16 bits. Narrow codes
+// sum 16 products of 15 * 127 in int16 before widening; 8-bit codes widen each product. A header of its own, because
+// xsimd costs compile time: pass `PortableKernels` to matmul, or include <cbq/cbq.hpp>, whose linear operators do.
+
+#include <cstddef>
+#include <cstdint>
+
+#include <xsimd/xsimd.hpp>
+
+#include <cbq/gemm/dispatch.hpp>
+
+namespace cbq {
+inline namespace CBQ_ABI {
+namespace isa::portable {
+
+using Shorts = xsimd::batch<std::int16_t>;
+using Ints = xsimd::batch<std::int32_t>;
+/// Outputs in one register; a panel is a whole number of registers up to 512 bits.
+inline constexpr std::size_t lane_outputs = Ints::size < panel_outputs ? Ints::size : panel_outputs;
+static_assert(panel_outputs % lane_outputs == 0 && Ints::size <= panel_outputs,
+              "[cbq] kernels_portable: a vector register must not be wider than a panel (512 bits)");
+
+inline Shorts load_line(const std::byte* from) noexcept {
+  return xsimd::bitwise_cast<std::int16_t>(
+      xsimd::batch<std::uint8_t>::load_unaligned(reinterpret_cast<const std::uint8_t*>(from)));
+}
+
+/// Codes of step `Step`, one byte each, as pairs of bytes in 16-bit lanes.
+template <int Bits, int Step>
+Shorts decode_step(const std::byte* block) noexcept {
+  // Logical right shifts drag bits of the upper byte into the lower one; the mask removes them.
+  const auto shifted = [](Shorts line, int right) {
+    return right == 0 ? line : xsimd::bitwise_cast<std::int16_t>(xsimd::bitwise_cast<std::uint16_t>(line) >> right);
+  };
+  if constexpr (Bits == 8) {
+    return load_line(block + Step * line_bytes);
+  } else if constexpr (Bits == 4) {
+    return shifted(load_line(block + Step / 2 * line_bytes), 4 * (Step % 2)) & Shorts(0x0f0f);
+  } else {
+    const Shorts low = shifted(load_line(block + Step / 4 * line_bytes), 2 * (Step % 4)) & Shorts(0x0303);
+    if constexpr (Bits == 2) {
+      return low;
+    } else {
+      const Shorts high = shifted(load_line(block + 2 * line_bytes), Step) & Shorts(0x0101);
+      return low | (high << 2);
+    }
+  }
+}
+
+/// Sum of the two int16 halves of every int32 lane.
+inline Ints widen_pairs(Shorts pairs) noexcept {
+  const Ints both = xsimd::bitwise_cast<std::int32_t>(pairs);
+  return ((both << 16) >> 16) + (both >> 16);
+}
+
+/// Products of steps [Step, 8) of one block with one row. int16 sums: 8 steps x 2 products x 15 * 127 = 30480.
+template <int Bits, int Step>
+void multiply_steps(Ints& sum, Shorts& pairs, const std::byte* block, const std::int8_t* codes) noexcept {
+  const Shorts weights = decode_step<Bits, Step>(block);
+  const auto pair = [codes](std::size_t low, std::size_t high) {
+    return xsimd::bitwise_cast<std::int16_t>(
+        Ints(static_cast<std::int32_t>(static_cast<std::uint32_t>(static_cast<std::uint16_t>(codes[low])) |
+                                       static_cast<std::uint32_t>(static_cast<std::uint16_t>(codes[high])) << 16)));
+  };
+  const Shorts even = (weights & Shorts(0xff)) * pair(Step * 4, Step * 4 + 2);
+  const Shorts odd = xsimd::bitwise_cast<std::int16_t>(xsimd::bitwise_cast<std::uint16_t>(weights) >> 8) *
+                     pair(Step * 4 + 1, Step * 4 + 3);
+  if constexpr (Bits == 8) {
+    sum += widen_pairs(even) + widen_pairs(odd);
+  } else {
+    pairs += even + odd;
+  }
+  if constexpr (Step < 7) multiply_steps<Bits, Step + 1>(sum, pairs, block, codes);
+}
+
+/// `lane_outputs` outputs of one panel times one row.
+template <int Bits, Zero Z>
+void multiply_row(const IntegerTile& tile, const std::byte* panel, std::size_t first_output, std::size_t row,
+                  float* out) noexcept {
+  float totals[lane_outputs] = {};
+  const std::byte* block = panel + tile.blocks_offset + first_output * step_inputs;
+  const std::int8_t* codes = tile.codes + row * block_inputs;
+  std::size_t blocks_left = tile.blocks;
+  for (std::size_t group = 0; group < tile.groups; ++group) {
+    Ints sum(0);
+    const std::size_t count = blocks_left < tile.blocks_per_group ? blocks_left : tile.blocks_per_group;
+    blocks_left -= count;
+    for (std::size_t i = 0; i < count; ++i) {
+      Shorts pairs(std::int16_t{0});
+      multiply_steps<Bits, 0>(sum, pairs, block, codes);
+      if constexpr (Bits != 8) sum += widen_pairs(pairs);
+      block += block_bytes(Bits);
+      codes += block_inputs * tile.panel_rows;
+    }
+    std::int32_t sums[lane_outputs];
+    sum.store_unaligned(sums);
+    for (std::size_t c = 0; c < lane_outputs; ++c) {
+      std::int32_t term = tile.zero_terms[group * tile.panel_rows + row];
+      if constexpr (Z == Zero::affine) {
+        term *= static_cast<std::int32_t>(panel[tile.zeros_offset + group * panel_outputs + first_output + c]);
+      }
+      const float scale =
+          to_float(isa::scalar::load_half(panel + (group * panel_outputs + first_output + c) * sizeof(half)));
+      totals[c] = __builtin_fmaf(scale, static_cast<float>(sums[c] + term), totals[c]);
+    }
+  }
+  const float scale = tile.row_scales[row] * tile.weight_multiplier;
+  for (std::size_t c = 0; c < lane_outputs; ++c) out[row * tile.out_stride + first_output + c] = totals[c] * scale;
+}
+
+/// See IntegerTile.
+template <int Bits, Zero Z>
+void integer_tile(const IntegerTile& tile) noexcept {
+  for (std::size_t p = 0; p < tile.panels; ++p) {
+    const std::byte* panel = tile.panel + p * tile.panel_bytes;
+    for (std::size_t output = 0; output < panel_outputs; output += lane_outputs) {
+      for (std::size_t row = 0; row < tile.panel_rows; ++row) {
+        multiply_row<Bits, Z>(tile, panel, output, row, tile.out + p * panel_outputs);
+      }
+    }
+  }
+}
+
+}  // namespace isa::portable
+
+/// The kernels of RegionKernels, and xsimd's where those have only the scalar one.
+struct PortableKernels {
+  template <int Bits, Zero Z>
+  [[nodiscard]] static IntegerKernel integer_tile(Isa isa) noexcept {
+    return isa == Isa::portable ? &isa::portable::integer_tile<Bits, Z> : RegionKernels::integer_tile<Bits, Z>(isa);
+  }
+};
+
+}  // namespace CBQ_ABI
+}  // namespace cbq
