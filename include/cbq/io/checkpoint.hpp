@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Checkpoint: the tensors of a Hugging Face folder, whether they lie in one safetensors file or in shards.
+//
+// Looks for model.safetensors, then for model.safetensors.index.json, whose `weight_map` names the shard of each
+// tensor. Index and shards must agree: a tensor that only one of them knows, or that two shards hold, is an error.
+
+#include <algorithm>
+#include <cstddef>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <sys/stat.h>
+
+#include <cbq/io/safetensors.hpp>
+
+namespace cbq {
+inline namespace CBQ_ABI {
+
+class Checkpoint {
+ public:
+  /// Opens a `.safetensors` file, a `.safetensors.index.json`, or a folder that holds one of them. Errc::io,
+  /// Errc::bad_file, Errc::bad_shape, Errc::unsupported.
+  [[nodiscard]] static Result<Checkpoint> open(const std::string& path, FileMode mode = FileMode::map) {
+    Checkpoint checkpoint;
+    struct stat status = {};
+    if (::stat(path.c_str(), &status) != 0) return system_error("cannot open the checkpoint", path, errno);
+    if (!S_ISDIR(status.st_mode)) {
+      const bool index = path.ends_with(".json");
+      if (const Status ok = index ? checkpoint.open_index(path, mode) : checkpoint.open_shard(path, mode); !ok)
+        return ok.error();
+    } else if (const std::string single = path + "/model.safetensors"; ::stat(single.c_str(), &status) == 0) {
+      if (const Status ok = checkpoint.open_shard(single, mode); !ok) return ok.error();
+    } else if (const std::string index = path + "/model.safetensors.index.json"; ::stat(index.c_str(), &status) == 0) {
+      if (const Status ok = checkpoint.open_index(index, mode); !ok) return ok.error();
+    } else {
+      return Error{Errc::io, "the folder holds no checkpoint", path, "",
+                   "model.safetensors or model.safetensors.index.json"};
+    }
+    return checkpoint;
+  }
+
+  Checkpoint(Checkpoint&&) noexcept = default;
+  Checkpoint& operator=(Checkpoint&&) noexcept = default;
+  Checkpoint(const Checkpoint&) = delete;
+  Checkpoint& operator=(const Checkpoint&) = delete;
+  ~Checkpoint() = default;
+
+  /// All tensors, sorted by name.
+  [[nodiscard]] std::span<const TensorView> tensors() const noexcept { return tensors_; }
+
+  /// The tensor of that name, or nullptr.
+  [[nodiscard]] const TensorView* find(std::string_view name) const noexcept {
+    const auto at = std::lower_bound(tensors_.begin(), tensors_.end(), name,
+                                     [](const TensorView& tensor, std::string_view key) { return tensor.name < key; });
+    return at != tensors_.end() && at->name == name ? &*at : nullptr;
+  }
+
+  /// The tensor of that name; Errc::bad_file when there is none.
+  [[nodiscard]] Result<TensorView> tensor(std::string_view name) const noexcept {
+    const TensorView* found = find(name);
+    if (found == nullptr) return Error{Errc::bad_file, "the checkpoint has no such tensor", name};
+    return *found;
+  }
+
+  /// Bytes of all its safetensors files.
+  [[nodiscard]] std::size_t file_bytes() const noexcept {
+    std::size_t sum = 0;
+    for (const Shard& shard : shards_) sum += shard.file.bytes().size();
+    return sum;
+  }
+
+ private:
+  static constexpr std::size_t max_shards = 4096;
+
+  struct Shard {
+    FileBytes file;
+    Safetensors content;
+  };
+
+  Checkpoint() = default;
+
+  Status open_shard(const std::string& path, FileMode mode) {
+    Result<FileBytes> file = FileBytes::open(path, mode);
+    if (!file) return file.error();
+    Result<Safetensors> content = Safetensors::parse(file->bytes());
+    if (!content) return in_context(content.error(), path);
+    tensors_.insert(tensors_.end(), content->tensors().begin(), content->tensors().end());
+    shards_.push_back({std::move(*file), std::move(*content)});
+    return {};
+  }
+
+  Status open_index(const std::string& path, FileMode mode) {
+    const Result<Json> index = read_json_file(path);
+    if (!index) return index.error();
+    const Json* map = json_find(*index, "weight_map");
+    if (map == nullptr || !map->is_object()) return Error{Errc::bad_file, "the index has no weight_map object", path};
+    std::vector<std::string> names;
+    for (const auto& [tensor, file] : map->items()) {
+      const Result<std::string_view> name = json_string(*map, tensor);
+      if (!name) return in_context(name.error(), path);
+      // The name comes from an untrusted file: it must stay in this folder.
+      if (name->empty() || name->find('/') != std::string_view::npos || name->find('\0') != std::string_view::npos ||
+          !name->ends_with(".safetensors")) {
+        return Error{Errc::bad_file, "the index names a file that is no shard of this folder", path, *name,
+                     "*.safetensors"};
+      }
+      names.emplace_back(*name);
+    }
+    std::sort(names.begin(), names.end());
+    names.erase(std::unique(names.begin(), names.end()), names.end());
+    if (names.size() > max_shards) {
+      return Error{Errc::bad_file, "too many shards", path, names.size(), ErrorText("at most ") << max_shards};
+    }
+    const std::string folder = path.substr(0, path.rfind('/') + 1);  // npos + 1 is 0
+    for (const std::string& name : names) {
+      const std::size_t before = tensors_.size();
+      if (const Status opened = open_shard(folder + name, mode); !opened) return opened;
+      for (std::size_t i = before; i < tensors_.size(); ++i) {
+        const Json* listed = json_find(*map, std::string(tensors_[i].name));
+        if (listed == nullptr || *listed != name) {
+          return Error{Errc::bad_file, "a shard holds a tensor that the index places elsewhere", tensors_[i].name,
+                       name};
+        }
+      }
+    }
+    std::sort(tensors_.begin(), tensors_.end(),
+              [](const TensorView& a, const TensorView& b) { return a.name < b.name; });
+    return check_complete(*map, path);
+  }
+
+  Status check_complete(const Json& map, std::string_view path) const {
+    for (const auto& [tensor, file] : map.items()) {
+      if (find(tensor) == nullptr) {
+        return Error{Errc::bad_file, "a shard lacks a tensor that the index promises", path, tensor};
+      }
+    }
+    return {};
+  }
+
+  std::vector<Shard> shards_;
+  std::vector<TensorView> tensors_;
+};
+
+}  // namespace CBQ_ABI
+}  // namespace cbq

@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Safetensors: reads the container of Hugging Face checkpoints from bytes in memory or in a mapped file, without
+// copying.
+//
+//   u64 n (little-endian) | n bytes of JSON, may end in blanks | data
+//   JSON: { "name": { "dtype": "F16", "shape": [N, K], "data_offsets": [begin, end) }, ..., "__metadata__": { text:
+//   text } }
+//
+// Accepted is what the format's reference reader accepts: offsets that tile the data area without holes or overlaps and
+// end with the file, sizes that equal shape x type in exact arithmetic. Beyond it, the same name twice is an error.
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <cbq/io/json.hpp>
+#include <cbq/io/tensor.hpp>
+
+namespace cbq {
+
+/// What the reader refuses to hold.
+struct SafetensorsLimits {
+  std::size_t header_bytes = 100'000'000;  ///< the reference reader's limit
+  std::size_t tensors = 1'000'000;
+};
+
+inline namespace CBQ_ABI {
+
+class Safetensors {
+ public:
+  /// The tensors of a whole file in memory; `bytes` must outlive this object. Errc::bad_file, Errc::bad_shape or
+  /// Errc::unsupported, with tensor and byte offset.
+  [[nodiscard]] static Result<Safetensors> parse(std::span<const std::byte> bytes,
+                                                 const SafetensorsLimits& limits = {}) {
+    if (bytes.size() < 8) {
+      return Error{Errc::bad_file, "too short for a safetensors file", "byte 0", ErrorText(bytes.size()) << " bytes",
+                   "at least 8"};
+    }
+    const auto header = load_unaligned<std::uint64_t>(bytes.data());
+    if (header > limits.header_bytes) {
+      return Error{Errc::bad_file, "the header is too long", "byte 0", header,
+                   ErrorText("at most ") << limits.header_bytes};
+    }
+    if (header > bytes.size() - 8) {
+      return Error{Errc::bad_file, "the header does not fit in the file", "byte 0", header,
+                   ErrorText("at most ") << bytes.size() - 8};
+    }
+    const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + 8, header);
+    if (!text.starts_with('{')) return Error{Errc::bad_file, "the header does not start with '{'", "byte 8"};
+    const Result<Json> json =
+        parse_json(text, {.bytes = limits.header_bytes, .values = 16 * limits.tensors, .depth = 3});
+    if (!json) return in_context(json.error(), "header");
+    Safetensors file;
+    if (const Status read = file.read_entries(*json, bytes.subspan(8 + header), limits); !read) return read.error();
+    if (const Status tiled = file.check_tiling(bytes.size() - 8 - header); !tiled) return tiled.error();
+    return file;
+  }
+
+  Safetensors(Safetensors&&) noexcept = default;
+  Safetensors& operator=(Safetensors&&) noexcept = default;
+  Safetensors(const Safetensors&) = delete;
+  Safetensors& operator=(const Safetensors&) = delete;
+  ~Safetensors() = default;
+
+  /// All tensors, sorted by name.
+  [[nodiscard]] std::span<const TensorView> tensors() const noexcept { return tensors_; }
+
+  /// The tensor of that name, or nullptr.
+  [[nodiscard]] const TensorView* find(std::string_view name) const noexcept {
+    const auto at = std::lower_bound(tensors_.begin(), tensors_.end(), name,
+                                     [](const TensorView& tensor, std::string_view key) { return tensor.name < key; });
+    return at != tensors_.end() && at->name == name ? &*at : nullptr;
+  }
+
+  /// The text pairs of `__metadata__`, sorted by key.
+  [[nodiscard]] std::span<const std::pair<std::string, std::string>> metadata() const noexcept { return metadata_; }
+
+ private:
+  Safetensors() = default;
+
+  Status read_entries(const Json& json, std::span<const std::byte> data, const SafetensorsLimits& limits) {
+    if (json.size() > limits.tensors) {
+      return Error{Errc::bad_file, "too many tensors", "header", json.size(), ErrorText("at most ") << limits.tensors};
+    }
+    names_.reserve(json.size());  // views of the names must stay valid
+    tensors_.reserve(json.size());
+    for (const auto& [name, entry] : json.items()) {  // nlohmann::json keeps keys sorted
+      const Status read = name == "__metadata__" ? read_metadata(entry) : read_tensor(name, entry, data);
+      if (!read) return in_context(read.error(), name);
+    }
+    return {};
+  }
+
+  Status read_metadata(const Json& entry) {
+    if (!entry.is_object()) return Error{Errc::bad_file, "the metadata is no object", "", entry.type_name(), "object"};
+    for (const auto& [key, value] : entry.items()) {
+      const Result<std::string_view> text = json_string(entry, key);
+      if (!text) return text.error();
+      metadata_.emplace_back(key, *text);
+    }
+    return {};
+  }
+
+  Status read_tensor(const std::string& name, const Json& entry, std::span<const std::byte> data) {
+    if (!entry.is_object()) {
+      return Error{Errc::bad_file, "a tensor's entry is no object", "", entry.type_name(), "object"};
+    }
+    for (const auto& [key, value] : entry.items()) {
+      if (key != "dtype" && key != "shape" && key != "data_offsets") {
+        return Error{Errc::bad_file, "an unknown key in a tensor's entry", "", key, "dtype, shape, data_offsets"};
+      }
+    }
+    const Result<std::string_view> type_name = json_string(entry, "dtype");
+    if (!type_name) return type_name.error();
+    const Result<Dtype> dtype = parse_dtype(*type_name);
+    if (!dtype) return dtype.error();
+    TensorView tensor{.name = {}, .dtype = *dtype, .shape = {}, .bytes = {}, .offset = 0};
+    if (const Status shaped = read_shape(entry, tensor.shape); !shaped) return shaped;
+    std::size_t range[2] = {};
+    if (const Status read = read_numbers(entry, "data_offsets", range); !read) return read;
+    if (range[0] > range[1] || range[1] > data.size()) {
+      return Error{Errc::bad_file, "the tensor's bytes are outside the data area", ErrorText("data byte ") << range[0],
+                   ErrorText("[") << range[0] << ", " << range[1] << ")",
+                   ErrorText("within [0, ") << data.size() << ")"};
+    }
+    const Result<std::size_t> size = byte_count(tensor.shape, tensor.dtype);
+    if (!size) return size.error();
+    if (*size != range[1] - range[0]) {
+      return Error{
+          Errc::bad_file, "the tensor's size does not equal shape x type", ErrorText("data byte ") << range[0],
+          ErrorText(range[1] - range[0]) << " bytes",
+          ErrorText(*size) << " bytes for " << dtype_name(tensor.dtype) << " " << shape_text(tensor.shape).c_str()};
+    }
+    tensor.name = names_.emplace_back(name);
+    tensor.bytes = data.subspan(range[0], *size);
+    tensor.offset = range[0];
+    tensors_.push_back(tensor);
+    return {};
+  }
+
+  static Status read_shape(const Json& entry, TensorShape& shape) {
+    const Json* sizes = json_find(entry, "shape");
+    if (sizes != nullptr && sizes->is_array() && sizes->size() > TensorShape::max_rank) {
+      return Error{Errc::unsupported, "the tensor has too many dimensions", "", sizes->size(),
+                   ErrorText("at most ") << TensorShape::max_rank};
+    }
+    shape.rank = sizes != nullptr && sizes->is_array() ? sizes->size() : 0;
+    return read_numbers(entry, "shape", std::span(shape.sizes).first(shape.rank));
+  }
+
+  // The array `key`, which must hold exactly out.size() non-negative integers.
+  static Status read_numbers(const Json& entry, const char* key, std::span<std::size_t> out) {
+    const Json* list = json_find(entry, key);
+    if (list == nullptr) return Error{Errc::bad_file, "a JSON key is missing", key};
+    if (!list->is_array() || list->size() != out.size()) {
+      return Error{Errc::bad_file, "a JSON value has the wrong type", key, list->type_name(),
+                   ErrorText("an array of ") << out.size() << " integers"};
+    }
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      const Json& value = (*list)[i];
+      if (!value.is_number_unsigned()) {
+        return Error{Errc::bad_file, "a JSON value has the wrong type", key, value.type_name(),
+                     "integers from 0 to 2^64-1"};
+      }
+      out[i] = *value.get_ptr<const Json::number_unsigned_t*>();
+    }
+    return {};
+  }
+
+  Status check_tiling(std::size_t data_size) const {
+    std::vector<const TensorView*> order;
+    order.reserve(tensors_.size());
+    for (const TensorView& tensor : tensors_) order.push_back(&tensor);
+    std::sort(order.begin(), order.end(), [](const TensorView* a, const TensorView* b) {
+      return a->offset != b->offset ? a->offset < b->offset : a->bytes.size() < b->bytes.size();
+    });
+    std::size_t end = 0;
+    for (const TensorView* tensor : order) {
+      if (tensor->offset != end) {
+        return Error{Errc::bad_file, tensor->offset < end ? "tensors overlap" : "a hole before a tensor", tensor->name,
+                     ErrorText("data byte ") << tensor->offset, ErrorText("data byte ") << end};
+      }
+      end += tensor->bytes.size();
+    }
+    if (end != data_size) {
+      return Error{Errc::bad_file, "the data area does not end with the last tensor", ErrorText("data byte ") << end,
+                   ErrorText(data_size) << " bytes", ErrorText(end) << " bytes"};
+    }
+    return {};
+  }
+
+  std::vector<std::string> names_;
+  std::vector<TensorView> tensors_;
+  std::vector<std::pair<std::string, std::string>> metadata_;
+};
+
+}  // namespace CBQ_ABI
+}  // namespace cbq

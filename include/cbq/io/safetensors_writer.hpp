@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// SafetensorsWriter: writes a safetensors file tensor by tensor, atomically and without ever holding it in memory.
+//
+// Names, types and shapes are planned first; that fixes the header and every offset, so tensors may then be written in
+// any order and in pieces. In the file they are sorted by falling element size, which keeps each aligned to its type as
+// PyTorch wants it (the format allows no padding between tensors); the header is padded so that the data starts at a
+// multiple of 64.
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <cbq/io/atomic_file.hpp>
+#include <cbq/io/json.hpp>
+#include <cbq/io/tensor.hpp>
+
+namespace cbq {
+inline namespace CBQ_ABI {
+
+/// A tensor that will be written.
+struct TensorPlan {
+  std::string name;
+  Dtype dtype = Dtype::f32;
+  TensorShape shape;
+};
+
+class SafetensorsWriter {
+ public:
+  using Metadata = std::vector<std::pair<std::string, std::string>>;
+
+  /// Starts `path` and writes its header. `format: pt` is always part of the metadata, as Transformers expects it.
+  /// Errc::bad_argument (a name twice, or "__metadata__"), Errc::bad_shape, Errc::io.
+  [[nodiscard]] static Result<SafetensorsWriter> create(const std::string& path, std::span<const TensorPlan> plan,
+                                                        const Metadata& metadata = {}) {
+    SafetensorsWriter writer;
+    if (const Status placed = writer.place(plan); !placed) return placed.error();
+    Json header = Json::object();
+    header["__metadata__"] = {{"format", "pt"}};
+    for (const auto& [key, value] : metadata) header["__metadata__"][key] = value;
+    for (const Slot& slot : writer.slots_) {
+      Json shape = Json::array();
+      for (std::size_t i = 0; i < slot.plan.shape.rank; ++i) shape.push_back(slot.plan.shape.sizes[i]);
+      header[slot.plan.name] = {{"dtype", dtype_name(slot.plan.dtype)},
+                                {"shape", std::move(shape)},
+                                {"data_offsets", {slot.offset, slot.offset + slot.size}}};
+    }
+    std::string text = header.dump(-1, ' ', false, Json::error_handler_t::replace);
+    text.append((64 - (8 + text.size()) % 64) % 64, ' ');
+    writer.data_start_ = 8 + text.size();
+    Result<AtomicFile> file = AtomicFile::create(path);
+    if (!file) return file.error();
+    writer.file_ = std::move(*file);
+    const std::uint64_t length = text.size();
+    if (const Status ok = writer.file_.write(std::as_bytes(std::span(&length, 1))); !ok) return ok.error();
+    if (const Status ok = writer.file_.write(text); !ok) return ok.error();
+    return writer;
+  }
+
+  /// The next bytes of tensor `name`: all of it, or pieces in order. Errc::bad_argument (not planned), Errc::bad_shape
+  /// (more bytes than planned), Errc::io.
+  [[nodiscard]] Status write(std::string_view name, std::span<const std::byte> bytes) {
+    Slot* slot = find(name);
+    if (slot == nullptr) return Error{Errc::bad_argument, "the tensor was not planned", name};
+    if (bytes.size() > slot->size - slot->written) {
+      return Error{Errc::bad_shape, "more bytes than the tensor has", name,
+                   ErrorText(slot->written) << " + " << bytes.size(), ErrorText(slot->size) << " bytes"};
+    }
+    const Status done = file_.write_at(data_start_ + slot->offset + slot->written, bytes);
+    if (done) slot->written += bytes.size();
+    return done;
+  }
+  template <class T>
+  [[nodiscard]] Status write(std::string_view name, std::span<const T> values) {
+    return write(name, std::as_bytes(values));
+  }
+
+  /// The plan of tensor `name`, or nullptr.
+  [[nodiscard]] const TensorPlan* planned(std::string_view name) const noexcept {
+    const Slot* slot = const_cast<SafetensorsWriter*>(this)->find(name);
+    return slot == nullptr ? nullptr : &slot->plan;
+  }
+
+  /// Bytes of the complete file.
+  [[nodiscard]] std::size_t file_size() const noexcept { return data_start_ + data_size_; }
+
+  /// Puts the file in its place. Errc::bad_argument naming a tensor that is not complete, Errc::io.
+  [[nodiscard]] Status commit() {
+    for (const Slot& slot : slots_) {
+      if (slot.written != slot.size) {
+        return Error{Errc::bad_argument, "a planned tensor is not complete", slot.plan.name,
+                     ErrorText(slot.written) << " bytes", ErrorText(slot.size) << " bytes"};
+      }
+    }
+    return file_.commit();
+  }
+
+ private:
+  struct Slot {
+    TensorPlan plan;
+    std::size_t offset = 0;
+    std::size_t size = 0;
+    std::size_t written = 0;
+  };
+
+  Status place(std::span<const TensorPlan> plan) {
+    for (const TensorPlan& tensor : plan) {
+      const Result<std::size_t> size = byte_count(tensor.shape, tensor.dtype);
+      if (!size) return in_context(size.error(), tensor.name);
+      slots_.push_back({.plan = tensor, .offset = 0, .size = *size, .written = 0});
+    }
+    std::stable_sort(slots_.begin(), slots_.end(),
+                     [](const Slot& a, const Slot& b) { return dtype_bits(a.plan.dtype) > dtype_bits(b.plan.dtype); });
+    for (Slot& slot : slots_) {
+      slot.offset = data_size_;
+      const Result<std::size_t> end = checked_sum(data_size_, slot.size);
+      if (!end) return in_context(end.error(), slot.plan.name);
+      data_size_ = *end;
+    }
+    std::sort(slots_.begin(), slots_.end(), [](const Slot& a, const Slot& b) { return a.plan.name < b.plan.name; });
+    for (std::size_t i = 0; i < slots_.size(); ++i) {
+      if (slots_[i].plan.name == "__metadata__" || (i != 0 && slots_[i].plan.name == slots_[i - 1].plan.name)) {
+        return Error{Errc::bad_argument, "a tensor name is taken", slots_[i].plan.name};
+      }
+    }
+    return {};
+  }
+
+  Slot* find(std::string_view name) noexcept {
+    const auto at = std::lower_bound(slots_.begin(), slots_.end(), name,
+                                     [](const Slot& slot, std::string_view key) { return slot.plan.name < key; });
+    return at != slots_.end() && at->plan.name == name ? &*at : nullptr;
+  }
+
+  AtomicFile file_;
+  std::vector<Slot> slots_;
+  std::size_t data_start_ = 0;
+  std::size_t data_size_ = 0;
+};
+
+}  // namespace CBQ_ABI
+}  // namespace cbq
