@@ -42,6 +42,12 @@ struct GridFit {
   double d_dot_d = 0;
 };
 
+/// Gradients that a row adds to its scale and its zero point.
+struct RowGradient {
+  double scale = 0;
+  double zero = 0;
+};
+
 /// What order_statistic ranks.
 enum class Compare : unsigned char { values, magnitudes };
 
@@ -205,6 +211,46 @@ inline void fake_quantize_row(std::span<const float> x, const CodeGrid& grid, fl
     fit.d_dot_d += static_cast<double>(lanes::tree_sum(dd));
   }
   return fit;
+}
+
+/// Straight-through gradient of fake_quantize_row: dx[i] = upstream[i] where the rounded value lies on the grid, else
+/// 0; the result is the gradient of scale and zero (formulas in affine.hpp). `upstream` and `dx` hold x.size() floats,
+/// may be equal.
+[[nodiscard]] inline RowGradient backward_row(std::span<const float> x, const CodeGrid& grid, const float* upstream,
+                                              float* dx) noexcept {
+  using lanes::Floats;
+  const Floats scale(grid.scale);
+  const Floats low(static_cast<float>(-grid.zero));
+  const Floats high(static_cast<float>(grid.max_code - grid.zero));
+  const Floats none(0.0f);
+  RowGradient gradient;
+  for (std::size_t first = 0; first < x.size(); first += 1024) {
+    Floats ds[lanes::count], dz[lanes::count];
+    for (std::size_t v = 0; v < lanes::count; ++v) ds[v] = dz[v] = none;
+    const auto piece = x.subspan(first, x.size() - first < 1024 ? x.size() - first : 1024);
+    std::size_t at = first;
+    lanes::for_each_block(piece, 0.0f, [&](const float* block, std::size_t valid) {
+      float g[lanes::width] = {};
+      std::memcpy(g, upstream + at, valid * sizeof(float));
+      for (std::size_t v = 0; v < lanes::count; ++v) {
+        const Floats u = Floats::load_unaligned(block + v * Floats::size) / scale;
+        const Floats up = Floats::load_unaligned(g + v * Floats::size);
+        const Floats d = xsimd::to_float(xsimd::nearbyint_as_int(xsimd::min(xsimd::max(u, low), high)));
+        // Rounding reaches the grid from half a step beyond it: up to, and at even limits including, the tie.
+        const Floats near =
+            xsimd::to_float(xsimd::nearbyint_as_int(xsimd::min(xsimd::max(u, low - 1.0f), high + 1.0f)));
+        const auto inside = near == d;
+        ds[v] += up * xsimd::select(inside, d - u, d);
+        dz[v] -= xsimd::select(inside, none, up * scale);
+        xsimd::select(inside, up, none).store_unaligned(g + v * Floats::size);
+      }
+      std::memcpy(dx + at, g, valid * sizeof(float));
+      at += valid;
+    });
+    gradient.scale += static_cast<double>(lanes::tree_sum(ds));
+    gradient.zero += static_cast<double>(lanes::tree_sum(dz));
+  }
+  return gradient;
 }
 
 /// The element of rank `rank` (1 = smallest) of the row's values or magnitudes, exactly and without memory: 32 counting

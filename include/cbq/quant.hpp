@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Quantizers: scales and codes for weights and activations. Needs xsimd.
+
+#include <cbq/quant/activation.hpp>
+#include <cbq/quant/affine.hpp>
+#include <cbq/quant/quantized_matrix.hpp>
+#include <cbq/quant/quantizer.hpp>
+#include <cbq/quant/range.hpp>
+#include <cbq/quant/rows.hpp>
+#include <cbq/quant/scale.hpp>
