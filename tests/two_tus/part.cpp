@@ -8,15 +8,7 @@
 #include <cbq/core/aligned.hpp>
 #include <cbq/core/element.hpp>
 #include <cbq/scheme.hpp>
-#if __has_include(<cbq/gemm.hpp>)
-#  include "matmul.hpp"
-#else
-namespace {
-bool matmul_runs_right(cbq::Isa) {
-  return true;
-}
-}  // namespace
-#endif
+#include "matmul.hpp"
 
 #define CBQ_PART_JOIN(a, b) a##b
 #define CBQ_PART_NAME(name) CBQ_PART_JOIN(part_, name)
