@@ -22,8 +22,8 @@ struct IntegerTile {
   // Weights of the first panel; the second lies panel_bytes behind.
   const std::byte* panel = nullptr;
   std::size_t panel_bytes = 0;
-  std::size_t zeros_offset = 0;
-  std::size_t blocks_offset = 0;
+  std::size_t header_bytes = 0;  // of a group
+  std::size_t group_bytes = 0;
   std::size_t panels = 0;  // 1 or 2
   std::size_t groups = 0;
   std::size_t blocks_per_group = 0;

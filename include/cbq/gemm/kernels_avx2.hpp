@@ -9,13 +9,13 @@
 
 #if defined(__x86_64__)
 
-#  include <immintrin.h>
+#include <immintrin.h>
 
-#  include <cstddef>
-#  include <cstdint>
+#include <cstddef>
+#include <cstdint>
 
-#  include <cbq/gemm/integer_tile.hpp>
-#  include <cbq/gemm/packed_layout.hpp>
+#include <cbq/gemm/integer_tile.hpp>
+#include <cbq/gemm/packed_layout.hpp>
 
 namespace cbq {
 inline namespace CBQ_ABI {
@@ -32,7 +32,7 @@ inline __m256i load(const std::byte* from) noexcept {
 
 /// Codes of step `Step`, one byte each: 8 outputs x 4 inputs. `block` points at the wanted half of the first line.
 template <int Bits, int Step>
-inline __m256i decode_step(const std::byte* block) noexcept {
+[[gnu::always_inline]] inline __m256i decode_step(const std::byte* block) noexcept {
   if constexpr (Bits == 8) {
     return load(block + Step * 64);
   } else if constexpr (Bits == 4) {
@@ -54,97 +54,112 @@ inline __m256i decode_step(const std::byte* block) noexcept {
 }
 
 /// Adds the products of one step: to int16 sums of one block for narrow codes, to int32 sums for 8-bit codes.
-template <int Bits, int Step, std::size_t Rows>
-inline void multiply_steps(__m256i (&sums)[Rows], const std::byte* block, const std::int8_t* codes) noexcept {
-  const __m256i weights = decode_step<Bits, Step>(block);
+template <int Bits, int Step, std::size_t Rows, std::size_t Halves>
+[[gnu::always_inline]] inline void multiply_steps(__m256i (&sums)[Rows][Halves], const std::byte* block,
+                                                  const std::int8_t* codes) noexcept {
+  __m256i weights[Halves];
+  _Pragma("GCC unroll 2") for (std::size_t h = 0; h < Halves; ++h) weights[h] = decode_step<Bits, Step>(block + 32 * h);
   _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r) {
     std::int32_t four;
     __builtin_memcpy(&four, codes + r * block_inputs + Step * 4, sizeof four);
     const __m256i activations = _mm256_set1_epi32(four);
-    if constexpr (Bits == 8) {
-      const __m256i even = _mm256_madd_epi16(_mm256_and_si256(weights, _mm256_set1_epi16(255)),
-                                             _mm256_srai_epi16(_mm256_slli_epi16(activations, 8), 8));
-      const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(weights, 8), _mm256_srai_epi16(activations, 8));
-      sums[r] = _mm256_add_epi32(sums[r], _mm256_add_epi32(even, odd));
-    } else {
-      sums[r] = _mm256_add_epi16(sums[r], _mm256_maddubs_epi16(weights, activations));
+    _Pragma("GCC unroll 2") for (std::size_t h = 0; h < Halves; ++h) {
+      if constexpr (Bits == 8) {
+        const __m256i even = _mm256_madd_epi16(_mm256_and_si256(weights[h], _mm256_set1_epi16(255)),
+                                               _mm256_srai_epi16(_mm256_slli_epi16(activations, 8), 8));
+        const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(weights[h], 8), _mm256_srai_epi16(activations, 8));
+        sums[r][h] = _mm256_add_epi32(sums[r][h], _mm256_add_epi32(even, odd));
+      } else {
+        sums[r][h] = _mm256_add_epi16(sums[r][h], _mm256_maddubs_epi16(weights[h], activations));
+        // Keeps GCC from turning the chain of additions into a tree, which needs more registers than there are.
+        asm("" : "+x"(sums[r][h]));
+      }
     }
   }
-  if constexpr (Step < 7) multiply_steps<Bits, Step + 1, Rows>(sums, block, codes);
+  if constexpr (Step < 7) multiply_steps<Bits, Step + 1, Rows, Halves>(sums, block, codes);
 }
 
-/// 8 outputs of one panel times rows [first_row, first_row + Rows).
-template <int Bits, Zero Z, std::size_t Rows>
+/// 8 * Halves outputs of one panel times rows [first_row, first_row + Rows).
+template <int Bits, Zero Z, std::size_t Rows, std::size_t Halves>
 inline void multiply_rows(const IntegerTile& tile, const std::byte* panel, std::size_t first_output,
                           std::size_t first_row, float* out) noexcept {
-  __m256 totals[Rows];
-  _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r) totals[r] = _mm256_setzero_ps();
-  const std::byte* block = panel + tile.blocks_offset + first_output * step_inputs;
+  __m256 totals[Rows][Halves];
+  _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r)
+      _Pragma("GCC unroll 2") for (std::size_t h = 0; h < Halves; ++h) totals[r][h] = _mm256_setzero_ps();
   const std::int8_t* codes = tile.codes + first_row * block_inputs;
   const std::int32_t* zero_terms = tile.zero_terms + first_row;
   const std::size_t block_stride = block_inputs * tile.panel_rows;
   std::size_t blocks_left = tile.blocks;
   for (std::size_t group = 0; group < tile.groups; ++group) {
-    __m256i sums[Rows];
-    __m256i zero = _mm256_setzero_si256();
-    if constexpr (Z == Zero::affine) {
-      const std::byte* zeros = panel + tile.zeros_offset + group * panel_outputs + first_output;
-      zero = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(zeros)));
+    __m256i sums[Rows][Halves];
+    _Pragma("GCC unroll 2") for (std::size_t h = 0; h < Halves; ++h) {
+      __m256i zero = _mm256_setzero_si256();
+      if constexpr (Z == Zero::affine) {
+        const std::byte* zeros = panel + group_scales_bytes + first_output + 8 * h;
+        zero = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(zeros)));
+      }
+      _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r) {
+        const __m256i term = _mm256_set1_epi32(zero_terms[r]);
+        sums[r][h] = Z == Zero::affine ? _mm256_mullo_epi32(zero, term) : term;
+      }
     }
-    _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r) {
-      const __m256i term = _mm256_set1_epi32(zero_terms[r]);
-      sums[r] = Z == Zero::affine ? _mm256_mullo_epi32(zero, term) : term;
-    }
+    const std::byte* block = panel + tile.header_bytes + first_output * step_inputs;
     const std::size_t count = blocks_left < tile.blocks_per_group ? blocks_left : tile.blocks_per_group;
     blocks_left -= count;
     for (std::size_t i = 0; i < count; ++i) {
       if constexpr (Bits == 8) {
-        multiply_steps<Bits, 0, Rows>(sums, block, codes);
+        multiply_steps<Bits, 0, Rows, Halves>(sums, block, codes);
       } else {
-        __m256i pairs[Rows];
-        _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r) pairs[r] = _mm256_setzero_si256();
-        multiply_steps<Bits, 0, Rows>(pairs, block, codes);
-        _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r) {
-          sums[r] = _mm256_add_epi32(sums[r], _mm256_madd_epi16(pairs[r], _mm256_set1_epi16(1)));
+        __m256i pairs[Rows][Halves];
+        _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r)
+            _Pragma("GCC unroll 2") for (std::size_t h = 0; h < Halves; ++h) pairs[r][h] = _mm256_setzero_si256();
+        multiply_steps<Bits, 0, Rows, Halves>(pairs, block, codes);
+        _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r)
+            _Pragma("GCC unroll 2") for (std::size_t h = 0; h < Halves; ++h) {
+          sums[r][h] = _mm256_add_epi32(sums[r][h], _mm256_madd_epi16(pairs[r][h], _mm256_set1_epi16(1)));
         }
       }
       block += Bits * 64;
       codes += block_stride;
     }
-    const std::byte* scales = panel + (group * panel_outputs + first_output) * 2;
-    const __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales)));
-    _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r) {
-      totals[r] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(sums[r]), totals[r]);
+    _Pragma("GCC unroll 2") for (std::size_t h = 0; h < Halves; ++h) {
+      const std::byte* scales = panel + (first_output + 8 * h) * sizeof(half);
+      const __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales)));
+      _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r) {
+        totals[r][h] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(sums[r][h]), totals[r][h]);
+      }
     }
     zero_terms += tile.panel_rows;
+    panel += tile.group_bytes;
   }
   _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r) {
     const __m256 scale = _mm256_set1_ps(tile.row_scales[first_row + r] * tile.weight_multiplier);
-    _mm256_storeu_ps(out + (first_row + r) * tile.out_stride + first_output, _mm256_mul_ps(totals[r], scale));
+    float* values = out + (first_row + r) * tile.out_stride + first_output;
+    _Pragma("GCC unroll 2") for (std::size_t h = 0; h < Halves; ++h)
+        _mm256_storeu_ps(values + 8 * h, _mm256_mul_ps(totals[r][h], scale));
   }
 }
 
-/// See IntegerTile.
+/// See IntegerTile. One or two rows take all 16 outputs at once, so that a panel is read from memory once; more rows
+/// take 8, so that a decoded vector serves 4 rows.
 template <int Bits, Zero Z>
 void integer_tile(const IntegerTile& tile) noexcept {
   for (std::size_t p = 0; p < tile.panels; ++p) {
     const std::byte* panel = tile.panel + p * tile.panel_bytes;
     float* out = tile.out + p * panel_outputs;
     for (std::size_t row = 0; row < tile.panel_rows; row += 4) {
-      for (std::size_t half_panel = 0; half_panel < panel_outputs; half_panel += 8) {
-        switch (tile.panel_rows - row) {
-          case 1:
-            multiply_rows<Bits, Z, 1>(tile, panel, half_panel, row, out);
-            break;
-          case 2:
-            multiply_rows<Bits, Z, 2>(tile, panel, half_panel, row, out);
-            break;
-          case 3:
-            multiply_rows<Bits, Z, 3>(tile, panel, half_panel, row, out);
-            break;
-          default:
-            multiply_rows<Bits, Z, 4>(tile, panel, half_panel, row, out);
-            break;
+      const std::size_t rows = tile.panel_rows - row;
+      if (rows == 1) {
+        multiply_rows<Bits, Z, 1, 2>(tile, panel, 0, row, out);
+      } else if (rows == 2) {
+        multiply_rows<Bits, Z, 2, 2>(tile, panel, 0, row, out);
+      } else {
+        for (std::size_t output = 0; output < panel_outputs; output += 8) {
+          if (rows == 3) {
+            multiply_rows<Bits, Z, 3, 1>(tile, panel, output, row, out);
+          } else {
+            multiply_rows<Bits, Z, 4, 1>(tile, panel, output, row, out);
+          }
         }
       }
     }

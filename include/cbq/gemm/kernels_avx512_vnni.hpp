@@ -9,13 +9,13 @@
 
 #if defined(__x86_64__)
 
-#  include <immintrin.h>
+#include <immintrin.h>
 
-#  include <cstddef>
-#  include <cstdint>
+#include <cstddef>
+#include <cstdint>
 
-#  include <cbq/gemm/integer_tile.hpp>
-#  include <cbq/gemm/packed_layout.hpp>
+#include <cbq/gemm/integer_tile.hpp>
+#include <cbq/gemm/packed_layout.hpp>
 
 namespace cbq {
 inline namespace CBQ_ABI {
@@ -24,7 +24,7 @@ CBQ_BEGIN_REGION(CBQ_TARGET_AVX512VNNI)
 
 /// Codes of step `Step` of one block, one byte each: 16 outputs x 4 inputs.
 template <int Bits, int Step>
-inline __m512i decode_step(const std::byte* block) noexcept {
+[[gnu::always_inline]] inline __m512i decode_step(const std::byte* block) noexcept {
   if constexpr (Bits == 8) {
     return _mm512_loadu_si512(block + Step * 64);
   } else if constexpr (Bits == 4) {
@@ -49,8 +49,8 @@ inline __m512i decode_step(const std::byte* block) noexcept {
 
 /// Adds the products of one step; Step counts down the template so that every decode has its shift as a constant.
 template <int Bits, int Step, std::size_t Rows, std::size_t Panels, std::size_t Chains>
-inline void multiply_steps(__m512i (&sums)[Chains][Rows][Panels], const std::byte* blocks, std::size_t panel_bytes,
-                           const std::int8_t* codes) noexcept {
+[[gnu::always_inline]] inline void multiply_steps(__m512i (&sums)[Chains][Rows][Panels], const std::byte* blocks,
+                                                  std::size_t panel_bytes, const std::int8_t* codes) noexcept {
   __m512i weights[Panels];
   _Pragma("GCC unroll 2") for (std::size_t p = 0; p < Panels; ++p) weights[p] =
       decode_step<Bits, Step>(blocks + p * panel_bytes);
@@ -74,7 +74,6 @@ inline void multiply_rows(const IntegerTile& tile, const std::byte* panel, std::
   __m512 totals[Rows][Panels];
   _Pragma("GCC unroll 16") for (std::size_t r = 0; r < Rows; ++r)
       _Pragma("GCC unroll 2") for (std::size_t p = 0; p < Panels; ++p) totals[r][p] = _mm512_setzero_ps();
-  const std::byte* blocks = panel + tile.blocks_offset;
   const std::int8_t* codes = tile.codes + first_row * block_inputs;
   const std::int32_t* zero_terms = tile.zero_terms + first_row;
   const std::size_t block_stride = block_inputs * tile.panel_rows;
@@ -84,7 +83,7 @@ inline void multiply_rows(const IntegerTile& tile, const std::byte* panel, std::
     _Pragma("GCC unroll 2") for (std::size_t p = 0; p < Panels; ++p) {
       __m512i zero = _mm512_setzero_si512();
       if constexpr (Z == Zero::affine) {
-        const std::byte* zeros = panel + p * tile.panel_bytes + tile.zeros_offset + group * panel_outputs;
+        const std::byte* zeros = panel + p * tile.panel_bytes + group_scales_bytes;
         zero = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(zeros)));
       }
       _Pragma("GCC unroll 16") for (std::size_t r = 0; r < Rows; ++r) {
@@ -93,6 +92,7 @@ inline void multiply_rows(const IntegerTile& tile, const std::byte* panel, std::
         _Pragma("GCC unroll 4") for (std::size_t c = 1; c < Chains; ++c) sums[c][r][p] = _mm512_setzero_si512();
       }
     }
+    const std::byte* blocks = panel + tile.header_bytes;
     const std::size_t count = blocks_left < tile.blocks_per_group ? blocks_left : tile.blocks_per_group;
     blocks_left -= count;
     for (std::size_t block = 0; block < count; ++block) {
@@ -101,7 +101,7 @@ inline void multiply_rows(const IntegerTile& tile, const std::byte* panel, std::
       codes += block_stride;
     }
     _Pragma("GCC unroll 2") for (std::size_t p = 0; p < Panels; ++p) {
-      const std::byte* scales = panel + p * tile.panel_bytes + group * panel_outputs * 2;
+      const std::byte* scales = panel + p * tile.panel_bytes;
       const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales)));
       _Pragma("GCC unroll 16") for (std::size_t r = 0; r < Rows; ++r) {
         __m512i sum = sums[0][r][p];
@@ -110,6 +110,7 @@ inline void multiply_rows(const IntegerTile& tile, const std::byte* panel, std::
       }
     }
     zero_terms += tile.panel_rows;
+    panel += tile.group_bytes;
   }
   _Pragma("GCC unroll 16") for (std::size_t r = 0; r < Rows; ++r) {
     const __m512 scale = _mm512_set1_ps(tile.row_scales[first_row + r] * tile.weight_multiplier);

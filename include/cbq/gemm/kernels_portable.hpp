@@ -83,11 +83,11 @@ template <int Bits, Zero Z>
 void multiply_row(const IntegerTile& tile, const std::byte* panel, std::size_t first_output, std::size_t row,
                   float* out) noexcept {
   float totals[lane_outputs] = {};
-  const std::byte* block = panel + tile.blocks_offset + first_output * step_inputs;
   const std::int8_t* codes = tile.codes + row * block_inputs;
   std::size_t blocks_left = tile.blocks;
   for (std::size_t group = 0; group < tile.groups; ++group) {
     Ints sum(0);
+    const std::byte* block = panel + tile.header_bytes + first_output * step_inputs;
     const std::size_t count = blocks_left < tile.blocks_per_group ? blocks_left : tile.blocks_per_group;
     blocks_left -= count;
     for (std::size_t i = 0; i < count; ++i) {
@@ -102,12 +102,12 @@ void multiply_row(const IntegerTile& tile, const std::byte* panel, std::size_t f
     for (std::size_t c = 0; c < lane_outputs; ++c) {
       std::int32_t term = tile.zero_terms[group * tile.panel_rows + row];
       if constexpr (Z == Zero::affine) {
-        term *= static_cast<std::int32_t>(panel[tile.zeros_offset + group * panel_outputs + first_output + c]);
+        term *= static_cast<std::int32_t>(panel[group_scales_bytes + first_output + c]);
       }
-      const float scale =
-          to_float(isa::scalar::load_half(panel + (group * panel_outputs + first_output + c) * sizeof(half)));
+      const float scale = to_float(isa::scalar::load_half(panel + (first_output + c) * sizeof(half)));
       totals[c] = __builtin_fmaf(scale, static_cast<float>(sums[c] + term), totals[c]);
     }
+    panel += tile.group_bytes;
   }
   const float scale = tile.row_scales[row] * tile.weight_multiplier;
   for (std::size_t c = 0; c < lane_outputs; ++c) out[row * tile.out_stride + first_output + c] = totals[c] * scale;

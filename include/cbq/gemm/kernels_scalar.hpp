@@ -45,17 +45,15 @@ void integer_tile(const IntegerTile& tile) noexcept {
     for (std::size_t row = 0; row < tile.panel_rows; ++row) {
       float total = 0.0f;
       for (std::size_t group = 0; group < tile.groups; ++group) {
+        const std::byte* header = panel + group * tile.group_bytes;
         const std::size_t first = group * tile.blocks_per_group;
         const std::size_t count = group + 1 == tile.groups ? tile.blocks - first : tile.blocks_per_group;
         std::int32_t sum = tile.zero_terms[group * tile.panel_rows + row];
-        if constexpr (Z == Zero::affine) {
-          sum *= static_cast<std::int32_t>(panel[tile.zeros_offset + group * panel_outputs + output]);
-        }
-        sum += group_product<Bits>(panel + tile.blocks_offset + first * block_bytes(Bits),
-                                   tile.codes + (first * tile.panel_rows + row) * block_inputs, count, tile.panel_rows,
-                                   output);
-        const float scale = to_float(load_half(panel + (group * panel_outputs + output) * sizeof(half)));
-        total = __builtin_fmaf(scale, static_cast<float>(sum), total);
+        if constexpr (Z == Zero::affine) sum *= static_cast<std::int32_t>(header[group_scales_bytes + output]);
+        sum +=
+            group_product<Bits>(header + tile.header_bytes, tile.codes + (first * tile.panel_rows + row) * block_inputs,
+                                count, tile.panel_rows, output);
+        total = __builtin_fmaf(to_float(load_half(header + output * sizeof(half))), static_cast<float>(sum), total);
       }
       tile.out[row * tile.out_stride + column] = total * (tile.row_scales[row] * tile.weight_multiplier);
     }

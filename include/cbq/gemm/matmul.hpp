@@ -54,8 +54,8 @@ void multiply_tile(IntegerKernel kernel, const QuantizedActivationsView<S>& x, c
   IntegerTile tile;
   tile.panel = weights.data + first_output / panel_outputs * layout.panel_bytes;
   tile.panel_bytes = layout.panel_bytes;
-  tile.zeros_offset = layout.zeros_offset;
-  tile.blocks_offset = layout.blocks_offset;
+  tile.header_bytes = layout.header_bytes;
+  tile.group_bytes = layout.group_bytes;
   tile.panels = divide_up(count, panel_outputs);
   tile.groups = layout.groups;
   tile.blocks_per_group = layout.blocks_per_group;

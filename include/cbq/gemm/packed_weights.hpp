@@ -66,7 +66,7 @@ namespace packing {
     for (std::size_t group = 0; group < layout.groups; ++group) {
       const std::size_t begin = group * group_inputs;
       const std::size_t length = layout.inputs - begin < group_inputs ? layout.inputs - begin : group_inputs;
-      std::byte* blocks = panel + layout.blocks_offset + group * layout.blocks_per_group * block_bytes(layout.bits);
+      std::byte* blocks = panel + group * layout.group_bytes + layout.header_bytes;
       for (std::size_t i = 0; i < length; ++i) {
         const unsigned code = codes[begin + i];
         if (code > largest) {
@@ -125,7 +125,7 @@ template <Scheme S>
       const std::size_t n = p * panel_outputs + output;
       for (std::size_t group = 0; group < layout->groups; ++group) {
         const half scale = to_half(row(matrix.scales, n)[group] * inverse);
-        __builtin_memcpy(panel + (group * panel_outputs + output) * sizeof scale, &scale, sizeof scale);
+        __builtin_memcpy(panel + group * layout->group_bytes + output * sizeof scale, &scale, sizeof scale);
         if constexpr (grid.zero == Zero::affine) {
           const std::uint8_t zero = row(matrix.zeros, n)[group];
           if (zero > max_code(grid)) {
@@ -133,7 +133,7 @@ template <Scheme S>
                          ErrorText("output ") << n << ", group " << group, zero,
                          ErrorText("at most ") << max_code(grid)};
           }
-          panel[layout->zeros_offset + group * panel_outputs + output] = std::byte{zero};
+          panel[group * layout->group_bytes + group_scales_bytes + output] = std::byte{zero};
         }
       }
     }
@@ -186,18 +186,16 @@ template <Scheme S>
   const std::size_t group_inputs = group_length(S.weight, layout.inputs);
   const std::size_t group = input / group_inputs;
   const std::size_t inside = input % group_inputs;
-  const std::byte* panel = weights.data + output / panel_outputs * layout.panel_bytes;
+  const std::byte* header = weights.data + output / panel_outputs * layout.panel_bytes + group * layout.group_bytes;
   const std::size_t lane = output % panel_outputs;
-  const std::size_t block = group * layout.blocks_per_group + inside / block_inputs;
+  const std::byte* block = header + layout.header_bytes + inside / block_inputs * block_bytes(layout.bits);
   half scale;
-  __builtin_memcpy(&scale, panel + (group * panel_outputs + lane) * sizeof scale, sizeof scale);
+  __builtin_memcpy(&scale, header + lane * sizeof scale, sizeof scale);
   UnpackedWeight weight;
-  weight.code = block_code(panel + layout.blocks_offset + block * block_bytes(layout.bits), layout.bits, lane,
-                           inside % block_inputs);
+  weight.code = block_code(block, layout.bits, lane, inside % block_inputs);
   weight.scale = to_float(scale) * weights.multiplier;
-  weight.zero = S.weight.zero == Zero::affine
-                    ? static_cast<int>(panel[layout.zeros_offset + group * panel_outputs + lane])
-                    : symmetric_zero(S.weight);
+  weight.zero =
+      S.weight.zero == Zero::affine ? static_cast<int>(header[group_scales_bytes + lane]) : symmetric_zero(S.weight);
   return weight;
 }
 
