@@ -30,6 +30,7 @@ set(CMAKE_FIND_PACKAGE_TARGETS_GLOBAL TRUE)
 # A request of "14" accepts every 14.x; the upper end of a range is the last major that was tested.
 set(_cbq_xsimd_target xsimd)
 set(_cbq_xsimd_versions 14 13 12.1)
+set(_cbq_xsimd_wanted "12.1 to 14.x")
 set(_cbq_xsimd_debian libxsimd-dev xtl-dev)  # Debian's xsimd is configured to need xtl
 set(_cbq_xsimd_url https://github.com/xtensor-stack/xsimd/archive/refs/tags/13.2.0.tar.gz)
 set(_cbq_xsimd_sha256 edd8cd3d548c185adc70321c53c36df41abe64c1fe2c67bc6d93c3ecda82447a)
@@ -37,6 +38,7 @@ set(_cbq_xsimd_options "")
 
 set(_cbq_Eigen3_target Eigen3::Eigen)
 set(_cbq_Eigen3_versions 5 3.4)
+set(_cbq_Eigen3_wanted "3.4 or 5.x")
 set(_cbq_Eigen3_debian libeigen3-dev)
 set(_cbq_Eigen3_url https://gitlab.com/libeigen/eigen/-/archive/3.4.0/eigen-3.4.0.tar.bz2)
 set(_cbq_Eigen3_sha256 b4c198460eba6f28d34894e3a5710998818515104d6e74e5cc331ce31e46e626)
@@ -45,6 +47,7 @@ set(_cbq_Eigen3_options -DBUILD_TESTING=OFF -DEIGEN_BUILD_DOC=OFF -DEIGEN_BUILD_
 
 set(_cbq_nlohmann_json_target nlohmann_json::nlohmann_json)
 set(_cbq_nlohmann_json_versions 3.10)
+set(_cbq_nlohmann_json_wanted "3.10 or newer")
 set(_cbq_nlohmann_json_debian nlohmann-json3-dev)
 set(_cbq_nlohmann_json_url https://github.com/nlohmann/json/releases/download/v3.11.3/json.tar.xz)
 set(_cbq_nlohmann_json_sha256 d6c65aca6b1ed68e7a182f4757257b107ae403032760ed6ef121c9d55e81757d)
@@ -52,6 +55,7 @@ set(_cbq_nlohmann_json_options -DJSON_BuildTests=OFF)
 
 set(_cbq_Catch2_target Catch2::Catch2WithMain)
 set(_cbq_Catch2_versions 3.4)
+set(_cbq_Catch2_wanted "3.4 or newer")
 set(_cbq_Catch2_debian libcatch2-dev)
 set(_cbq_Catch2_url https://github.com/catchorg/Catch2/archive/refs/tags/v3.7.1.tar.gz)
 set(_cbq_Catch2_sha256 c991b247a1a0d7bb9c39aa35faf0fe9e19764213f28ffba3109388e62ee0269c)
@@ -59,6 +63,7 @@ set(_cbq_Catch2_options -DCATCH_BUILD_TESTING=OFF -DCATCH_INSTALL_DOCS=OFF)
 
 set(_cbq_benchmark_target benchmark::benchmark)
 set(_cbq_benchmark_versions 1.7)
+set(_cbq_benchmark_wanted "1.7 or newer")
 set(_cbq_benchmark_debian libbenchmark-dev)
 set(_cbq_benchmark_url https://github.com/google/benchmark/archive/refs/tags/v1.9.1.tar.gz)
 set(_cbq_benchmark_sha256 32131c08ee31eeff2c8968d7e874f3cb648034377dfc32a4c377fa8796d84981)
@@ -66,6 +71,7 @@ set(_cbq_benchmark_options -DBENCHMARK_ENABLE_TESTING=OFF -DBENCHMARK_INSTALL_DO
 
 set(_cbq_CLI11_target CLI11::CLI11)
 set(_cbq_CLI11_versions 2.1)
+set(_cbq_CLI11_wanted "2.1 or newer")
 set(_cbq_CLI11_debian libcli11-dev)
 set(_cbq_CLI11_url https://github.com/CLIUtils/CLI11/archive/refs/tags/v2.4.2.tar.gz)
 set(_cbq_CLI11_sha256 f2d893a65c3b1324c50d4e682c0cdc021dd0477ae2c048544f39eed6654b699a)
@@ -134,7 +140,7 @@ function(_cbq_install_upstream name message)
     COMMAND ${CMAKE_COMMAND} -S ${source} -B ${work}/build -DCMAKE_BUILD_TYPE=Release ${toolchain}
             -DCMAKE_CXX_COMPILER=${CMAKE_CXX_COMPILER} -DCMAKE_INSTALL_PREFIX=${_cbq_prefix}/usr
             -DCMAKE_INSTALL_LIBDIR=lib ${_cbq_${name}_options}
-    COMMAND_ERROR_IS_FATAL NONE RESULT_VARIABLE failed OUTPUT_VARIABLE log ERROR_VARIABLE log)
+    RESULT_VARIABLE failed OUTPUT_VARIABLE log ERROR_VARIABLE log)
   if(NOT failed)
     execute_process(COMMAND ${CMAKE_COMMAND} --build ${work}/build --target install --parallel 2
                     RESULT_VARIABLE failed OUTPUT_VARIABLE log ERROR_VARIABLE log)
@@ -219,9 +225,8 @@ endif()
 if(_cbq_missing)
   set(_cbq_text "cbq: these libraries are missing:\n")
   foreach(_cbq_name IN LISTS _cbq_missing)
-    list(JOIN _cbq_${_cbq_name}_versions " or " _cbq_versions)
     list(JOIN _cbq_${_cbq_name}_debian " " _cbq_packages)
-    string(APPEND _cbq_text "  ${_cbq_name} ${_cbq_versions} or newer (Debian, Ubuntu: ${_cbq_packages})\n")
+    string(APPEND _cbq_text "  ${_cbq_name} ${_cbq_${_cbq_name}_wanted} (Debian, Ubuntu: ${_cbq_packages})\n")
   endforeach()
   string(APPEND _cbq_text "Install them, or name where they are with -DCMAKE_PREFIX_PATH=<prefix>.\n")
   foreach(_cbq_note IN LISTS _cbq_notes)
