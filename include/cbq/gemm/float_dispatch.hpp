@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// One switch from Isa to the float kernels. The caller's Isa was capped to what the machine has.
+
+#include <concepts>
+
+#include <cbq/core/cpu.hpp>
+#include <cbq/gemm/float_kernels_avx2.hpp>
+#include <cbq/gemm/float_kernels_avx512.hpp>
+#include <cbq/gemm/float_kernels_scalar.hpp>
+
+namespace cbq {
+inline namespace CBQ_ABI {
+
+template <std::same_as<float> T>
+[[nodiscard]] FloatTallKernels float_tall_kernels(Isa isa) noexcept {
+  switch (isa) {
+#if defined(__x86_64__)
+    case Isa::avx512_vnni:
+      return isa::avx512_vnni::float_tall_kernels<T>();
+    case Isa::avx2:
+      return isa::avx2::float_tall_kernels<T>();
+#endif
+    default:
+      return isa::scalar::float_tall_kernels<T>();
+  }
+}
+
+template <PanelElement T>
+[[nodiscard]] FloatNarrowKernels<T> float_narrow_kernels(Isa isa) noexcept {
+  switch (isa) {
+#if defined(__x86_64__)
+    case Isa::avx512_vnni:
+      return isa::avx512_vnni::float_narrow_kernels<T>();
+    case Isa::avx2:
+      return isa::avx2::float_narrow_kernels<T>();
+#endif
+    default:
+      return isa::scalar::float_narrow_kernels<T>();
+  }
+}
+
+[[nodiscard]] inline FloatTransposeKernel float_transpose_kernel(Isa isa) noexcept {
+  switch (isa) {
+#if defined(__x86_64__)
+    case Isa::avx512_vnni:
+      return &isa::avx512_vnni::transpose_block;
+    case Isa::avx2:
+      return &isa::avx2::transpose_block;
+#endif
+    default:
+      return &isa::scalar::transpose_block;
+  }
+}
+
+}  // namespace CBQ_ABI
+}  // namespace cbq
