@@ -225,6 +225,7 @@ class Gguf {
     return in_context(fits.error(), tensor.name);
   }
   const std::size_t row_bytes = rows == 0 ? 0 : tensor.bytes.size() / rows;
+  if (out.columns == 0) return {};  // any number of empty rows
   for (std::size_t r = 0; r < out.rows; ++r) {
     const std::span<float> to(row(out, r), out.columns);
     const Status decoded = decode_gguf(tensor.type, tensor.bytes.subspan((first + r) * row_bytes, row_bytes), to);

@@ -14,6 +14,7 @@
 #include <string_view>
 #include <vector>
 
+#include <cbq/io/byte_cursor.hpp>
 #include <cbq/io/tensor.hpp>
 
 namespace cbq {
@@ -70,52 +71,6 @@ constexpr const char* gguf_kind_name(GgufKind kind) noexcept {
                                    "boolean", "text", "array", "u64", "i64", "f64"};
   return names[static_cast<std::uint32_t>(kind)];
 }
-
-// Walks through bytes; nothing is read that is not there.
-class ByteCursor {
- public:
-  explicit ByteCursor(std::span<const std::byte> bytes) noexcept : bytes_(bytes) {}
-
-  [[nodiscard]] std::size_t position() const noexcept { return position_; }
-  [[nodiscard]] std::size_t left() const noexcept { return bytes_.size() - position_; }
-  [[nodiscard]] ErrorText where() const noexcept { return ErrorText("byte ") << position_; }
-
-  template <class T>
-  [[nodiscard]] Result<T> number() noexcept {
-    if (left() < sizeof(T)) return ends(sizeof(T));
-    const T value = load_unaligned<T>(bytes_.data() + position_);
-    position_ += sizeof(T);
-    return value;
-  }
-
-  [[nodiscard]] Result<std::span<const std::byte>> take(std::size_t size) noexcept {
-    if (left() < size) return ends(size);
-    const std::span<const std::byte> taken = bytes_.subspan(position_, size);
-    position_ += size;
-    return taken;
-  }
-
-  [[nodiscard]] Result<std::string_view> text(std::size_t limit) noexcept {
-    const ErrorText start = where();
-    const Result<std::uint64_t> size = number<std::uint64_t>();
-    if (!size) return size.error();
-    if (*size > limit) {
-      return Error{Errc::bad_file, "a text is too long", start, *size, ErrorText("at most ") << limit << " bytes"};
-    }
-    const Result<std::span<const std::byte>> bytes = take(*size);
-    if (!bytes) return bytes.error();
-    return std::string_view(reinterpret_cast<const char*>(bytes->data()), bytes->size());
-  }
-
- private:
-  [[nodiscard]] Error ends(std::size_t wanted) const noexcept {
-    return Error{Errc::bad_file, "the file ends too early", where(), ErrorText(left()) << " bytes left",
-                 ErrorText(wanted) << " bytes"};
-  }
-
-  std::span<const std::byte> bytes_;
-  std::size_t position_ = 0;
-};
 
 }  // namespace io_detail
 

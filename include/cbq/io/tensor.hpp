@@ -208,6 +208,7 @@ inline Status check_finite(std::span<const float> values, std::size_t row_index,
     return in_context(fits.error(), tensor.name);
   }
   const std::size_t row_bytes = out.columns * dtype_bits(tensor.dtype) / 8;
+  if (out.columns == 0) return {};  // any number of empty rows
   for (std::size_t r = 0; r < out.rows; ++r) {
     const std::byte* from = tensor.bytes.data() + (first + r) * row_bytes;
     const std::span<float> to(row(out, r), out.columns);

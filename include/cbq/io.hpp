@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Model files: safetensors checkpoints (single and sharded), GGUF, quantized checkpoints, atomic writes. Needs
+// nlohmann_json (CMake target cbq::io), which nothing else in cbq does; hence not part of <cbq/cbq.hpp>.
+
+#include <cbq/io/atomic_file.hpp>
+#include <cbq/io/atomic_folder.hpp>
+#include <cbq/io/bit_packing.hpp>
+#include <cbq/io/byte_cursor.hpp>
+#include <cbq/io/checkpoint.hpp>
+#include <cbq/io/compressed_tensors.hpp>
+#include <cbq/io/config_groups.hpp>
+#include <cbq/io/gguf.hpp>
+#include <cbq/io/gguf_blocks.hpp>
+#include <cbq/io/gguf_metadata.hpp>
+#include <cbq/io/json.hpp>
+#include <cbq/io/mapped_file.hpp>
+#include <cbq/io/quantization_config.hpp>
+#include <cbq/io/safetensors.hpp>
+#include <cbq/io/safetensors_writer.hpp>
+#include <cbq/io/system_error.hpp>
+#include <cbq/io/tensor.hpp>

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// What a quantized checkpoint's config.json says about its quantization, in two objects:
+//
+//   "quantization_config": the compressed-tensors description that vLLM and Transformers read. One group with target
+//   "Linear"
+//     when all linear modules share a scheme, else a group per scheme that lists its modules by name.
+//   "cbq": {"version": 1, "method": ..., "head_bits": ..., "schemes": {module: scheme name}, "embeddings": [module,
+//   ...]} with
+//     what the former cannot say: the exact scheme of each module, embeddings stored as codes. cbq reads this one when
+//     it is there and falls back to the other.
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <cbq/io/config_groups.hpp>
+#include <cbq/io/json.hpp>
+#include <cbq/scheme.hpp>
+
+namespace cbq {
+
+/// What a quantized module is; embeddings are looked up, linear modules multiply.
+enum class ModuleKind : unsigned char { linear, embedding };
+
+inline namespace CBQ_ABI {
+
+/// A quantized module and its scheme.
+struct ModuleScheme {
+  std::string module;  ///< as in the checkpoint, for example "model.layers.0.mlp.up_proj"
+  Scheme scheme;
+  ModuleKind kind = ModuleKind::linear;
+};
+
+/// How a checkpoint was quantized.
+struct QuantizationRecord {
+  std::vector<ModuleScheme> modules;
+  std::vector<std::string> ignore;  ///< linear modules that stayed in floating point
+  std::string method = "rtn";
+  int head_bits = 16;
+  Json notes = Json::object();  ///< further members of the "cbq" object
+};
+
+/// The scheme of `module`, or nullptr when it is not quantized.
+[[nodiscard]] inline const ModuleScheme* find_module(const QuantizationRecord& record,
+                                                     std::string_view module) noexcept {
+  for (const ModuleScheme& entry : record.modules) {
+    if (entry.module == module) return &entry;
+  }
+  return nullptr;
+}
+
+namespace io_detail {
+
+// Both kinds of target at once would be ambiguous, so "Linear" stands alone for linear modules or not at all.
+inline Json config_groups(const QuantizationRecord& record) {
+  const ModuleScheme* first = nullptr;
+  bool one_scheme = true;
+  for (const ModuleScheme& entry : record.modules) {
+    if (entry.kind != ModuleKind::linear) continue;
+    if (first == nullptr) first = &entry;
+    one_scheme = one_scheme && entry.scheme == first->scheme;
+  }
+  Json groups = Json::object();
+  std::vector<const ModuleScheme*> described;
+  for (const ModuleScheme& entry : record.modules) {
+    const auto same = [&entry, one_scheme](const ModuleScheme* other) {
+      return other->scheme == entry.scheme && (!one_scheme || other->kind == entry.kind);
+    };
+    const auto found = std::find_if(described.begin(), described.end(), same);
+    Json& group = groups["group_" + std::to_string(found - described.begin())];
+    const bool by_class = one_scheme && entry.kind == ModuleKind::linear;
+    if (found == described.end()) {
+      described.push_back(&entry);
+      group = scheme_group(entry.scheme);
+      if (by_class) group["targets"].push_back("Linear");
+    }
+    if (!by_class) group["targets"].push_back(entry.module);
+  }
+  return groups;
+}
+
+}  // namespace io_detail
+
+/// Adds "quantization_config" and "cbq" to a model's config.json. Errc::unsupported for weights that the form cannot
+/// hold (only 2..8 bits, per channel or per group).
+[[nodiscard]] inline Status add_quantization(Json& config, const QuantizationRecord& record) {
+  if (!config.is_object())
+    return Error{Errc::bad_argument, "a model's config is an object", "", config.type_name(), "object"};
+  Json schemes = Json::object();
+  Json embeddings = Json::array();
+  for (const ModuleScheme& entry : record.modules) {
+    const Grid& grid = entry.scheme.weight;
+    const bool grouped = grid.granularity == Granularity::per_group && grid.group > 0;
+    if (grid.bits < 2 || grid.bits > 8 || !(grouped || grid.granularity == Granularity::per_channel)) {
+      return Error{Errc::unsupported, "pack-quantized cannot hold this scheme", entry.module,
+                   scheme_name(entry.scheme).c_str(), "2 to 8 bits per channel or group"};
+    }
+    schemes[entry.module] = scheme_name(entry.scheme).c_str();
+    if (entry.kind == ModuleKind::embedding) embeddings.push_back(entry.module);
+  }
+  if (schemes.size() != record.modules.size()) return Error{Errc::bad_argument, "the same module twice"};
+  config["quantization_config"] = {{"quant_method", "compressed-tensors"},
+                                   {"format", "pack-quantized"},
+                                   {"quantization_status", "compressed"},
+                                   {"config_groups", io_detail::config_groups(record)},
+                                   {"ignore", record.ignore},
+                                   {"kv_cache_scheme", nullptr},
+                                   {"version", "0.20.0"}};  // of the compressed-tensors release whose form this is
+  Json& own = config["cbq"];
+  own = record.notes.is_object() ? record.notes : Json::object();
+  own["version"] = 1;
+  own["method"] = record.method;
+  own["head_bits"] = record.head_bits;
+  own["schemes"] = std::move(schemes);
+  own["embeddings"] = std::move(embeddings);
+  return {};
+}
+
+/// Whether a config.json describes a checkpoint that cbq wrote.
+[[nodiscard]] inline bool has_cbq_quantization(const Json& config) {
+  const Json* own = json_find(config, "cbq");
+  return own != nullptr && own->is_object();
+}
+
+/// Whether `folder` holds a checkpoint that cbq wrote, which may therefore be replaced by another.
+[[nodiscard]] inline bool is_quantized_folder(const std::string& folder) {
+  const Result<Json> config = read_json_file(folder + "/config.json");
+  return config && has_cbq_quantization(*config);
+}
+
+namespace io_detail {
+
+inline Result<QuantizationRecord> parse_own(const Json& own) {
+  QuantizationRecord record;
+  const Result<std::uint64_t> version = json_unsigned(own, "version");
+  if (!version) return version.error();
+  if (*version != 1) return Error{Errc::unsupported, "a later form of cbq checkpoint", "cbq.version", *version, "1"};
+  const Result<std::string_view> method = json_string(own, "method");
+  if (!method) return method.error();
+  record.method = *method;
+  const Result<std::uint64_t> head_bits = json_unsigned(own, "head_bits");
+  if (!head_bits) return head_bits.error();
+  if (*head_bits < 2 || (*head_bits > 8 && *head_bits != 16)) {
+    return wrong_config("head bits out of range", "cbq.head_bits", *head_bits, "2..8 or 16");
+  }
+  record.head_bits = static_cast<int>(*head_bits);
+  const Json* schemes = json_find(own, "schemes");
+  const Json* embeddings = json_find(own, "embeddings");
+  if (schemes == nullptr || !schemes->is_object()) return wrong_config("no object of schemes", "cbq.schemes");
+  if (embeddings == nullptr || !embeddings->is_array()) return wrong_config("no list of embeddings", "cbq.embeddings");
+  std::vector<std::string_view> looked_up;
+  for (const Json& module : *embeddings) {
+    const std::string* name = module.get_ptr<const std::string*>();
+    if (name == nullptr) return wrong_config("a module that is no text", "cbq.embeddings", module.type_name(), "text");
+    looked_up.push_back(*name);
+  }
+  std::sort(looked_up.begin(), looked_up.end());
+  for (const auto& [module, value] : schemes->items()) {
+    const Result<std::string_view> name = json_string(*schemes, module);
+    if (!name) return name.error();
+    const Result<Scheme> scheme = parse_scheme(std::string(*name).c_str());
+    if (!scheme) return in_context(scheme.error(), module);
+    if (scheme->weight.bits == 16) return wrong_config("a scheme whose weights are not quantized", module, *name);
+    const bool embedding = std::binary_search(looked_up.begin(), looked_up.end(), module);
+    record.modules.push_back({module, *scheme, embedding ? ModuleKind::embedding : ModuleKind::linear});
+  }
+  record.notes = own;
+  for (const char* key : {"version", "method", "head_bits", "schemes", "embeddings"}) record.notes.erase(key);
+  return record;
+}
+
+inline Result<QuantizationRecord> parse_foreign(const Json& quantization, std::span<const std::string_view> packed) {
+  const Result<std::string_view> method = json_string(quantization, "quant_method");
+  if (!method) return method.error();
+  if (*method != "compressed-tensors") {
+    return Error{Errc::unsupported, "a quantization method that cbq does not read", "quant_method", *method,
+                 "compressed-tensors"};
+  }
+  const Json* listed = json_find(quantization, "config_groups");
+  if (listed == nullptr) return wrong_config("a JSON key is missing", "config_groups");
+  GroupTargets groups;
+  if (const Status read = groups.read(*listed); !read) return read.error();
+  QuantizationRecord record;
+  record.method = "compressed-tensors";
+  for (const std::string_view module : packed) {
+    const Scheme* scheme = groups.find(module);
+    if (scheme == nullptr) return wrong_config("no group for a packed module", module);
+    record.modules.push_back({std::string(module), *scheme, ModuleKind::linear});
+  }
+  return record;
+}
+
+}  // namespace io_detail
+
+namespace io_detail {
+
+inline Status read_ignored(const Json& config, QuantizationRecord& record) {
+  const Json* quantization = json_find(config, "quantization_config");
+  const Json* ignore = quantization == nullptr ? nullptr : json_find(*quantization, "ignore");
+  if (ignore == nullptr || ignore->is_null()) return {};
+  if (!ignore->is_array()) return wrong_config("not a list", "ignore", ignore->type_name(), "array");
+  for (const Json& module : *ignore) {
+    const std::string* name = module.get_ptr<const std::string*>();
+    if (name == nullptr) return wrong_config("a module that is no text", "ignore", module.type_name(), "text");
+    record.ignore.push_back(*name);
+  }
+  return {};
+}
+
+}  // namespace io_detail
+
+/// What config.json says about quantization; an empty record for a model in floating point. `packed` are the modules of
+/// the checkpoint that have a `weight_packed` tensor; each must be described, and with cbq's own description also the
+/// reverse. Errc::bad_file, Errc::unsupported.
+[[nodiscard]] inline Result<QuantizationRecord> parse_quantization(const Json& config,
+                                                                   std::span<const std::string_view> packed) {
+  if (const Json* own = json_find(config, "cbq"); own != nullptr) {
+    Result<QuantizationRecord> record = io_detail::parse_own(*own);
+    if (!record) return in_context(record.error(), "config.json");
+    if (const Status read = io_detail::read_ignored(config, *record); !read)
+      return in_context(read.error(), "config.json");
+    std::vector<std::string_view> described;
+    for (const ModuleScheme& entry : record->modules) described.push_back(entry.module);
+    std::vector<std::string_view> stored(packed.begin(), packed.end());
+    std::sort(described.begin(), described.end());
+    std::sort(stored.begin(), stored.end());
+    const auto [a, b] = std::mismatch(described.begin(), described.end(), stored.begin(), stored.end());
+    if (a == described.end() && b == stored.end()) return record;
+    const bool lacks = a != described.end() && (b == stored.end() || *a < *b);
+    return io_detail::wrong_config(
+        lacks ? "the checkpoint lacks a quantized module" : "a packed module without a scheme", lacks ? *a : *b);
+  }
+  const Json* quantization = json_find(config, "quantization_config");
+  if (quantization == nullptr || quantization->is_null()) {
+    if (packed.empty()) return QuantizationRecord{};
+    return io_detail::wrong_config("packed weights, but no quantization_config", packed.front());
+  }
+  Result<QuantizationRecord> record = io_detail::parse_foreign(*quantization, packed);
+  if (!record) return in_context(record.error(), "quantization_config");
+  if (const Status read = io_detail::read_ignored(config, *record); !read)
+    return in_context(read.error(), "config.json");
+  return record;
+}
+
+}  // namespace CBQ_ABI
+}  // namespace cbq
