@@ -100,8 +100,8 @@ struct Tokenizer::State {
   [[nodiscard]] Status add_special_ids(const TokenizerParts& parts);
 
   // Encoding of one word into `out`, which starts empty; `scratch` only saves allocations.
-  [[nodiscard]] Status encode_word(std::string_view word, std::vector<Symbol>& scratch, std::vector<Symbol>& out) const;
-  [[nodiscard]] Status append_unknown(std::string_view character, std::vector<Symbol>& out) const;
+  void encode_word(std::string_view word, std::vector<Symbol>& scratch, std::vector<Symbol>& out) const;
+  void append_unknown(std::string_view character, std::vector<Symbol>& out) const;
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -309,28 +309,24 @@ Result<Tokenizer> Tokenizer::assemble(TokenizerParts parts) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Encoding
 
-Status Tokenizer::State::append_unknown(std::string_view character, std::vector<Symbol>& out) const {
+void Tokenizer::State::append_unknown(std::string_view character, std::vector<Symbol>& out) const {
   const auto token_of = [this](char byte) { return byte_tokens[static_cast<unsigned char>(byte)]; };
-  const bool has_bytes = byte_fallback && std::none_of(character.begin(), character.end(),
-                                                       [&](char byte) { return token_of(byte) == no_symbol; });
-  if (has_bytes) {
+  const auto has_token = [&](char byte) { return token_of(byte) != no_symbol; };
+  if (byte_fallback && std::all_of(character.begin(), character.end(), has_token)) {
     for (const char byte : character) out.push_back(token_of(byte));
-    return {};
+    return;
   }
-  if (!unknown) {
-    return Error{Errc::bad_argument, "the text has a character that the vocabulary cannot express", {}, character};
-  }
+  if (!unknown) return;
   const auto symbol = static_cast<Symbol>(*unknown);
   if (!fuses_unknown || out.empty() || out.back() != symbol) out.push_back(symbol);
-  return {};
 }
 
-Status Tokenizer::State::encode_word(std::string_view word, std::vector<Symbol>& scratch,
-                                     std::vector<Symbol>& out) const {
+void Tokenizer::State::encode_word(std::string_view word, std::vector<Symbol>& scratch,
+                                   std::vector<Symbol>& out) const {
   if (whole_words_first) {
     if (const auto symbol = look_up(symbols, word)) {
       out.push_back(*symbol);
-      return {};
+      return;
     }
   }
   const bool by_byte = alphabet == Alphabet::bytes;
@@ -341,8 +337,8 @@ Status Tokenizer::State::encode_word(std::string_view word, std::vector<Symbol>&
         by_byte ? byte_symbols[static_cast<unsigned char>(word[at])] : look_up(symbols, character).value_or(no_symbol);
     if (symbol != no_symbol) {
       scratch.push_back(symbol);
-    } else if (const Status status = append_unknown(character, scratch); !status) {
-      return status;
+    } else {
+      append_unknown(character, scratch);
     }
     at += character.size();
   }
@@ -350,11 +346,10 @@ Status Tokenizer::State::encode_word(std::string_view word, std::vector<Symbol>&
   for (const Symbol symbol : scratch) {
     if (symbol < bytes.size()) {
       out.push_back(symbol);
-    } else if (const Status status = append_unknown(partials[symbol - bytes.size()], out); !status) {
-      return status;  // a character that is only part of tokens, and no merge took it
+    } else {
+      append_unknown(partials[symbol - bytes.size()], out);  // only part of tokens, and no merge took it
     }
   }
-  return {};
 }
 
 namespace {
@@ -410,23 +405,20 @@ class Tokenizer::Encoding {
     const auto words = split_words(part, position_, state_.pre_tokenizers, storage_);
     if (!words) return words.error();
     position_ = TextPosition::later;
-    for (const std::string_view word : *words) {
-      if (const Status status = add_word(word); !status) return status;
-    }
+    for (const std::string_view word : *words) add_word(word);
     return {};
   }
 
-  [[nodiscard]] Status add_word(std::string_view word) {
+  void add_word(std::string_view word) {
     const auto [entry, fresh] = known_.try_emplace(word);
     if (fresh) {
       encoded_.clear();
-      if (const Status status = state_.encode_word(word, scratch_, encoded_); !status) return status;
+      state_.encode_word(word, scratch_, encoded_);
       entry->second.begin = known_ids_.size();
       for (const Symbol symbol : encoded_) known_ids_.push_back(static_cast<std::int32_t>(symbol));
       entry->second.end = known_ids_.size();
     }
     for (std::size_t i = entry->second.begin; i < entry->second.end; ++i) ids.push_back(known_ids_[i]);
-    return {};
   }
 
   const State& state_;

@@ -4,9 +4,10 @@
 // The tokenizer of a LLaMA or OPT checkpoint: byte-level BPE and SentencePiece-style BPE with byte fallback, read from
 // a Hugging Face tokenizer.json or from GGUF metadata. Text to ids, ids to text, and text of a growing list of ids.
 //
-// Text need not be UTF-8: an ill-formed byte is a word of its own, becomes the token of that byte, and decodes to that
-// byte again. Unicode normalization NFC, which some tokenizer files ask for, is not applied: text is taken as it is,
-// which is the same for ASCII and for text already in NFC (nearly all text met in practice).
+// Text need not be UTF-8: ill-formed bytes end a word, become the tokens of these bytes, and decode to them again (if
+// the vocabulary has all bytes: a few lack bytes that never occur in text). Unicode normalization NFC, which some
+// tokenizer files ask for, is not applied: text is taken as it is, which is the same for ASCII and for text already in
+// NFC (nearly all text met in practice).
 //
 // Encoding costs O(n log n) per word and remembers words within a call.
 
@@ -74,8 +75,9 @@ class Tokenizer {
   /// From GGUF metadata. Errors: as from_json.
   [[nodiscard]] static cbq::Result<Tokenizer> from_gguf(const GgufVocabulary& vocabulary);
 
-  /// Token ids of a text. Errors: bad_argument when a character has no token and the tokenizer has neither bytes nor an
-  /// unknown token, or when the text exceeds 1 GiB.
+  /// Token ids of a text. A character that the vocabulary cannot express (neither as tokens nor as bytes) becomes the
+  /// unknown token; where there is none it is left out, as in the implementations that such models were trained with.
+  /// Errors: bad_argument when the text exceeds 1 GiB or an expression of the tokenizer file backtracks without end.
   [[nodiscard]] cbq::Result<std::vector<std::int32_t>> encode(std::string_view text, EncodeOptions options = {}) const;
 
   /// Text of token ids: UTF-8 whenever the ids came from UTF-8, otherwise the bytes that the ids stand for. The space

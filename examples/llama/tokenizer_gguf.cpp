@@ -120,7 +120,7 @@ constexpr std::array<NamedPreTokenizer, 23> pre_tokenizers_by_name = {{
   parts.whole_words_first = named->whole_words_first;
   parts.bos = vocabulary.bos;
   parts.eos = vocabulary.eos;
-  parts.unknown = vocabulary.unknown;
+  // No unknown token: byte-level BPE has no use for one, and files that name one name any control token.
   if (vocabulary.add_bos.value_or(named->adds_bos) && parts.bos) parts.prefix = {*parts.bos};
   for (std::size_t rank = 0; rank < vocabulary.merges.size(); ++rank) {
     auto merge = parse_merge(vocabulary.merges[rank], rank);
