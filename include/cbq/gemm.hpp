@@ -11,4 +11,5 @@
 #include <cbq/gemm/epilogue.hpp>
 #include <cbq/gemm/matmul.hpp>
 #include <cbq/gemm/packed_weights.hpp>
+#include <cbq/gemm/weight_only_matmul.hpp>
 #include <cbq/scheme.hpp>

@@ -8,6 +8,9 @@
 #include <cbq/gemm/kernels_avx2.hpp>
 #include <cbq/gemm/kernels_avx512_vnni.hpp>
 #include <cbq/gemm/kernels_scalar.hpp>
+#include <cbq/gemm/weight_only_kernels_avx2.hpp>
+#include <cbq/gemm/weight_only_kernels_avx512.hpp>
+#include <cbq/gemm/weight_only_kernels_scalar.hpp>
 
 namespace cbq {
 inline namespace CBQ_ABI {
@@ -26,6 +29,36 @@ struct RegionKernels {
 #endif
       default:
         return &isa::scalar::integer_tile<Bits, Z>;
+    }
+  }
+
+  /// Decoder of packed panels to floats.
+  template <int Bits, Zero Z>
+  [[nodiscard]] static DecodeKernel decode_panel(Isa isa) noexcept {
+    switch (isa) {
+#if defined(__x86_64__)
+      case Isa::avx512_vnni:
+        return &isa::avx512_vnni::decode_panel<Bits, Z>;
+      case Isa::avx2:
+        return &isa::avx2::decode_panel<Bits, Z>;
+#endif
+      default:
+        return &isa::scalar::decode_panel<Bits, Z>;
+    }
+  }
+
+  /// Kernel for few rows of floats; null where panels are decoded for any number of rows.
+  template <int Bits, Zero Z>
+  [[nodiscard]] static WeightOnlyKernel weight_only_tile(Isa isa) noexcept {
+    switch (isa) {
+#if defined(__x86_64__)
+      case Isa::avx512_vnni:
+        return &isa::avx512_vnni::weight_only_tile<Bits, Z>;
+      case Isa::avx2:
+        return &isa::avx2::weight_only_tile<Bits, Z>;
+#endif
+      default:
+        return nullptr;
     }
   }
 };

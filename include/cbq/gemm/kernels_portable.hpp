@@ -126,6 +126,47 @@ void integer_tile(const IntegerTile& tile) noexcept {
   }
 }
 
+/// See DecodeJob.
+template <int Bits, Zero Z, int Step>
+void decode_steps(const std::byte* block, const std::byte* header, float multiplier, std::size_t first_output,
+                  float* out) noexcept {
+  using Floats = xsimd::batch<float>;
+  float scales[lane_outputs];
+  float zeros[lane_outputs];
+  for (std::size_t c = 0; c < lane_outputs; ++c) {
+    scales[c] = to_float(isa::scalar::load_half(header + (first_output + c) * sizeof(half))) * multiplier;
+    zeros[c] = Z == Zero::affine ? static_cast<float>(header[group_scales_bytes + first_output + c])
+                                 : static_cast<float>(1 << (Bits - 1));
+  }
+  const Floats scale = Floats::load_unaligned(scales);
+  const Floats zero = Floats::load_unaligned(zeros);
+  const auto step = xsimd::bitwise_cast<std::uint32_t>(decode_step<Bits, Step>(block + first_output * step_inputs));
+  for (int i = 0; i < 4; ++i) {
+    const Ints code = xsimd::bitwise_cast<std::int32_t>((step >> (8 * i)) & xsimd::batch<std::uint32_t>(255u));
+    (scale * (xsimd::to_float(code) - zero))
+        .store_unaligned(out + static_cast<std::size_t>(i) * panel_outputs + first_output);
+  }
+  if constexpr (Step < 7) {
+    decode_steps<Bits, Z, Step + 1>(block, header, multiplier, first_output, out + step_inputs * panel_outputs);
+  }
+}
+
+/// See DecodeJob.
+template <int Bits, Zero Z>
+void decode_panel(const DecodeJob& job) noexcept {
+  for (std::size_t input = 0; input < job.inputs; input += block_inputs) {
+    const std::size_t block = job.first_block + input / block_inputs;
+    const std::byte* header = job.panel + block / job.blocks_per_group * job.group_bytes;
+    const std::byte* codes = header + job.header_bytes + block % job.blocks_per_group * block_bytes(Bits);
+    const std::size_t wanted = job.inputs - input < block_inputs ? job.inputs - input : block_inputs;
+    float whole[block_inputs * panel_outputs];
+    for (std::size_t output = 0; output < panel_outputs; output += lane_outputs) {
+      decode_steps<Bits, Z, 0>(codes, header, job.multiplier, output, whole);
+    }
+    __builtin_memcpy(job.out + input * panel_outputs, whole, wanted * panel_outputs * sizeof(float));
+  }
+}
+
 }  // namespace isa::portable
 
 /// The kernels of RegionKernels, and xsimd's where those have only the scalar one.
@@ -133,6 +174,14 @@ struct PortableKernels {
   template <int Bits, Zero Z>
   [[nodiscard]] static IntegerKernel integer_tile(Isa isa) noexcept {
     return isa == Isa::portable ? &isa::portable::integer_tile<Bits, Z> : RegionKernels::integer_tile<Bits, Z>(isa);
+  }
+  template <int Bits, Zero Z>
+  [[nodiscard]] static DecodeKernel decode_panel(Isa isa) noexcept {
+    return isa == Isa::portable ? &isa::portable::decode_panel<Bits, Z> : RegionKernels::decode_panel<Bits, Z>(isa);
+  }
+  template <int Bits, Zero Z>
+  [[nodiscard]] static WeightOnlyKernel weight_only_tile(Isa isa) noexcept {
+    return RegionKernels::weight_only_tile<Bits, Z>(isa);
   }
 };
 

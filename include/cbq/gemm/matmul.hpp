@@ -8,6 +8,7 @@
 // once per 240 tokens.
 
 #include <cstddef>
+#include <type_traits>
 
 #include <cbq/core/executor.hpp>
 #include <cbq/gemm/activations.hpp>
@@ -31,42 +32,70 @@ inline constexpr std::size_t piece_outputs = 2 * panel_outputs;
 /// Tokens of one piece: their codes stay in the L2 cache.
 inline constexpr std::size_t piece_tokens = 12 * activation_panel_rows;
 
-/// Applies an epilogue to a finished tile while it is in the L1 cache.
+/// Rows and columns of a piece of the result.
+struct Patch {
+  std::size_t row = 0;
+  std::size_t column = 0;
+  std::size_t rows = 0;
+  std::size_t columns = 0;
+};
+
+/// Tokens and inputs of the activations.
+struct ActivationShape {
+  std::size_t tokens = 0;
+  std::size_t inputs = 0;
+};
+
+[[nodiscard]] inline Status check_shapes(ActivationShape x, const PackedLayout& weights, OutputRange range,
+                                         const MatrixView<float>& y) {
+  if (x.inputs != weights.inputs) {
+    return Error{Errc::bad_shape, "[cbq] matmul: activations and weights have different inputs", "inputs", x.inputs,
+                 weights.inputs};
+  }
+  if (y.rows != x.tokens || y.columns != weights.outputs || (y.rows > 1 && y.stride < y.columns)) {
+    return Error{Errc::bad_shape, "[cbq] matmul: the result must be tokens x outputs", "y",
+                 ErrorText(y.rows) << " x " << y.columns << ", stride " << y.stride,
+                 ErrorText(x.tokens) << " x " << weights.outputs};
+  }
+  if (range.first % panel_outputs != 0 || range.first > y.columns || range.count > y.columns - range.first) {
+    return Error{Errc::bad_argument, "[cbq] matmul: a range of outputs starts at a multiple of 16 and ends inside y",
+                 "range", ErrorText(range.first) << " + " << range.count, y.columns};
+  }
+  return {};
+}
+
+/// Applies an epilogue to a finished patch while it is in the L1 cache.
 template <class E>
-void apply_epilogue(const E& epilogue, const MatrixView<float>& y, std::size_t first_row, std::size_t first_column,
-                    std::size_t row_count, std::size_t column_count) {
+void apply_epilogue(const E& epilogue, const MatrixView<float>& y, const Patch& patch) {
   if constexpr (!std::is_same_v<E, NoEpilogue>) {
-    for (std::size_t r = first_row; r < first_row + row_count; ++r) {
+    for (std::size_t r = patch.row; r < patch.row + patch.rows; ++r) {
       float* values = row(y, r);
-      for (std::size_t c = first_column; c < first_column + column_count; ++c) values[c] = epilogue(values[c], r, c);
+      for (std::size_t c = patch.column; c < patch.column + patch.columns; ++c) values[c] = epilogue(values[c], r, c);
     }
   }
 }
 
-/// Multiplies outputs [first_output, first_output + count) (at most 32, from a panel's start) with one panel of
-/// activations.
+/// One patch of the result: one panel of activations, at most 32 outputs from the start of a panel of weights.
 template <Scheme S>
-void multiply_tile(IntegerKernel kernel, const QuantizedActivationsView<S>& x, const PackedWeightsView<S>& weights,
-                   const MatrixView<float>& y, std::size_t first_token, std::size_t first_output, std::size_t count) {
+void multiply_patch(IntegerKernel kernel, const QuantizedActivationsView<S>& x, const PackedWeightsView<S>& weights,
+                    const MatrixView<float>& y, const Patch& patch) {
   const PackedLayout& layout = weights.layout;
-  const std::size_t token_count =
-      x.tokens - first_token < activation_panel_rows ? x.tokens - first_token : activation_panel_rows;
   IntegerTile tile;
-  tile.panel = weights.data + first_output / panel_outputs * layout.panel_bytes;
+  tile.panel = weights.data + patch.column / panel_outputs * layout.panel_bytes;
   tile.panel_bytes = layout.panel_bytes;
   tile.header_bytes = layout.header_bytes;
   tile.group_bytes = layout.group_bytes;
-  tile.panels = divide_up(count, panel_outputs);
+  tile.panels = divide_up(patch.columns, panel_outputs);
   tile.groups = layout.groups;
   tile.blocks_per_group = layout.blocks_per_group;
   tile.blocks = layout.blocks;
   tile.weight_multiplier = weights.multiplier;
-  tile.codes = x.codes + first_token * layout.blocks * block_inputs;
-  tile.zero_terms = x.zero_terms + first_token * layout.groups;
-  tile.row_scales = x.scales + first_token;
-  tile.panel_rows = token_count;
-  if (count % panel_outputs == 0) {
-    tile.out = row(y, first_token) + first_output;
+  tile.codes = x.codes + patch.row * layout.blocks * block_inputs;
+  tile.zero_terms = x.zero_terms + patch.row * layout.groups;
+  tile.row_scales = x.scales + patch.row;
+  tile.panel_rows = patch.rows;
+  if (patch.columns % panel_outputs == 0) {
+    tile.out = row(y, patch.row) + patch.column;
     tile.out_stride = y.stride;
     kernel(tile);
     return;
@@ -75,9 +104,9 @@ void multiply_tile(IntegerKernel kernel, const QuantizedActivationsView<S>& x, c
   tile.out = whole;
   tile.out_stride = piece_outputs;
   kernel(tile);
-  for (std::size_t r = 0; r < token_count; ++r) {
-    float* values = row(y, first_token + r) + first_output;
-    for (std::size_t c = 0; c < count; ++c) values[c] = whole[r * piece_outputs + c];
+  for (std::size_t r = 0; r < patch.rows; ++r) {
+    float* values = row(y, patch.row + r) + patch.column;
+    for (std::size_t c = 0; c < patch.columns; ++c) values[c] = whole[r * piece_outputs + c];
   }
 }
 
@@ -88,18 +117,8 @@ template <Scheme S, Epilogue Post = NoEpilogue, class Kernels = RegionKernels, E
 [[nodiscard]] Status matmul_outputs(const QuantizedActivationsView<S>& x, const PackedWeightsView<S>& weights,
                                     OutputRange range, const MatrixView<float>& y, const Post& epilogue = {},
                                     const E& executor = {}, Isa cap = detect()) {
-  if (x.layout.inputs != weights.layout.inputs) {
-    return Error{Errc::bad_shape, "[cbq] matmul: activations and weights have different inputs", "inputs",
-                 x.layout.inputs, weights.layout.inputs};
-  }
-  if (y.rows != x.tokens || y.columns != weights.layout.outputs) {
-    return Error{Errc::bad_shape, "[cbq] matmul: the result must be tokens x outputs", "y",
-                 ErrorText(y.rows) << " x " << y.columns, ErrorText(x.tokens) << " x " << weights.layout.outputs};
-  }
-  if (range.first % panel_outputs != 0 || range.first > y.columns || range.count > y.columns - range.first) {
-    return Error{Errc::bad_argument, "[cbq] matmul: a range of outputs starts at a multiple of 16 and ends inside y",
-                 "range", ErrorText(range.first) << " + " << range.count, y.columns};
-  }
+  if (const Status shapes = driver::check_shapes({x.tokens, x.layout.inputs}, weights.layout, range, y); !shapes)
+    return shapes;
   const IntegerKernel kernel = Kernels::template integer_tile<S.weight.bits, S.weight.zero>(capped(cap));
   const std::size_t token_pieces = divide_up(x.tokens, driver::piece_tokens);
   const std::size_t output_pieces = divide_up(range.count, driver::piece_outputs);
@@ -112,9 +131,10 @@ template <Scheme S, Epilogue Post = NoEpilogue, class Kernels = RegionKernels, E
     const std::size_t end =
         x.tokens - first_token < driver::piece_tokens ? x.tokens : first_token + driver::piece_tokens;
     for (std::size_t token = first_token; token < end; token += activation_panel_rows) {
-      driver::multiply_tile<S>(kernel, x, weights, y, token, first_output, count);
-      driver::apply_epilogue(epilogue, y, token, first_output,
-                             end - token < activation_panel_rows ? end - token : activation_panel_rows, count);
+      const std::size_t rows = end - token < activation_panel_rows ? end - token : activation_panel_rows;
+      const driver::Patch patch{token, first_output, rows, count};
+      driver::multiply_patch<S>(kernel, x, weights, y, patch);
+      driver::apply_epilogue(epilogue, y, patch);
     }
   });
   return {};
