@@ -120,7 +120,8 @@ function(cbq_unpack_debian_packages prefix message_variable)
       -o Dir::Cache::pkgcache=pkgcache.bin  # containers often switch it off, and then each command parses the lists anew
       -o Dir::State::status=/var/lib/dpkg/status
       -o Dir::Etc::SourceList=${state}/sources.list -o Dir::Etc::SourceParts=${state}/sources.d
-      -o APT::Architecture=${arch} -o APT::Default-Release=${codename} -o APT::Sandbox::User= -o Acquire::Languages=none
+      -o APT::Architecture=${arch} -o APT::Default-Release=${codename} -o APT::Sandbox::User=
+      -o APT::Update::Error-Mode=any -o Acquire::Languages=none
       -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false -o Acquire::http::Timeout=10 -o Acquire::Retries=1)
   execute_process(COMMAND ${apt} update RESULT_VARIABLE failed OUTPUT_VARIABLE log ERROR_VARIABLE log TIMEOUT 120)
   if(NOT failed)

@@ -19,7 +19,7 @@ execute_process(COMMAND ${PKG_CONFIG} --cflags cbq OUTPUT_VARIABLE flags COMMAND
 string(STRIP "${version}" version)
 separate_arguments(flags)
 execute_process(
-  COMMAND ${CMAKE_CXX_COMPILER} -std=c++${STANDARD} ${flags} @${LIBRARY_FLAGS} -DEXPECTED_VERSION="${version}"
+  COMMAND ${CMAKE_CXX_COMPILER} ${STANDARD_OPTION} ${flags} @${LIBRARY_FLAGS} -DEXPECTED_VERSION="${version}"
           ${CONSUMER_DIR}/main.cpp -o ${WORK_DIR}/consumer
   COMMAND_ERROR_IS_FATAL ANY)
 execute_process(COMMAND ${WORK_DIR}/consumer COMMAND_ERROR_IS_FATAL ANY)
