@@ -99,6 +99,10 @@ struct Tokenizer::State {
   [[nodiscard]] Status add_added_tokens(const TokenizerParts& parts);
   [[nodiscard]] Status add_special_ids(const TokenizerParts& parts);
 
+  void add_joint(std::string_view left, std::string_view right);
+
+  /// Cuts a word where no merge can reach across, so that a text without pre-tokenizer is words too.
+  void cut_word(std::string_view word, std::vector<std::string_view>& out) const;
   // Encoding of one word into `out`, which starts empty; `scratch` only saves allocations.
   void encode_word(std::string_view word, std::vector<Symbol>& scratch, std::vector<Symbol>& out) const;
   void append_unknown(std::string_view character, std::vector<Symbol>& out) const;
@@ -186,8 +190,20 @@ Status Tokenizer::State::add_merges(const TokenizerParts& parts) {
     }
     merges.insert({static_cast<Symbol>(*left_id), static_cast<Symbol>(*right_id)},
                   {static_cast<std::uint32_t>(rank), static_cast<Symbol>(*result)});
+    add_joint(left, right);
   }
   return {};
+}
+
+/// Only for an alphabet of characters: with pre-tokenizers, byte-level words are short as they are.
+void Tokenizer::State::add_joint(std::string_view left, std::string_view right) {
+  if (alphabet != Alphabet::characters || left.empty() || right.empty()) return;
+  std::size_t last = left.size() - 1;
+  while (last > 0 && left.size() - last < 4 && (static_cast<unsigned char>(left[last]) & 0xC0U) == 0x80U) --last;
+  if (character_length(left, last) != left.size() - last) last = left.size() - 1;
+  const auto before = look_up(symbols, left.substr(last));
+  const auto after = look_up(symbols, right.substr(0, character_length(right, 0)));
+  if (before && after) merges.add_joint({*before, *after});
 }
 
 /// Every way to cut a token into two symbols is a merge that gives it.
@@ -196,7 +212,9 @@ void Tokenizer::State::add_cuts(const std::string& token, Merge merge) {
   for (std::size_t cut = character_length(text, 0); cut < text.size(); cut += character_length(text, cut)) {
     const auto left = look_up(symbols, text.substr(0, cut));
     const auto right = look_up(symbols, text.substr(cut));
-    if (left && right) merges.insert({*left, *right}, merge);
+    if (!left || !right) continue;
+    merges.insert({*left, *right}, merge);
+    add_joint(text.substr(0, cut), text.substr(cut));
   }
 }
 
@@ -321,6 +339,27 @@ void Tokenizer::State::append_unknown(std::string_view character, std::vector<Sy
   if (!fuses_unknown || out.empty() || out.back() != symbol) out.push_back(symbol);
 }
 
+void Tokenizer::State::cut_word(std::string_view word, std::vector<std::string_view>& out) const {
+  if (alphabet != Alphabet::characters || whole_words_first) {
+    out.push_back(word);
+    return;
+  }
+  std::size_t begin = 0;
+  Symbol before = no_symbol;
+  for (std::size_t at = 0; at < word.size();) {
+    const std::size_t length = character_length(word, at);
+    const Symbol symbol = look_up(symbols, word.substr(at, length)).value_or(no_symbol);
+    // Characters that are no tokens stay with their neighbours: what becomes of them may depend on those.
+    if (before < bytes.size() && symbol < bytes.size() && !merges.is_joint({before, symbol})) {
+      out.push_back(word.substr(begin, at - begin));
+      begin = at;
+    }
+    before = symbol;
+    at += length;
+  }
+  if (begin < word.size()) out.push_back(word.substr(begin));
+}
+
 void Tokenizer::State::encode_word(std::string_view word, std::vector<Symbol>& scratch,
                                    std::vector<Symbol>& out) const {
   if (whole_words_first) {
@@ -405,7 +444,11 @@ class Tokenizer::Encoding {
     const auto words = split_words(part, position_, state_.pre_tokenizers, storage_);
     if (!words) return words.error();
     position_ = TextPosition::later;
-    for (const std::string_view word : *words) add_word(word);
+    for (const std::string_view word : *words) {
+      pieces_.clear();
+      state_.cut_word(word, pieces_);
+      for (const std::string_view piece : pieces_) add_word(piece);
+    }
     return {};
   }
 
@@ -427,6 +470,7 @@ class Tokenizer::Encoding {
   std::deque<std::string> storage_;                   // what words point into, beside the text
   std::unordered_map<std::string_view, Span> known_;  // into known_ids_
   std::vector<std::int32_t> known_ids_;
+  std::vector<std::string_view> pieces_;
   std::vector<Symbol> scratch_;
   std::vector<Symbol> encoded_;
 };

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 namespace cbq_llama {
@@ -34,7 +35,12 @@ class MergeTable {
     const auto found = merges_.find(pair);
     return found == merges_.end() ? nullptr : &found->second;
   }
-  [[nodiscard]] std::size_t size() const { return merges_.size(); }
+
+  /// Notes that some merge joins two symbols of which the left one ends and the right one begins with these characters.
+  void add_joint(SymbolPair characters) { joints_.insert(characters); }
+  /// Whether a merge could ever reach across the border between two characters. Where none can, both sides merge as if
+  /// the other were not there.
+  [[nodiscard]] bool is_joint(SymbolPair characters) const { return joints_.contains(characters); }
 
   /// Merges `symbols` in place until no merge applies. At most 2^32 - 2 symbols.
   void apply(std::vector<Symbol>& symbols) const;
@@ -47,6 +53,7 @@ class MergeTable {
     }
   };
   std::unordered_map<SymbolPair, Merge, Hash> merges_;
+  std::unordered_set<SymbolPair, Hash> joints_;
 };
 
 }  // namespace cbq_llama
