@@ -5,9 +5,9 @@
 
 #include <cbq/core/cpu.hpp>
 #include <cbq/gemm/integer_tile.hpp>
-#include <cbq/gemm/kernels_avx2.hpp>
-#include <cbq/gemm/kernels_avx512_vnni.hpp>
-#include <cbq/gemm/kernels_scalar.hpp>
+#include <cbq/gemm/integer_kernels_avx2.hpp>
+#include <cbq/gemm/integer_kernels_avx512.hpp>
+#include <cbq/gemm/integer_kernels_scalar.hpp>
 #include <cbq/gemm/weight_only_kernels_avx2.hpp>
 #include <cbq/gemm/weight_only_kernels_avx512.hpp>
 #include <cbq/gemm/weight_only_kernels_scalar.hpp>

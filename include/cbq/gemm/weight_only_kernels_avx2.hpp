@@ -10,7 +10,7 @@
 
 #include <cstddef>
 
-#include <cbq/gemm/kernels_avx2.hpp>
+#include <cbq/gemm/integer_kernels_avx2.hpp>
 #include <cbq/gemm/weight_only_tile.hpp>
 
 namespace cbq {

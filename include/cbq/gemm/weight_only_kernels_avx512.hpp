@@ -12,7 +12,7 @@
 
 #include <cstddef>
 
-#include <cbq/gemm/kernels_avx512_vnni.hpp>
+#include <cbq/gemm/integer_kernels_avx512.hpp>
 #include <cbq/gemm/weight_only_tile.hpp>
 
 namespace cbq {

@@ -5,7 +5,7 @@
 
 #include <cstddef>
 
-#include <cbq/gemm/kernels_scalar.hpp>
+#include <cbq/gemm/integer_kernels_scalar.hpp>
 #include <cbq/gemm/weight_only_tile.hpp>
 
 namespace cbq {
