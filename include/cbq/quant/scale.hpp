@@ -64,13 +64,13 @@ inline constexpr float smallest_scale = 0x1p-100f;
   return rounded < smallest ? smallest : rounded;
 }
 
-/// The largest of the scales; 0 when there are none.
+/// The largest of the finite scales; 0 when there are none.
 [[nodiscard]] constexpr float largest_scale(const MatrixView<const float>& scales) noexcept {
   float largest = 0;
   for (std::size_t r = 0; r < scales.rows; ++r) {
     for (std::size_t c = 0; c < scales.columns; ++c) {
       const float scale = row(scales, r)[c];
-      largest = scale > largest ? scale : largest;
+      largest = scale > largest && is_finite(scale) ? scale : largest;
     }
   }
   return largest;

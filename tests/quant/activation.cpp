@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cbq/quant/activation.hpp>
+
+#include <catch2/catch_all.hpp>
+#include <cbq/gemm/activations.hpp>
+
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "oracle/quant.hpp"
+
+using cbq::Grid;
+using cbq::Zero;
+
+namespace {
+
+constexpr Grid token_grid(int bits, Zero zero) {
+  return {.bits = bits, .granularity = cbq::Granularity::per_token, .zero = zero};
+}
+constexpr Grid grids[] = {token_grid(8, Zero::symmetric), token_grid(4, Zero::symmetric), token_grid(4, Zero::affine)};
+
+// Rows that stress the arithmetic: ordinary, with outliers, one-sided, constant, tiny, huge, zero.
+std::vector<std::vector<float>> rows_of(std::size_t size) {
+  std::vector<std::vector<float>> rows;
+  for (std::uint32_t seed = 0; seed < 20; ++seed)
+    rows.push_back(oracle::random_weights(size, seed, std::pow(10.0, static_cast<int>(seed % 5) - 2)));
+  rows[1][size / 2] = 300.0f;
+  for (float& v : rows[2]) v = std::fabs(v);
+  for (float& v : rows[3]) v = -std::fabs(v);
+  rows[4].assign(size, 0.7f);
+  rows[5].assign(size, 0.0f);
+  for (float& v : rows[6]) v *= 0x1p-98f;
+  for (float& v : rows[7]) v *= 0x1p-120f;
+  rows[8].assign(size, -FLT_MAX);
+  rows[9][0] = FLT_MAX;
+  rows[9][size - 1] = -FLT_MAX;
+  rows[10].assign(size, -FLT_TRUE_MIN);
+  for (std::size_t i = 0; i < size; ++i)
+    rows[11][i] = static_cast<float>(i % 255) - 127.0f + (i % 2 == 0 ? 0.5f : 0.0f);  // ties
+  rows[11][0] = 127.0f;
+  return rows;
+}
+
+}  // namespace
+
+TEST_CASE("fake-quantized activations are the packed path's, bit for bit") {
+  for (const Grid& grid : grids) {
+    for (const std::size_t size : {std::size_t{1}, std::size_t{15}, std::size_t{16}, std::size_t{577}}) {
+      for (const std::vector<float>& x : rows_of(size)) {
+        CAPTURE(grid.bits, grid.zero == Zero::affine, size, x[0]);
+        std::vector<float> fake(size + 1, 3.0f);
+        REQUIRE(cbq::fake_quantize_activations({x.data(), 1, size, size}, grid, {fake.data(), 1, size, size}));
+        const cbq::RowRange range = cbq::isa::scalar::row_range(x.data(), size);
+        const cbq::TokenQuantization token = cbq::token_quantization(grid, range);
+        cbq::ActivationRow row;
+        row.inverse_scale = token.inverse_scale;
+        row.lowest = token.lowest;
+        row.highest = token.highest;
+        int wrong = 0;
+        for (std::size_t i = 0; i < size; ++i) {
+          const float packed = token.scale * static_cast<float>(cbq::isa::scalar::activation_code(x[i], row));
+          wrong += packed == fake[i] ? 0 : 1;
+        }
+        CHECK(wrong == 0);
+        CHECK(fake[size] == 3.0f);
+      }
+    }
+  }
+}
+
+TEST_CASE("activations move by at most half a step, zero and the extremes stay") {
+  for (const Grid& grid : grids) {
+    for (std::vector<float> x : rows_of(64)) {
+      // At the very end of float's range the product scale * code may round to infinity, in the packed path, too.
+      for (float& v : x) v *= 0.5f;
+      x[5] = 0.0f;
+      std::vector<float> fake(64);
+      REQUIRE(cbq::fake_quantize_activations({x.data(), 2, 32, 32}, grid, {fake.data(), 2, 32, 32}));
+      CHECK(fake[5] == 0.0f);
+      int far = 0;
+      for (std::size_t t = 0; t < 2; ++t) {
+        double low = 0, high = 0;
+        for (std::size_t i = 32 * t; i < 32 * t + 32; ++i) {
+          low = std::min(low, static_cast<double>(x[i]));
+          high = std::max(high, static_cast<double>(x[i]));
+        }
+        const double largest = std::max(-low, high);
+        const double step = grid.zero == Zero::affine ? (high - low) / 15 : largest / (grid.bits == 8 ? 127 : 7);
+        // Affine ends may lose up to half a step more, as the zero point is rounded.
+        const double bound = step * (grid.zero == Zero::affine ? 1.0 : 0.5) * 1.0001 + largest * 1e-6 + 0x1p-100;
+        for (std::size_t i = 32 * t; i < 32 * t + 32; ++i) {
+          far += std::fabs(static_cast<double>(fake[i]) - static_cast<double>(x[i])) <= bound ? 0 : 1;
+        }
+      }
+      CHECK(far == 0);
+    }
+  }
+}
+
+TEST_CASE("tokens are independent, and the result may overwrite the input") {
+  std::vector<float> x = oracle::random_weights(3 * 50, 3);
+  std::vector<float> apart(3 * 40), together(3 * 40);
+  for (std::size_t t = 0; t < 3; ++t) {
+    REQUIRE(
+        cbq::fake_quantize_activations({x.data() + 50 * t, 1, 40, 50}, grids[2], {apart.data() + 40 * t, 1, 40, 40}));
+  }
+  REQUIRE(cbq::fake_quantize_activations({x.data(), 3, 40, 50}, grids[2], cbq::matrix_view(together.data(), 3, 40)));
+  CHECK(together == apart);
+  REQUIRE(cbq::fake_quantize_activations({x.data(), 3, 40, 50}, grids[2], {x.data(), 3, 40, 50}));
+  CHECK(std::equal(together.begin(), together.begin() + 40, x.begin()));
+}
+
+TEST_CASE("bad activations, grids and shapes are errors") {
+  std::vector<float> x(3 * 20, 1.0f), out(60);
+  for (const float bad : {NAN, INFINITY, -INFINITY}) {
+    for (const std::size_t at : {std::size_t{20}, std::size_t{39}}) {
+      x[at] = bad;
+      const auto status = cbq::fake_quantize_activations({x.data(), 3, 20, 20}, grids[0], {out.data(), 3, 20, 20});
+      REQUIRE(!status);
+      CHECK(status.error().code == cbq::Errc::not_finite);
+      CHECK(std::string(status.error().where.c_str()) == "token 1");
+      x[at] = 1.0f;
+    }
+  }
+  const auto fails = [&](const Grid& grid, cbq::MatrixView<float> y) {
+    return !cbq::fake_quantize_activations({x.data(), 3, 20, 20}, grid, y);
+  };
+  CHECK(fails(token_grid(16, Zero::symmetric), {out.data(), 3, 20, 20}));
+  CHECK(fails(token_grid(8, Zero::affine), {out.data(), 3, 20, 20}));
+  CHECK(fails(Grid{.bits = 8}, {out.data(), 3, 20, 20}));
+  CHECK(fails(grids[0], {out.data(), 3, 19, 20}));
+  CHECK(fails(grids[0], {out.data(), 2, 20, 20}));
+  CHECK(fails(grids[0], {out.data(), 3, 20, 19}));
+  CHECK(cbq::fake_quantize_activations({x.data(), 0, 20, 20}, grids[0], {out.data(), 0, 20, 20}));
+  CHECK(cbq::fake_quantize_activations({x.data(), 3, 0, 0}, grids[0], {out.data(), 3, 0, 0}));
+}
