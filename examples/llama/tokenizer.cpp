@@ -259,16 +259,14 @@ Status Tokenizer::State::add_added_tokens(const TokenizerParts& parts) {
       if (const Status status = set_token(spelling, token.id); !status) return status;
     }
     special[index] = special[index] || token.special;
-    // Added tokens are not spelled in the byte alphabet.
-    bytes[index] = with_spaces(token.text, parts.space_mark);
-    if (!token.normalized || normalizers.empty()) {
-      raw.push_back(std::move(token));
-      continue;
+    if (token.normalized && !normalizers.empty()) {
+      auto text = normalize(token.text, normalizers);
+      if (!text) return text.error();
+      token.text = *std::move(text);
     }
-    auto text = normalize(token.text, normalizers);
-    if (!text) return text.error();
-    token.text = *std::move(text);
-    normalized.push_back(std::move(token));
+    // What the token takes out of a text. Added tokens are not spelled in the byte alphabet.
+    bytes[index] = with_spaces(token.text, parts.space_mark);
+    (token.normalized ? normalized : raw).push_back(std::move(token));
   }
   raw_tokens = AddedTokenFinder(std::move(raw));
   normalized_tokens = AddedTokenFinder(std::move(normalized));
