@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cbq/io/mapped_file.hpp>
+
+#include <catch2/catch_all.hpp>
+
+#include <cstring>
+#include <filesystem>
+#include <string>
+#include <utility>
+
+#include <sys/stat.h>
+
+#include "support/files.hpp"
+
+using cbq::Errc;
+using cbq::FileBytes;
+using cbq::FileMode;
+using support::message;
+
+namespace {
+
+std::string text_of(const FileBytes& file) {
+  return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
+}
+
+}  // namespace
+
+TEST_CASE("both modes give the bytes of the file, of any size") {
+  const support::ScratchFolder folder;
+  for (const std::size_t size : {0u, 1u, 4095u, 4096u, 4097u, 300'000u}) {
+    std::string content(size, 'x');
+    for (std::size_t i = 0; i < size; ++i) content[i] = static_cast<char>(i * 31 % 251);
+    support::write_text(folder / "file", content);
+    for (const FileMode mode : {FileMode::map, FileMode::read}) {
+      auto file = FileBytes::open(folder / "file", mode);
+      REQUIRE(file);
+      CHECK(text_of(*file) == content);
+      const std::byte* before = file->bytes().data();
+      const FileBytes moved = std::move(*file);
+      CHECK(moved.bytes().data() == before);
+      CHECK(text_of(moved) == content);
+      CHECK(moved.check_size("file"));
+    }
+  }
+}
+
+TEST_CASE("a file that changes its size is an error, not a crash") {
+  const support::ScratchFolder folder;
+  support::write_text(folder / "file", "0123456789");
+  const auto mapped = FileBytes::open(folder / "file", FileMode::map);
+  const auto copied = FileBytes::open(folder / "file", FileMode::read);
+  REQUIRE(mapped);
+  REQUIRE(copied);
+  std::filesystem::resize_file(folder / "file", 4);
+  CHECK(mapped->check_size("file").error().code == Errc::bad_file);
+  CHECK_THAT(message(mapped->check_size("file")), Catch::Matchers::ContainsSubstring("got 4 bytes, wanted 10 bytes"));
+  CHECK(text_of(*copied) == "0123456789");
+}
+
+TEST_CASE("what is no regular file is refused with the reason") {
+  const support::ScratchFolder folder;
+  CHECK(FileBytes::open(folder / "absent").error().code == Errc::io);
+  CHECK_THAT(message(FileBytes::open(folder / "absent")), Catch::Matchers::ContainsSubstring("No such file"));
+  CHECK_THAT(message(FileBytes::open(folder.path())), Catch::Matchers::ContainsSubstring("a folder"));
+  CHECK_THAT(message(FileBytes::open("/dev/null")), Catch::Matchers::ContainsSubstring("device"));
+  REQUIRE(::mkfifo((folder / "pipe").c_str(), 0600) == 0);
+  CHECK_FALSE(FileBytes::open(folder / "pipe"));
+  support::write_text(folder / "large", "12345678");
+  CHECK(FileBytes::open(folder / "large", FileMode::read, 8));
+  CHECK_FALSE(FileBytes::open(folder / "large", FileMode::read, 7));
+}
