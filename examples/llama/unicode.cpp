@@ -214,13 +214,8 @@ cbq::Status Regex::Compiled::find_all(std::string_view part, std::size_t offset,
                    reinterpret_cast<const char*>(message.data())};  // NOLINT: unsigned char to char
     }
     const PCRE2_SIZE* ends = pcre2_get_ovector_pointer(data);
-    // \K in a lookahead can put the start of a match behind its end, or before `from`.
-    if (ends[0] >= from && ends[1] > ends[0]) {
-      found.push_back({offset + ends[0], offset + ends[1]});
-      from = ends[1];
-    } else {
-      from = (ends[1] > from ? ends[1] : from + character_length(part, from));
-    }
+    if (ends[1] > ends[0]) found.push_back({offset + ends[0], offset + ends[1]});
+    from = ends[1] > from ? ends[1] : from + character_length(part, from);
   }
   return {};
 }
