@@ -1,0 +1,154 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Holds every product of a cbq-bench run against the ceiling of the same run.
+
+    plot.py RESULTS.json [--match REGEX] [--svg FILE]
+
+Prints one line per benchmark: median GOPS and GBps, and the percentage of the ceiling that binds it, which is the one
+that would take longer alone: reading the packed weights once at the rate of ceiling/dram, or the arithmetic at the rate
+of the multiply instruction (ceiling/vnni for integer kernels of AVX-512, ceiling/maddubs for other integer kernels,
+ceiling/fma for float activations). --svg draws the percentages over M; only that needs matplotlib.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import sys
+
+NAME = re.compile(
+    r"(?P<kind>gemm|float|eigen)/(?P<what>\w+)/(?:(?P<isa>\w+)/)?"
+    r"M:(?P<m>\d+)/N:(?P<n>\d+)/K:(?P<k>\d+)/threads:(?P<threads>\d+)"
+)
+CEILING = re.compile(r"ceiling/(?P<what>\w+)/threads:(?P<threads>\d+)")
+
+
+def medians(report):
+    """{name: {counter: median over repetitions}}, for runs that report single repetitions or only aggregates."""
+    samples, aggregates = {}, {}
+    for entry in report["benchmarks"]:
+        if entry.get("error_occurred"):
+            continue
+        name = entry.get("run_name", entry["name"])
+        counters = {key: entry[key] for key in ("GOPS", "GBps") if key in entry}
+        if entry.get("run_type") == "aggregate":
+            if entry["aggregate_name"] == "median":
+                aggregates[name] = counters
+        else:
+            for key, value in counters.items():
+                samples.setdefault(name, {}).setdefault(key, []).append(value)
+    result = {n: {key: statistics.median(v) for key, v in c.items()} for n, c in samples.items()}
+    return {**aggregates, **result}
+
+
+def compute_ceiling(row):
+    if row["kind"] != "gemm" or row["what"].partition("a")[2].startswith("16"):
+        return "fma"
+    return "vnni" if row["isa"] == "avx512_vnni" else "maddubs"
+
+
+def rows_against_ceilings(values):
+    ceilings = {}
+    for name, counters in values.items():
+        match = CEILING.match(name)
+        if match:
+            ceilings[match["what"], int(match["threads"])] = counters.get("GBps", counters.get("GOPS"))
+    rows = []
+    for name, counters in values.items():
+        match = NAME.match(name)
+        if not match:
+            continue
+        row = {key: int(v) if v and v.isdigit() else v for key, v in match.groupdict().items()}
+        row.update(counters, name=name.removesuffix("/real_time"))
+        shares = []
+        for ceiling, counter in ((compute_ceiling(row), "GOPS"), ("dram", "GBps")):
+            limit = ceilings.get((ceiling, row["threads"]))
+            if limit:
+                shares.append((100 * row[counter] / limit, ceiling))
+        row["percent"], row["ceiling"] = max(shares, default=(None, None))
+        rows.append(row)
+    return ceilings, rows
+
+
+def print_table(ceilings, rows):
+    for (what, threads), value in sorted(ceilings.items(), key=lambda item: item[0][::-1]):
+        print(f"{f'ceiling/{what}/threads:{threads}':64} {value:8.1f} {'GB/s' if what == 'dram' else 'GOPS'}")
+    for row in rows:
+        share = "no ceiling in this run" if row["percent"] is None else f"{row['percent']:5.0f} % of {row['ceiling']}"
+        print(f"{row['name']:64} {row['GOPS']:8.1f} GOPS {row['GBps']:7.2f} GB/s {share}")
+
+
+def draw(rows, path, context):
+    try:
+        import matplotlib
+    except ImportError:
+        sys.exit("plot.py: --svg needs matplotlib (pip install matplotlib)")
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    shapes = [(row["n"], row["k"]) for row in rows]
+    n, k = max(dict.fromkeys(shapes), key=shapes.count)
+    rows = [row for row in rows if (row["n"], row["k"]) == (n, k) and row["percent"] is not None]
+    if not rows:
+        sys.exit("plot.py: no products with a ceiling in the same run: nothing to draw")
+    threads = sorted({row["threads"] for row in rows})
+    group = lambda row: row["isa"] if row["kind"] == "gemm" else "floating-point weights"
+    groups = sorted({group(row) for row in rows})
+    ms = sorted({row["m"] for row in rows})
+    figure, axes = plt.subplots(
+        len(threads), len(groups), squeeze=False, sharey=True, figsize=(4.6 * len(groups), 3.6 * len(threads) + 0.8)
+    )
+    for i, count in enumerate(threads):
+        for j, name in enumerate(groups):
+            axis = axes[i][j]
+            lines = {}
+            for row in rows:
+                if row["threads"] == count and group(row) == name:
+                    label = row["what"] if row["kind"] == "gemm" else "/".join(filter(None, (row["kind"], row["what"], row["isa"])))
+                    lines.setdefault(label, []).append(row)
+            for number, (label, points) in enumerate(lines.items()):
+                points.sort(key=lambda row: row["m"])
+                axis.plot(
+                    [ms.index(row["m"]) for row in points],
+                    [row["percent"] for row in points],
+                    marker="osD^v<>Xph"[number // 10 % 10],
+                    markersize=4,
+                    color=f"C{number % 10}",
+                    label=label,
+                )
+            axis.axhline(100, color="black", linewidth=0.8)
+            axis.set_xticks(range(len(ms)), ms)
+            axis.set_title(f"{name}, {count} thread{'s' if count > 1 else ''}")
+            axis.grid(alpha=0.3)
+            axis.set_ylim(0, 110)
+            if lines:
+                axis.legend(fontsize=7)
+            if i == len(threads) - 1:
+                axis.set_xlabel("M (tokens)")
+            if j == 0:
+                axis.set_ylabel("% of the ceiling that binds")
+    figure.suptitle(f"N = {n}, K = {k}: DRAM read or peak arithmetic of the same run = 100 %\n{context.get('processor', '')}")
+    figure.tight_layout()
+    figure.savefig(path, format="svg")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", help="what cbq-bench wrote with --benchmark_out=FILE")
+    parser.add_argument("--match", default="", help="only benchmarks whose name contains this regular expression")
+    parser.add_argument("--svg", metavar="FILE", help="draw percentages over M, one panel per instruction set and threads")
+    arguments = parser.parse_args()
+    try:
+        with open(arguments.results, encoding="utf-8") as file:
+            report = json.load(file)
+    except (OSError, ValueError) as error:
+        sys.exit(f"plot.py: {arguments.results}: {error}")
+    ceilings, rows = rows_against_ceilings(medians(report))
+    rows = [row for row in rows if re.search(arguments.match, row["name"])]
+    print_table(ceilings, rows)
+    if arguments.svg:
+        draw(rows, arguments.svg, report.get("context", {}))
+
+
+if __name__ == "__main__":
+    main()
