@@ -94,8 +94,9 @@ TEST_CASE("a target that fills up meanwhile is not overwritten") {
 TEST_CASE("impossible targets are errors") {
   const support::ScratchFolder scratch;
   support::write_text(scratch / "plain", "");
-  for (const std::string& target : {std::string(), std::string("/"), std::string("."), std::string(".."), scratch / "..",
-                                   scratch / "absent/model", scratch / "plain", scratch / "plain/model"}) {
+  for (const std::string& target :
+       {std::string(), std::string("/"), std::string("."), std::string(".."), scratch / "..", scratch / "absent/model",
+        scratch / "plain", scratch / "plain/model"}) {
     CAPTURE(target);
     CHECK_FALSE(AtomicFolder::create(target, Existing::replace));
   }

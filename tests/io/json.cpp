@@ -108,7 +108,8 @@ TEST_CASE("mutated JSON never does more than fail") {
   std::size_t accepted = 0;
   for (int i = 0; i < 5000; ++i) {
     std::string mutated = text;
-    for (std::size_t n = random() % 3 + 1; n != 0; --n) mutated[random() % mutated.size()] = static_cast<char>(random());
+    for (std::size_t n = random() % 3 + 1; n != 0; --n)
+      mutated[random() % mutated.size()] = static_cast<char>(random());
     accepted += parse_json(mutated) ? 1u : 0u;
   }
   CHECK(accepted > 0);
