@@ -20,7 +20,7 @@ namespace cbq {
 /// Packed N x K weights. Plain data: it may cross files and be rebuilt from a stored copy of the bytes.
 template <Scheme S>
 struct PackedWeightsView {
-  const std::byte* data = nullptr;  ///< packed_bytes(layout) bytes on a 64-byte boundary
+  const std::byte* data = nullptr;  ///< packed_bytes(layout) bytes, of any alignment
   PackedLayout layout = {};
   float multiplier = 1.0f;  ///< the power of two that stored scales are multiplied with
 };
@@ -107,9 +107,6 @@ template <Scheme S>
   if (memory.size() < packed_bytes(*layout)) {
     return Error{Errc::bad_shape, "[cbq] pack: the memory is too small", "memory", memory.size(),
                  packed_bytes(*layout)};
-  }
-  if (reinterpret_cast<std::uintptr_t>(memory.data()) % line_bytes != 0) {
-    return Error{Errc::bad_argument, "[cbq] pack: the memory must lie on a 64-byte boundary", "memory"};
   }
   const Result<float> multiplier = packing::scale_multiplier(matrix.scales);
   if (!multiplier) return multiplier.error();

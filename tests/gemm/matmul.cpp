@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cbq/gemm/matmul.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <thread>
+
+#include <catch2/catch_all.hpp>
+#include <cbq/gemm/kernels_portable.hpp>
+
+#include "oracle/gemm.hpp"
+#include "support/guarded.hpp"
+
+using namespace cbq;
+
+namespace {
+
+std::vector<Isa> machine_isas() {
+  std::vector<Isa> isas = {Isa::scalar, Isa::portable, Isa::avx2, Isa::avx512_vnni};
+  std::erase_if(isas, [](Isa isa) { return capped(isa) != isa; });
+  return isas;
+}
+
+struct Shape {
+  std::size_t tokens;
+  std::size_t outputs;
+  std::size_t inputs;
+};
+
+/// y from the definition: int64 sums per group, then float in the documented order (one fused multiply-add per group).
+template <Scheme S>
+std::vector<float> expected(const QuantizedActivationsView<S>& x, const oracle::Weights& w, float multiplier) {
+  std::vector<float> y(x.tokens * w.outputs);
+  for (std::size_t t = 0; t < x.tokens; ++t) {
+    for (std::size_t n = 0; n < w.outputs; ++n) {
+      float total = 0.0f;
+      for (std::size_t g = 0; g < w.groups; ++g) {
+        std::int64_t sum = 0;
+        for (std::size_t k = g * w.group; k < std::min(w.inputs, (g + 1) * w.group); ++k) {
+          sum += static_cast<std::int64_t>(w.level(n, k)) *
+                 oracle::activation_code(x, t, k, w.group, x.layout.blocks_per_group);
+        }
+        total = std::fma(w.scales[n * w.groups + g] / multiplier, static_cast<float>(sum), total);
+      }
+      y[t * w.outputs + n] = total * (x.scales[t] * multiplier);
+    }
+  }
+  return y;
+}
+
+/// Activations whose codes reach both ends of their range in every row.
+std::vector<float> activations(std::size_t tokens, std::size_t inputs, oracle::Codes kind, std::mt19937& random) {
+  std::vector<float> x(tokens * inputs);
+  std::normal_distribution<float> normal;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const float sign = i % 2 == 0 ? 1.0f : -1.0f;
+    x[i] = kind == oracle::Codes::random ? normal(random) : kind == oracle::Codes::highest ? 3.0f : 3.0f * sign;
+  }
+  return x;
+}
+
+template <Scheme S>
+void check_shape(Shape shape, oracle::Codes kind = oracle::Codes::random) {
+  std::mt19937 random(static_cast<unsigned>(shape.tokens * 1000 + shape.outputs * 10 + shape.inputs));
+  const oracle::Weights w = oracle::weights(S.weight, shape.outputs, shape.inputs, kind, random);
+  const std::vector<float> x = activations(shape.tokens, shape.inputs, kind, random);
+  const auto packed = PackedWeights<S>::from_codes(w.view());
+  REQUIRE(packed);
+  // The packed bytes and the quantized activations end where a forbidden page begins; so does y.
+  const support::Guarded<std::byte> bytes(std::span<const std::byte>(packed->view().data, packed->bytes()),
+                                          support::Edge::end);
+  PackedWeightsView<S> weights = packed->view();
+  weights.data = bytes.data();
+  for (const Isa isa : machine_isas()) {
+    CAPTURE(scheme_name(S).c_str(), shape.tokens, shape.outputs, shape.inputs, isa_name(isa));
+    QuantizedActivations<S> quantized;
+    REQUIRE(quantized.quantize(matrix_view<const float>(x.data(), shape.tokens, shape.inputs), SerialExecutor{}, isa));
+    const support::Guarded<float> y(shape.tokens * shape.outputs, support::Edge::end);
+    std::fill(y.span().begin(), y.span().end(), std::numeric_limits<float>::quiet_NaN());
+    REQUIRE(matmul<S, NoEpilogue, PortableKernels>(quantized.view(), weights,
+                                                   matrix_view(y.data(), shape.tokens, shape.outputs), {}, {}, isa));
+    const std::vector<float> want = expected(quantized.view(), w, packed->view().multiplier);
+    CHECK(std::equal(want.begin(), want.end(), y.data()));
+  }
+}
+
+template <Scheme S>
+void check_shapes() {
+  for (const Shape shape :
+       {Shape{1, 1, 1}, Shape{2, 15, 31}, Shape{3, 16, 32}, Shape{4, 17, 33}, Shape{5, 31, 97}, Shape{6, 32, 128},
+        Shape{19, 33, 160}, Shape{20, 48, 256}, Shape{21, 37, 257}, Shape{41, 64, 65}}) {
+    check_shape<S>(shape);
+  }
+  check_shape<S>({3, 33, 256}, oracle::Codes::lowest);
+  check_shape<S>({7, 33, 256}, oracle::Codes::highest);
+}
+
+struct ThreadExecutor {  // more threads than pieces, in no order
+  std::size_t threads = 7;
+  [[nodiscard]] std::size_t concurrency() const { return threads; }
+  template <class Task>
+  void for_each_index(std::size_t count, Task&& task) const {
+    std::vector<std::thread> workers;
+    for (std::size_t t = 0; t < threads; ++t) {
+      workers.emplace_back([&, t] {
+        for (std::size_t i = t; i < count; i += threads) task(count - 1 - i);
+      });
+    }
+    for (std::thread& worker : workers) worker.join();
+  }
+};
+
+}  // namespace
+
+TEST_CASE("Every kernel equals the definition bit for bit: 4-bit weights") {
+  check_shapes<schemes::w4a8_g32>();
+  check_shapes<make_scheme(4, 8, 64, Zero::affine)>();
+  check_shapes<schemes::w4a8_g128>();
+  check_shapes<make_scheme(4, 8, 0, Zero::affine)>();
+}
+
+TEST_CASE("Every kernel equals the definition bit for bit: 2, 3 and 8-bit weights") {
+  check_shapes<make_scheme(2, 8, 64, Zero::affine)>();
+  check_shapes<make_scheme(2, 8, 32, Zero::symmetric)>();
+  check_shapes<make_scheme(3, 8, 96, Zero::symmetric)>();
+  check_shapes<make_scheme(3, 8, 0, Zero::affine)>();
+  check_shapes<schemes::w8a8>();
+  check_shapes<make_scheme(8, 8, 32, Zero::affine)>();
+}
+
+TEST_CASE("Every kernel equals the definition bit for bit: 4-bit activations") {
+  check_shapes<schemes::w4a4>();
+  check_shapes<make_scheme(4, 4, 32, Zero::affine)>();
+  check_shapes<make_scheme(8, 4, 0, Zero::symmetric)>();
+}
+
+TEST_CASE("Long sums of extreme codes stay exact") {
+  // 8-bit codes at 65536 inputs per channel come closest to the end of int32.
+  check_shape<schemes::w8a8>({1, 3, 65536}, oracle::Codes::highest);
+  check_shape<make_scheme(8, 8, 0, Zero::affine)>({1, 3, 65536}, oracle::Codes::lowest);
+  check_shape<schemes::w4a8>({2, 3, 16384}, oracle::Codes::highest);
+}
+
+TEST_CASE("Executors, thread counts and ranges of outputs do not change a bit") {
+  constexpr Scheme S = schemes::w4a8_g32;
+  constexpr Shape shape{263, 200, 96};  // two pieces of tokens, seven of outputs
+  std::mt19937 random(5);
+  const oracle::Weights w = oracle::weights(S.weight, shape.outputs, shape.inputs, oracle::Codes::random, random);
+  const std::vector<float> x = activations(shape.tokens, shape.inputs, oracle::Codes::random, random);
+  const auto packed = PackedWeights<S>::from_codes(w.view());
+  REQUIRE(packed);
+  QuantizedActivations<S> quantized;
+  REQUIRE(quantized.quantize(matrix_view<const float>(x.data(), shape.tokens, shape.inputs), ThreadExecutor{}));
+  const std::vector<float> want = expected(quantized.view(), w, packed->view().multiplier);
+
+  std::vector<float> y(want.size());
+  const auto view = matrix_view(y.data(), shape.tokens, shape.outputs);
+  for (const std::size_t threads : {1u, 2u, 3u, 64u}) {
+    std::fill(y.begin(), y.end(), -1.0f);
+    REQUIRE(matmul(quantized.view(), packed->view(), view, NoEpilogue{}, ThreadExecutor{threads}));
+    CHECK(y == want);
+  }
+  std::fill(y.begin(), y.end(), -1.0f);
+  for (const OutputRange range : {OutputRange{0, 16}, OutputRange{16, 53 - 16 + 11}, OutputRange{64, 136}}) {
+    REQUIRE(matmul_outputs(quantized.view(), packed->view(), range, view));
+  }
+  CHECK(y == want);
+}
+
+TEST_CASE("A range writes its own columns only") {
+  constexpr Scheme S = schemes::w4a8_g32;
+  std::mt19937 random(5);
+  const oracle::Weights w = oracle::weights(S.weight, 64, 32, oracle::Codes::random, random);
+  const std::vector<float> x = activations(3, 32, oracle::Codes::random, random);
+  const auto packed = PackedWeights<S>::from_codes(w.view());
+  QuantizedActivations<S> quantized;
+  REQUIRE((packed && quantized.quantize(matrix_view<const float>(x.data(), 3, 32))));
+  std::vector<float> y(3 * 64, -1.0f);
+  const auto view = matrix_view(y.data(), 3, 64);
+  REQUIRE(matmul_outputs(quantized.view(), packed->view(), {16, 19}, view));
+  for (std::size_t i = 0; i < y.size(); ++i) CHECK((y[i] == -1.0f) == (i % 64 < 16 || i % 64 >= 35));
+  CHECK(matmul_outputs(quantized.view(), packed->view(), {8, 16}, view).error().code == Errc::bad_argument);
+  CHECK(matmul_outputs(quantized.view(), packed->view(), {48, 17}, view).error().code == Errc::bad_argument);
+  CHECK(matmul_outputs(quantized.view(), packed->view(), {80, 0}, view).error().code == Errc::bad_argument);
+}
+
+TEST_CASE("Epilogues see the finished product and its place") {
+  constexpr Scheme S = schemes::w4a8_g32;
+  constexpr Shape shape{23, 37, 64};
+  std::mt19937 random(5);
+  const oracle::Weights w = oracle::weights(S.weight, shape.outputs, shape.inputs, oracle::Codes::random, random);
+  const std::vector<float> x = activations(shape.tokens, shape.inputs, oracle::Codes::random, random);
+  const std::vector<float> other = activations(shape.tokens, shape.outputs, oracle::Codes::random, random);
+  const auto packed = PackedWeights<S>::from_codes(w.view());
+  QuantizedActivations<S> quantized;
+  REQUIRE((packed && quantized.quantize(matrix_view<const float>(x.data(), shape.tokens, shape.inputs))));
+  const std::vector<float> product = expected(quantized.view(), w, packed->view().multiplier);
+  std::vector<float> y(product.size());
+  const auto view = matrix_view(y.data(), shape.tokens, shape.outputs);
+  const auto matrix = matrix_view<const float>(other.data(), shape.tokens, shape.outputs);
+
+  REQUIRE(matmul(quantized.view(), packed->view(), view, AddBias{other.data()}));
+  for (std::size_t i = 0; i < y.size(); ++i) REQUIRE(y[i] == product[i] + other[i % shape.outputs]);
+  REQUIRE(matmul(quantized.view(), packed->view(), view, AddResidual{matrix}));
+  for (std::size_t i = 0; i < y.size(); ++i) REQUIRE(y[i] == product[i] + other[i]);
+  REQUIRE(matmul(quantized.view(), packed->view(), view, SiluMultiply{matrix}));
+  for (std::size_t i = 0; i < y.size(); ++i) {
+    const double gate = other[i];
+    REQUIRE_THAT(y[i], Catch::Matchers::WithinRel(product[i] * gate / (1.0 + std::exp(-gate)), 1e-5) ||
+                           Catch::Matchers::WithinAbs(0.0, 1e-30));
+  }
+}
+
+TEST_CASE("A residual may be the result itself, strides may be wider than rows") {
+  constexpr Scheme S = schemes::w4a8_g32;
+  std::mt19937 random(5);
+  const oracle::Weights w = oracle::weights(S.weight, 32, 32, oracle::Codes::random, random);
+  const std::vector<float> x = activations(2, 40, oracle::Codes::random, random);
+  const auto packed = PackedWeights<S>::from_codes(w.view());
+  QuantizedActivations<S> quantized;
+  REQUIRE((packed && quantized.quantize(MatrixView<const float>{x.data() + 3, 2, 32, 36})));
+  const std::vector<float> want = expected(quantized.view(), w, packed->view().multiplier);
+  std::vector<float> y(2 * 50, -1.0f);
+  REQUIRE(matmul(quantized.view(), packed->view(), MatrixView<float>{y.data(), 2, 32, 50}));
+  for (std::size_t i = 0; i < y.size(); ++i) CHECK(y[i] == (i % 50 < 32 ? want[i / 50 * 32 + i % 50] : -1.0f));
+}
+
+TEST_CASE("Shapes that do not fit are refused") {
+  constexpr Scheme S = schemes::w4a8_g32;
+  std::mt19937 random(5);
+  const auto packed =
+      PackedWeights<S>::from_codes(oracle::weights(S.weight, 8, 64, oracle::Codes::random, random).view());
+  const std::vector<float> x(64 * 2, 1.0f);
+  QuantizedActivations<S> wide;
+  QuantizedActivations<S> narrow;
+  REQUIRE((packed && wide.quantize(matrix_view<const float>(x.data(), 2, 64)) &&
+           narrow.quantize(matrix_view<const float>(x.data(), 2, 32))));
+  std::vector<float> y(64);
+  CHECK(matmul(narrow.view(), packed->view(), matrix_view(y.data(), 2, 8)).error().code == Errc::bad_shape);
+  CHECK(matmul(wide.view(), packed->view(), matrix_view(y.data(), 2, 9)).error().code == Errc::bad_shape);
+  CHECK(matmul(wide.view(), packed->view(), matrix_view(y.data(), 3, 8)).error().code == Errc::bad_shape);
+  CHECK(matmul(wide.view(), packed->view(), MatrixView<float>{y.data(), 2, 8, 4}).error().code == Errc::bad_shape);
+  CHECK(matmul(wide.view(), packed->view(), matrix_view(y.data(), 2, 8)));
+}

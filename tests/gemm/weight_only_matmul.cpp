@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cbq/gemm/weight_only_matmul.hpp>
+
+#include <cmath>
+#include <limits>
+
+#include <catch2/catch_all.hpp>
+#include <cbq/gemm/kernels_portable.hpp>
+
+#include "oracle/gemm.hpp"
+#include "support/guarded.hpp"
+
+using namespace cbq;
+
+namespace {
+
+std::vector<Isa> machine_isas() {
+  std::vector<Isa> isas = {Isa::scalar, Isa::portable, Isa::avx2, Isa::avx512_vnni};
+  std::erase_if(isas, [](Isa isa) { return capped(isa) != isa; });
+  return isas;
+}
+
+struct Shape {
+  std::size_t tokens;
+  std::size_t outputs;
+  std::size_t inputs;
+};
+
+template <Scheme S>
+void check_shape(Shape shape) {
+  std::mt19937 random(static_cast<unsigned>(shape.tokens * 1000 + shape.outputs * 10 + shape.inputs));
+  const oracle::Weights w = oracle::weights(S.weight, shape.outputs, shape.inputs, oracle::Codes::random, random);
+  std::normal_distribution<float> normal;
+  const support::Guarded<float> x(shape.tokens * shape.inputs, support::Edge::end);
+  for (float& value : x.span()) value = normal(random);
+  const auto packed = PackedWeights<S>::from_codes(w.view());
+  REQUIRE(packed);
+  const support::Guarded<std::byte> bytes(std::span<const std::byte>(packed->view().data, packed->bytes()),
+                                          support::Edge::end);
+  PackedWeightsView<S> weights = packed->view();
+  weights.data = bytes.data();
+  for (const Isa isa : machine_isas()) {
+    CAPTURE(scheme_name(S).c_str(), shape.tokens, shape.outputs, shape.inputs, isa_name(isa));
+    const support::Guarded<float> y(shape.tokens * shape.outputs, support::Edge::end);
+    std::fill(y.span().begin(), y.span().end(), std::numeric_limits<float>::quiet_NaN());
+    REQUIRE(matmul<S, NoEpilogue, PortableKernels>(matrix_view<const float>(x.data(), shape.tokens, shape.inputs),
+                                                   weights, matrix_view(y.data(), shape.tokens, shape.outputs), {}, {},
+                                                   isa));
+    double worst = 0.0;
+    for (std::size_t t = 0; t < shape.tokens; ++t) {
+      for (std::size_t n = 0; n < shape.outputs; ++n) {
+        double sum = 0.0;
+        double magnitude = 0.0;
+        for (std::size_t k = 0; k < shape.inputs; ++k) {
+          const double product =
+              static_cast<double>(w.scale(n, k)) * w.level(n, k) * static_cast<double>(x.data()[t * shape.inputs + k]);
+          sum += product;
+          magnitude += std::abs(product);
+        }
+        // Each of the K products and sums rounds once: |error| <= (K + 2) * 2^-24 * sum of magnitudes.
+        const double bound = static_cast<double>(shape.inputs + 2) * 0x1p-24 * magnitude;
+        const double error = std::abs(static_cast<double>(y.data()[t * shape.outputs + n]) - sum);
+        worst = std::max(worst, error <= bound ? 0.0 : error / (bound + 1e-300));
+        if (std::isnan(error)) worst = std::numeric_limits<double>::infinity();
+      }
+    }
+    CHECK(worst == 0.0);
+  }
+}
+
+template <Scheme S>
+void check_shapes() {
+  for (const Shape shape : {Shape{1, 1, 1}, Shape{1, 33, 257}, Shape{2, 16, 32}, Shape{3, 17, 33}, Shape{4, 32, 576},
+                            Shape{5, 31, 97}, Shape{9, 48, 300}}) {
+    check_shape<S>(shape);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("Weight-only products stay within the rounding of their sums on every instruction set") {
+  check_shapes<schemes::w4a16_g32>();
+  check_shapes<schemes::w4a16_g128>();
+  check_shapes<make_scheme(4, 16, 0, Zero::affine)>();
+  check_shapes<make_scheme(2, 16, 64, Zero::affine)>();
+  check_shapes<make_scheme(3, 16, 96, Zero::symmetric)>();
+  check_shapes<make_scheme(8, 16, 32, Zero::symmetric)>();
+  check_shapes<make_scheme(8, 16, 0, Zero::affine)>();
+}
+
+TEST_CASE("Decoded panels are the dequantized weights bit for bit on every instruction set") {
+  constexpr Scheme S = make_scheme(3, 16, 64, Zero::affine);
+  constexpr std::size_t inputs = 200;
+  std::mt19937 random(1);
+  const oracle::Weights w = oracle::weights(S.weight, 16, inputs, oracle::Codes::random, random);
+  const auto packed = PackedWeights<S>::from_codes(w.view());
+  REQUIRE(packed);
+  const DecodedPanels<S, PortableKernels> source{packed->view(), 16, inputs};
+  for (const Isa isa : machine_isas()) {
+    for (const std::size_t first : {0u, 32u, 96u}) {
+      CAPTURE(isa_name(isa), first);
+      const support::Guarded<float> scratch((inputs - first) * 16, support::Edge::end);
+      const float* panel = float_panel(source, {0, first, inputs - first}, scratch.data(), isa);
+      std::size_t wrong = 0;
+      for (std::size_t k = first; k < inputs; ++k) {
+        for (std::size_t n = 0; n < 16; ++n)
+          wrong += panel[(k - first) * 16 + n] != w.scale(n, k) * static_cast<float>(w.level(n, k));
+      }
+      CHECK(wrong == 0);
+    }
+  }
+}
+
+TEST_CASE("Epilogues, ranges and bad shapes of the weight-only matmul") {
+  constexpr Scheme S = schemes::w4a16_g32;
+  std::mt19937 random(5);
+  const oracle::Weights w = oracle::weights(S.weight, 50, 64, oracle::Codes::random, random);
+  const auto packed = PackedWeights<S>::from_codes(w.view());
+  REQUIRE(packed);
+  const std::vector<float> bias(50, 2.0f);
+  for (const std::size_t tokens : {3u, 6u}) {
+    CAPTURE(tokens);
+    std::vector<float> x(tokens * 64, 0.25f);
+    const auto input = matrix_view<const float>(x.data(), tokens, 64);
+    std::vector<float> plain(tokens * 50);
+    std::vector<float> y(tokens * 50, -7.0f);
+    const auto view = matrix_view(y.data(), tokens, 50);
+    REQUIRE(matmul(input, packed->view(), matrix_view(plain.data(), tokens, 50)));
+    REQUIRE(matmul_outputs(input, packed->view(), {32, 18}, view, AddBias{bias.data()}));
+    for (std::size_t i = 0; i < y.size(); ++i) CHECK(y[i] == (i % 50 < 32 ? -7.0f : plain[i] + 2.0f));
+    CHECK_FALSE(matmul_outputs(input, packed->view(), {8, 16}, view));
+    CHECK(matmul(matrix_view<const float>(x.data(), tokens, 63), packed->view(), view).error().code == Errc::bad_shape);
+    CHECK(matmul(input, packed->view(), matrix_view(y.data(), tokens, 49)).error().code == Errc::bad_shape);
+  }
+}
