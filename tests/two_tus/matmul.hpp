@@ -53,7 +53,7 @@ bool matmul_runs_right(cbq::Isa cap) {
   return true;
 }
 
-bool matmul_runs_right(cbq::Isa cap) {
+inline bool matmul_runs_right(cbq::Isa cap) {
   return matmul_runs_right<cbq::schemes::w4a8_g32>(cap) &&
          matmul_runs_right<cbq::make_scheme(4, 8, 32, cbq::Zero::affine)>(cap);
 }
