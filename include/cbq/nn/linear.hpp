@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// LinearOperator: y = x W^T + bias (+ residual), whatever W is made of. Blocks are written once over this concept, so
+// the model that is evaluated or calibrated (fake-quantized) and the model that runs (packed) share every other line of
+// code. A LinearInput is the x of one or more operators: what it is quantized to is kept, so Q, K and V, or gate and
+// up, quantize their common input once when their schemes agree.
+
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include <cbq/gemm/activations.hpp>
+#include <cbq/gemm/epilogue.hpp>
+#include <cbq/nn/context.hpp>
+#include <cbq/quant/activation.hpp>
+#include <cbq/scheme.hpp>
+
+namespace cbq {
+
+/// What a linear operator is. `scheme.weight.bits` is 16 for everything that is not quantized, float weights included.
+struct LinearInfo {
+  std::size_t outputs = 0;
+  std::size_t inputs = 0;
+  Scheme scheme = {};
+  std::size_t bytes = 0;  ///< of weights, scales and zero points in memory
+};
+
+/// Where a linear operator writes: y = x W^T + bias + residual. `residual` is empty or of the shape of y, in other
+/// memory.
+struct LinearOutput {
+  MatrixView<float> y = {};
+  MatrixView<const float> residual = {};
+};
+
+inline namespace CBQ_ABI {
+
+/// The input [tokens x inputs] of linear operators, and what it was quantized to last. Its memory comes from the
+/// context's workspace: it must not outlive the Workspace::Frame in which it is used first.
+class LinearInput {
+ public:
+  explicit LinearInput(const MatrixView<const float>& values) noexcept : values_(values) {}
+
+  [[nodiscard]] const MatrixView<const float>& values() const noexcept { return values_; }
+
+  /// The input as integer kernels for S read it; errors as quantize_activations(), and out_of_memory.
+  template <Scheme S, Executor E>
+  [[nodiscard]] Result<QuantizedActivationsView<S>> quantized(ExecutionContext<E>& context) noexcept {
+    QuantizedActivationsView<S> view;
+    if (!has_codes_ || !(codes_scheme_ == S)) {
+      const Result<std::size_t> size = activations_size<S>(values_.rows, values_.columns);
+      if (!size) return size.error();
+      const Result<std::span<std::byte>> memory = context.workspace().template take<std::byte>(*size);
+      if (!memory) return memory.error();
+      const Result<QuantizedActivationsView<S>> quantized =
+          quantize_activations<S>(values_, *memory, context.executor(), context.isa());
+      if (!quantized) return quantized.error();
+      codes_ = {quantized->codes, quantized->zero_terms, quantized->scales, quantized->layout};
+      codes_scheme_ = S;
+      has_codes_ = true;
+    }
+    view.codes = codes_.codes;
+    view.zero_terms = codes_.zero_terms;
+    view.scales = codes_.scales;
+    view.layout = codes_.layout;
+    view.tokens = values_.rows;
+    return view;
+  }
+
+  /// The input rounded to `grid` and back; the input itself where the grid keeps floating point. Errors as
+  /// fake_quantize_activations(), and out_of_memory.
+  template <Executor E>
+  [[nodiscard]] Result<MatrixView<const float>> fake_quantized(const Grid& grid,
+                                                               ExecutionContext<E>& context) noexcept {
+    if (grid.bits == 16) return values_;
+    if (rounded_.data != nullptr && rounded_grid_ == grid) return rounded_;
+    const auto memory = context.workspace().take_matrix(values_.rows, values_.columns);
+    if (!memory) return memory.error();
+    const auto failed = context.workspace().template take<std::uint8_t>(values_.rows);
+    if (!failed) return failed.error();
+    for_each_row_block(context.executor(), values_.rows, [&](const RowBlock& block) {
+      const Status rounded = fake_quantize_activations(rows(values_, block.first, block.count), grid,
+                                                       rows(*memory, block.first, block.count));
+      (*failed)[block.first] = rounded ? 0 : 1;
+      for (std::size_t r = 1; r < block.count; ++r) (*failed)[block.first + r] = 0;
+    });
+    for (const std::uint8_t one : *failed) {
+      // Once more in order, for the message with the right token.
+      if (one != 0) return fake_quantize_activations(values_, grid, *memory).error();
+    }
+    rounded_ = as_const(*memory);
+    rounded_grid_ = grid;
+    return rounded_;
+  }
+
+ private:
+  struct Codes {
+    const std::int8_t* codes = nullptr;
+    const std::int32_t* zero_terms = nullptr;
+    const float* scales = nullptr;
+    PackedLayout layout = {};
+  };
+
+  MatrixView<const float> values_;
+  Codes codes_ = {};
+  Scheme codes_scheme_ = {};
+  bool has_codes_ = false;
+  MatrixView<const float> rounded_ = {};
+  Grid rounded_grid_ = {};
+};
+
+/// y = x W^T + bias + residual. `forward` errors: bad_shape, out_of_memory, and not_finite where x is quantized. The
+/// same bits for any executor. `weight_row` writes the `inputs` weights of one output as float: what an embedding tied
+/// to a head reads.
+template <class Op>
+concept LinearOperator = std::movable<Op> && requires(const Op& op, LinearInput& x, const LinearOutput& out,
+                                                      ExecutionContext<>& context, std::size_t output, float* weights) {
+  { op.info() } -> std::same_as<LinearInfo>;
+  { op.forward(x, out, context) } -> std::same_as<Status>;
+  { op.weight_row(output, weights) };
+};
+
+namespace linear {
+
+/// Bias and residual after the product.
+struct AddBiasAndResidual {
+  const float* bias = nullptr;
+  MatrixView<const float> residual = {};
+  float operator()(float value, std::size_t r, std::size_t column) const noexcept {
+    return value + bias[column] + row(residual, r)[column];
+  }
+};
+
+/// Calls multiply(epilogue) with the epilogue that bias (null: none) and residual (empty: none) ask for.
+template <class Multiply>
+[[nodiscard]] Status with_epilogue(const float* bias, const MatrixView<const float>& residual,
+                                   const Multiply& multiply) {
+  if (residual.data == nullptr) return bias == nullptr ? multiply(NoEpilogue{}) : multiply(AddBias{bias});
+  if (bias == nullptr) return multiply(AddResidual{residual});
+  return multiply(AddBiasAndResidual{bias, residual});
+}
+
+/// Whether operands fit a weight matrix; strides are checked too.
+[[nodiscard]] inline Status check_operands(const LinearInfo& info, const MatrixView<const float>& x,
+                                           const LinearOutput& out) noexcept {
+  if (x.columns != info.inputs || x.stride < x.columns) {
+    return Error{Errc::bad_shape, "the input does not fit the linear operator", "x",
+                 ErrorText(x.rows) << " x " << x.columns, ErrorText("tokens x ") << info.inputs};
+  }
+  if (out.y.rows != x.rows || out.y.columns != info.outputs || out.y.stride < out.y.columns) {
+    return Error{Errc::bad_shape, "the result does not fit the linear operator", "y",
+                 ErrorText(out.y.rows) << " x " << out.y.columns, ErrorText(x.rows) << " x " << info.outputs};
+  }
+  if (out.residual.data != nullptr &&
+      (out.residual.rows != out.y.rows || out.residual.columns != out.y.columns || out.residual.data == out.y.data)) {
+    return Error{Errc::bad_shape, "the residual must have the shape of the result, and other memory", "residual",
+                 ErrorText(out.residual.rows) << " x " << out.residual.columns,
+                 ErrorText(x.rows) << " x " << info.outputs};
+  }
+  return {};
+}
+
+/// Whether an operator maps `inputs` to `outputs`; `where` names it.
+template <LinearOperator Linear>
+[[nodiscard]] Status check_linear(const Linear& op, const char* where, std::size_t outputs,
+                                  std::size_t inputs) noexcept {
+  const LinearInfo info = op.info();
+  if (info.outputs == outputs && info.inputs == inputs) return {};
+  return Error{Errc::bad_shape, "a weight matrix does not have the shape that the configuration asks for", where,
+               ErrorText(info.outputs) << " x " << info.inputs, ErrorText(outputs) << " x " << inputs};
+}
+
+/// A copy of `bias`, which is empty or holds one float per output.
+[[nodiscard]] inline Result<AlignedBuffer<float>> copy_bias(std::span<const float> bias, std::size_t outputs) noexcept {
+  if (!bias.empty() && bias.size() != outputs) {
+    return Error{Errc::bad_shape, "a bias has one element per output", "bias", bias.size(), outputs};
+  }
+  Result<AlignedBuffer<float>> copy = AlignedBuffer<float>::allocate(bias.size());
+  if (copy && !bias.empty()) __builtin_memcpy(copy->data(), bias.data(), bias.size_bytes());
+  return copy;
+}
+
+}  // namespace linear
+
+}  // namespace CBQ_ABI
+}  // namespace cbq

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Rotary position embedding in the half-split order of Hugging Face checkpoints: element i of a head is rotated with
+// element i + width / 2 by the angle position * frequency[i]. Cosines and sines come from a table computed once in
+// double. Cost: one pass over queries and keys; table of 4 * width bytes per position.
+//
+//   frequency[i] = base^(-2 i / width)
+//   x'[i] = x[i] cos - x[i + width/2] sin,   x'[i + width/2] = x[i + width/2] cos + x[i] sin
+//
+// Scaling of the frequencies f, with wavelength L = 2 pi / f: linear divides all by `factor`; llama3 keeps L < original
+// / high, divides L > original / low by `factor`, and blends in between with s = (original / L - low) / (high - low).
+// Su et al., RoFormer, 2021; the LLaMA 3 rule is that of the LLaMA 3.1 model card.
+
+#include <xsimd/xsimd.hpp>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <utility>
+
+#include <cbq/nn/context.hpp>
+
+namespace cbq {
+
+enum class RotaryScaling : unsigned char { none, linear, llama3 };
+
+/// Frequencies of a rotary embedding. `factor` and what follows is read only where `scaling` needs it.
+struct RotaryConfig {
+  double base = 10000.0;
+  RotaryScaling scaling = RotaryScaling::none;
+  double factor = 1.0;
+  double low_frequency_factor = 1.0;
+  double high_frequency_factor = 4.0;
+  double original_positions = 8192.0;
+};
+
+inline namespace CBQ_ABI {
+
+/// Radians per position of element pair `index` of a head of `width` elements.
+[[nodiscard]] inline double rotary_frequency(const RotaryConfig& config, std::size_t width,
+                                             std::size_t index) noexcept {
+  const double frequency = std::pow(config.base, -2.0 * static_cast<double>(index) / static_cast<double>(width));
+  if (config.scaling == RotaryScaling::linear) return frequency / config.factor;
+  if (config.scaling == RotaryScaling::none) return frequency;
+  constexpr double two_pi = 6.283185307179586476925;
+  const double turns = config.original_positions * frequency / two_pi;  // over the original context
+  if (turns > config.high_frequency_factor) return frequency;
+  if (turns < config.low_frequency_factor) return frequency / config.factor;
+  const double smooth =
+      (turns - config.low_frequency_factor) / (config.high_frequency_factor - config.low_frequency_factor);
+  return (1.0 - smooth) * frequency / config.factor + smooth * frequency;
+}
+
+/// Cosines and sines of all positions up to a maximum.
+class RotaryTable {
+ public:
+  RotaryTable() noexcept = default;
+
+  /// For heads of `width` elements (even) and positions [0, positions). Errc::bad_shape, Errc::bad_argument,
+  /// Errc::out_of_memory.
+  [[nodiscard]] static Result<RotaryTable> create(const RotaryConfig& config, std::size_t width,
+                                                  std::size_t positions) noexcept {
+    if (width == 0 || width % 2 != 0) {
+      return Error{Errc::bad_shape, "rotary embedding needs heads of an even width", "head width", width};
+    }
+    const bool llama3 = config.scaling == RotaryScaling::llama3;
+    if (!(config.base > 0) || !(config.factor > 0) ||
+        (llama3 &&
+         (!(config.high_frequency_factor > config.low_frequency_factor) || !(config.original_positions > 0)))) {
+      return Error{Errc::bad_argument,
+                   "rotary base and factors must be positive, the high frequency factor above the low", "rope"};
+    }
+    const Result<std::size_t> size = checked_product(positions, width);
+    if (!size) return size.error();
+    Result<AlignedBuffer<float>> memory = AlignedBuffer<float>::allocate(*size);
+    if (!memory) return memory.error();
+    RotaryTable table;
+    table.memory_ = *std::move(memory);
+    table.width_ = width;
+    table.positions_ = positions;
+    for (std::size_t i = 0; i < width / 2; ++i) {
+      const double frequency = rotary_frequency(config, width, i);
+      for (std::size_t position = 0; position < positions; ++position) {
+        const double angle = static_cast<double>(position) * frequency;
+        table.memory_[position * width + i] = static_cast<float>(std::cos(angle));
+        table.memory_[position * width + width / 2 + i] = static_cast<float>(std::sin(angle));
+      }
+    }
+    return table;
+  }
+
+  [[nodiscard]] std::size_t width() const noexcept { return width_; }
+  [[nodiscard]] std::size_t positions() const noexcept { return positions_; }
+
+  /// Rotates every head of each row t of x [tokens x heads * width] to position positions[t]. Errc::bad_shape, and
+  /// Errc::bad_argument for a position beyond the table.
+  template <Executor E>
+  [[nodiscard]] Status rotate(const MatrixView<float>& x, std::span<const std::uint32_t> positions,
+                              ExecutionContext<E>& context) const noexcept {
+    if (width_ == 0 || x.columns % width_ != 0 || x.rows != positions.size()) {
+      return Error{Errc::bad_shape, "rotary embedding needs whole heads and one position per row", "x",
+                   ErrorText(x.rows) << " x " << x.columns, ErrorText(positions.size()) << " x heads * " << width_};
+    }
+    for (const std::uint32_t position : positions) {
+      if (position >= positions_) {
+        return Error{Errc::bad_argument, "a position lies beyond the model's context", "position", position,
+                     ErrorText("below ") << positions_};
+      }
+    }
+    for_each_row_block(context.executor(), x.rows, [&](const RowBlock& block) {
+      for (std::size_t r = block.first; r < block.first + block.count; ++r) {
+        const float* angles = memory_.data() + positions[r] * width_;
+        for (std::size_t first = 0; first < x.columns; first += width_) rotate_head(row(x, r) + first, angles);
+      }
+    });
+    return {};
+  }
+
+ private:
+  void rotate_head(float* head, const float* cosines) const noexcept {
+    using Floats = xsimd::batch<float>;
+    const std::size_t pairs = width_ / 2;
+    const float* sines = cosines + pairs;
+    std::size_t i = 0;
+    for (; i + Floats::size <= pairs; i += Floats::size) {
+      const Floats low = Floats::load_unaligned(head + i), high = Floats::load_unaligned(head + pairs + i);
+      const Floats cosine = Floats::load_unaligned(cosines + i), sine = Floats::load_unaligned(sines + i);
+      (low * cosine - high * sine).store_unaligned(head + i);
+      (high * cosine + low * sine).store_unaligned(head + pairs + i);
+    }
+    for (; i < pairs; ++i) {
+      const float low = head[i], high = head[pairs + i];
+      head[i] = low * cosines[i] - high * sines[i];
+      head[pairs + i] = high * cosines[i] + low * sines[i];
+    }
+  }
+
+  AlignedBuffer<float> memory_;  // [position][cosines | sines]
+  std::size_t width_ = 0;
+  std::size_t positions_ = 0;
+};
+
+}  // namespace CBQ_ABI
+}  // namespace cbq
