@@ -58,7 +58,6 @@ TEST_CASE("ill-formed UTF-8 is seen as such") {
   for (const std::string_view text :
        {"\x80", "\xBF", "\xC0\x80", "\xC1\xBF", "\xE0\x9F\xBF", "\xED\xA0\x80", "\xF0\x8F\xBF\xBF", "\xF4\x90\x80\x80",
         "\xF5\x80\x80\x80", "\xFF", "\xC3(", "\xE2\x82(", "\xF0\x9F\x98("}) {
-    CAPTURE(text);
     CHECK(utf8_length(text, 0) == 0);
     CHECK(character_length(text, 0) == 1);
   }
