@@ -127,9 +127,9 @@ template <Element T, RangeFinder Finder>
 /// Quantizes `weights` (outputs x inputs) onto `grid`: per tensor, per channel or per token (both: one scale per row)
 /// or per group. Groups of zeros get the smallest scale of the matrix. Errc::bad_argument (grid), bad_shape, not_finite
 /// (naming row and column), out_of_memory.
-template <Element T, RangeFinder Finder, Executor E>
+template <Element T, RangeFinder Finder = MseRange, Executor E = SerialExecutor>
 [[nodiscard]] Result<QuantizedMatrix> round_nearest(const MatrixView<const T>& weights, const Grid& grid,
-                                                    const Finder& finder, const E& executor) noexcept {
+                                                    const Finder& finder = {}, const E& executor = {}) noexcept {
   if (weights.stride < weights.columns) {
     return Error{Errc::bad_shape, "the stride is shorter than a row", "weights", weights.stride, weights.columns};
   }
