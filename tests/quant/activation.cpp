@@ -43,6 +43,15 @@ std::vector<std::vector<float>> rows_of(std::size_t size) {
   for (std::size_t i = 0; i < size; ++i)
     rows[11][i] = static_cast<float>(i % 255) - 127.0f + (i % 2 == 0 ? 0.5f : 0.0f);  // ties
   rows[11][0] = 127.0f;
+  // Halfway between codes but for the last bit, where every detail of the arithmetic shows. Codes lie within -7.5
+  // .. 7.5 of the middle for 4 bits; the extremes keep the range.
+  for (std::size_t r = 12; r < 20 && size > 2; ++r) {
+    const float levels = r % 2 == 0 ? 254.0f : r % 4 == 1 ? 14.0f : 15.0f;
+    rows[r][0] = std::fabs(rows[r][0]) + 0.1f;
+    rows[r][1] = r % 4 == 3 ? -0.4f * rows[r][0] : -rows[r][0];
+    const float step = (rows[r][0] - rows[r][1]) / levels;
+    for (std::size_t i = 2; i < size; ++i) rows[r][i] = (static_cast<float>(i % 5) - 1.5f) * step;
+  }
   return rows;
 }
 

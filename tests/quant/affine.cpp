@@ -197,7 +197,7 @@ TEMPLATE_TEST_CASE("float gradients agree with double ones", "", float, cbq::hal
       {cbq::matrix_view(dx_exact.data(), rows, columns), {&ds_exact, 1, 1, 1}, {}}));
   CHECK(std::equal(dx.begin(), dx.end(), dx_exact.begin(),
                    [](float a, double b) { return static_cast<double>(a) == b; }));
-  CHECK(static_cast<double>(ds) == Catch::Approx(ds_exact).epsilon(1e-4));
+  CHECK(std::fabs(static_cast<double>(ds) - ds_exact) <= 1e-3);  // of terms whose magnitudes sum to about 1000
 }
 
 TEST_CASE("quantizing twice changes nothing") {

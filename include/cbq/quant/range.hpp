@@ -133,7 +133,8 @@ struct ClippedRange {
 };
 
 /// Least squared error: scales from the min-max one downwards in steps of 2^(1/16) until the range would clip at the
-/// root mean square (affine: with the zero point following), then descent from the best. Never worse than MinMaxRange.
+/// root mean square (affine: with the zero point following), then descent from the one whose codes promise most.
+/// Never worse than MinMaxRange.
 struct MseRange {
   [[nodiscard]] CodeGrid find(std::span<const float> x, const Grid& grid, ScalePrecision precision) const noexcept {
     const CodeGrid start = MinMaxRange{}.find(x, grid, precision);
@@ -167,9 +168,8 @@ struct MseRange {
         if (next.fit.squared_error < at.fit.squared_error) at = next;
       }
     }
-    const ranges::Candidate other = ranges::descend(x, promising, grid.zero, precision);
-    best = ranges::descend(x, best, grid.zero, precision);
-    return other.fit.squared_error < best.fit.squared_error ? other.grid : best.grid;
+    promising = ranges::descend(x, promising, grid.zero, precision);
+    return promising.fit.squared_error < best.fit.squared_error ? promising.grid : best.grid;
   }
 };
 
