@@ -75,6 +75,8 @@ TEST_CASE("integers keep all 64 bits and never pass through double") {
   CHECK(*cbq::json_unsigned(*json, "odd") == 9007199254740993u);
   for (const char* key : {"over", "minus", "float", "exponent", "text", "absent"})
     CHECK_FALSE(cbq::json_unsigned(*json, key));
+  CHECK(*cbq::json_unsigned(Json{{"built", 3}}, "built") == 3);
+  CHECK_FALSE(cbq::json_unsigned(Json{{"built", -3}}, "built"));
   CHECK(*cbq::json_number(*json, "minus") == -1.0);
   CHECK(*cbq::json_number(*json, "exponent") == 1000.0);
   CHECK_FALSE(cbq::json_number(*json, "text"));

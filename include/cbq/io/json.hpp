@@ -161,10 +161,12 @@ class JsonBuilder {
 [[nodiscard]] inline Result<std::uint64_t> json_unsigned(const Json& json, const std::string& key) {
   const Json* value = json_find(json, key);
   if (value == nullptr) return Error{Errc::bad_file, "a JSON key is missing", key};
-  if (!value->is_number_unsigned()) {
-    return Error{Errc::bad_file, "a JSON value has the wrong type", key, value->type_name(), "a non-negative integer"};
-  }
-  return *value->get_ptr<const Json::number_unsigned_t*>();
+  if (value->is_number_unsigned()) return *value->get_ptr<const Json::number_unsigned_t*>();
+  // Trees that a program built hold small numbers as signed ones.
+  const auto* number = value->get_ptr<const Json::number_integer_t*>();
+  if (number != nullptr && *number >= 0) return static_cast<std::uint64_t>(*number);
+  return Error{Errc::bad_file, "a JSON value has the wrong type", key,
+               number != nullptr ? "negative" : value->type_name(), "a non-negative integer"};
 }
 
 /// The member `key` as a number.
