@@ -22,7 +22,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 echo '#include <cbq/gemm.hpp>' >"$work/gemm.cpp"
-"$compiler" "${options[@]}" -MM "$work/gemm.cpp" | tr ' \\' '\n\n' | grep '/cbq/' |
+"$compiler" "${options[@]}" -MM "$work/gemm.cpp" | tr ' \\' '\n\n' | grep -F "$include/cbq/" |
   xargs sed -n 's/^ *# *include *\(<[^>]*>\).*/#include \1/p' | grep -v '<cbq/' | sort -u >"$work/standard.cpp"
 cat >"$work/call.cpp" <<'END'
 #include <cbq/gemm.hpp>

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Holds every product of a cbq-bench run against the ceiling of the same run.
 
-    plot.py RESULTS.json [--match REGEX] [--svg FILE]
+    plot.py RESULTS.json [--match REGEX] [--best] [--svg FILE]
 
 Prints one line per benchmark: median GOPS and GBps, and the percentage of the ceiling that binds it, which is the one
 that would take longer alone: reading the packed weights once at the rate of ceiling/dram, or the arithmetic at the rate
@@ -21,10 +21,11 @@ NAME = re.compile(
     r"M:(?P<m>\d+)/N:(?P<n>\d+)/K:(?P<k>\d+)/threads:(?P<threads>\d+)"
 )
 CEILING = re.compile(r"ceiling/(?P<what>\w+)/threads:(?P<threads>\d+)")
+PANELS = {"avx512_vnni": "avx512_vnni", "avx2": "avx2", "portable": "portable and scalar"}
 
 
-def medians(report):
-    """{name: {counter: median over repetitions}}, for runs that report single repetitions or only aggregates."""
+def summarize(report, statistic):
+    """{name: {counter: statistic over repetitions}}; medians also of runs that report aggregates only."""
     samples, aggregates = {}, {}
     for entry in report["benchmarks"]:
         if entry.get("error_occurred"):
@@ -32,12 +33,12 @@ def medians(report):
         name = entry.get("run_name", entry["name"])
         counters = {key: entry[key] for key in ("GOPS", "GBps") if key in entry}
         if entry.get("run_type") == "aggregate":
-            if entry["aggregate_name"] == "median":
+            if entry["aggregate_name"] == "median" and statistic is statistics.median:
                 aggregates[name] = counters
         else:
             for key, value in counters.items():
                 samples.setdefault(name, {}).setdefault(key, []).append(value)
-    result = {n: {key: statistics.median(v) for key, v in c.items()} for n, c in samples.items()}
+    result = {n: {key: statistic(v) for key, v in c.items()} for n, c in samples.items()}
     return {**aggregates, **result}
 
 
@@ -87,47 +88,46 @@ def draw(rows, path, context):
     import matplotlib.pyplot as plt
 
     shapes = [(row["n"], row["k"]) for row in rows]
-    n, k = max(dict.fromkeys(shapes), key=shapes.count)
+    n, k = max(dict.fromkeys(shapes), key=shapes.count, default=(0, 0))
     rows = [row for row in rows if (row["n"], row["k"]) == (n, k) and row["percent"] is not None]
     if not rows:
         sys.exit("plot.py: no products with a ceiling in the same run: nothing to draw")
+    for row in rows:
+        row["panel"] = PANELS.get(row["isa"], PANELS["portable"]) if row["kind"] == "gemm" else "floating-point weights"
+        parts = [row["what"]] if row["panel"] == row["isa"] else [row["kind"], row["what"], row["isa"]]
+        row["label"] = "/".join(part for part in parts if part and part != "gemm")
     threads = sorted({row["threads"] for row in rows})
-    group = lambda row: row["isa"] if row["kind"] == "gemm" else "floating-point weights"
-    groups = sorted({group(row) for row in rows})
+    panels = list(dict.fromkeys(row["panel"] for row in sorted(rows, key=lambda row: -row["percent"])))
     ms = sorted({row["m"] for row in rows})
     figure, axes = plt.subplots(
-        len(threads), len(groups), squeeze=False, sharey=True, figsize=(4.6 * len(groups), 3.6 * len(threads) + 0.8)
+        len(threads), len(panels), squeeze=False, sharey=True, figsize=(4.2 * len(panels) + 0.5, 3.2 * len(threads) + 3)
     )
     for i, count in enumerate(threads):
-        for j, name in enumerate(groups):
+        for j, panel in enumerate(panels):
             axis = axes[i][j]
-            lines = {}
-            for row in rows:
-                if row["threads"] == count and group(row) == name:
-                    label = row["what"] if row["kind"] == "gemm" else "/".join(filter(None, (row["kind"], row["what"], row["isa"])))
-                    lines.setdefault(label, []).append(row)
-            for number, (label, points) in enumerate(lines.items()):
+            labels = list(dict.fromkeys(row["label"] for row in rows if row["panel"] == panel))
+            for number, label in enumerate(labels):
+                points = [row for row in rows if (row["panel"], row["label"], row["threads"]) == (panel, label, count)]
                 points.sort(key=lambda row: row["m"])
                 axis.plot(
                     [ms.index(row["m"]) for row in points],
                     [row["percent"] for row in points],
-                    marker="osD^v<>Xph"[number // 10 % 10],
+                    marker="osD^"[number // 10 % 4],
                     markersize=4,
                     color=f"C{number % 10}",
                     label=label,
                 )
             axis.axhline(100, color="black", linewidth=0.8)
+            axis.set(xlim=(-0.3, len(ms) - 0.7), ylim=(0, 110), title=f"{panel}, {count} thread{'s' if count > 1 else ''}")
             axis.set_xticks(range(len(ms)), ms)
-            axis.set_title(f"{name}, {count} thread{'s' if count > 1 else ''}")
             axis.grid(alpha=0.3)
-            axis.set_ylim(0, 110)
-            if lines:
-                axis.legend(fontsize=7)
             if i == len(threads) - 1:
                 axis.set_xlabel("M (tokens)")
+                axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), fontsize=7, ncols=2)
             if j == 0:
                 axis.set_ylabel("% of the ceiling that binds")
-    figure.suptitle(f"N = {n}, K = {k}: DRAM read or peak arithmetic of the same run = 100 %\n{context.get('processor', '')}")
+    processor = context.get("processor", "")
+    figure.suptitle(f"{processor}, N = {n}, K = {k}: DRAM read or peak arithmetic of the same run = 100 %")
     figure.tight_layout()
     figure.savefig(path, format="svg")
 
@@ -136,6 +136,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", help="what cbq-bench wrote with --benchmark_out=FILE")
     parser.add_argument("--match", default="", help="only benchmarks whose name contains this regular expression")
+    parser.add_argument("--best", action="store_true", help="the best repetition instead of the median, on busy machines")
     parser.add_argument("--svg", metavar="FILE", help="draw percentages over M, one panel per instruction set and threads")
     arguments = parser.parse_args()
     try:
@@ -143,7 +144,7 @@ def main():
             report = json.load(file)
     except (OSError, ValueError) as error:
         sys.exit(f"plot.py: {arguments.results}: {error}")
-    ceilings, rows = rows_against_ceilings(medians(report))
+    ceilings, rows = rows_against_ceilings(summarize(report, max if arguments.best else statistics.median))
     rows = [row for row in rows if re.search(arguments.match, row["name"])]
     print_table(ceilings, rows)
     if arguments.svg:
