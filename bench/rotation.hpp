@@ -22,7 +22,7 @@ class Rotation {
     std::size_t piece_bytes = 0;
   };
 
-  /// Copies of what `fill` writes; errors as AllocatedBuffer::allocate, or those of `fill`.
+  /// Copies of what `fill` writes; errors as AlignedBuffer::allocate(), or those of `fill`.
   [[nodiscard]] static cbq::Result<std::shared_ptr<Rotation>> make(const Shape& shape,
                                                                    const std::function<cbq::Status(std::byte*)>& fill);
 
