@@ -23,7 +23,7 @@ namespace isa::avx512_vnni {
 CBQ_BEGIN_REGION(CBQ_TARGET_AVX512VNNI)
 
 /// Codes of step `Step` of one block, one byte each: 16 outputs x 4 inputs.
-template <int Bits, int Step>
+template <int Bits, unsigned Step>
 [[gnu::always_inline]] inline __m512i decode_step(const std::byte* block) noexcept {
   if constexpr (Bits == 8) {
     return _mm512_loadu_si512(block + Step * 64);
@@ -48,7 +48,7 @@ template <int Bits, int Step>
 }
 
 /// Adds the products of one step; Step counts down the template so that every decode has its shift as a constant.
-template <int Bits, int Step, std::size_t Rows, std::size_t Panels, std::size_t Chains>
+template <int Bits, unsigned Step, std::size_t Rows, std::size_t Panels, std::size_t Chains>
 [[gnu::always_inline]] inline void multiply_steps(__m512i (&sums)[Chains][Rows][Panels], const std::byte* blocks,
                                                   std::size_t panel_bytes, const std::int8_t* codes) noexcept {
   __m512i weights[Panels];
@@ -59,7 +59,7 @@ template <int Bits, int Step, std::size_t Rows, std::size_t Panels, std::size_t 
     __builtin_memcpy(&four, codes + r * block_inputs + Step * 4, sizeof four);
     const __m512i activations = _mm512_set1_epi32(four);
     _Pragma("GCC unroll 2") for (std::size_t p = 0; p < Panels; ++p) {
-      __m512i& sum = sums[static_cast<std::size_t>(Step) % Chains][r][p];
+      __m512i& sum = sums[Step % Chains][r][p];
       sum = _mm512_dpbusd_epi32(sum, weights[p], activations);
     }
   }

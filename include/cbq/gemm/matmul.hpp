@@ -2,10 +2,10 @@
 #pragma once
 
 // y = x W^T with quantized activations and packed weights: the driver around the kernels. It allocates nothing. Work is
-// cut by shape alone into pieces of 32 outputs x 240 tokens, in an order in which contiguous pieces read contiguous
-// weights, so a statically scheduled executor gives every thread one sequential stream. Results are the same bits for
-// any executor. A strip of 32 packed outputs stays in cache while all its tokens pass: weights are read from memory
-// once per 240 tokens.
+// cut by shape alone into pieces of 32 outputs x at most 240 tokens, in an order in which contiguous pieces read
+// contiguous weights, so a statically scheduled executor gives every thread one sequential stream. Results are the same
+// bits for any executor. A strip of 32 packed outputs stays in cache while all its tokens pass: weights are read from
+// memory once per 240 tokens.
 
 #include <cstddef>
 #include <type_traits>
@@ -29,8 +29,8 @@ namespace driver {
 
 /// Outputs of one piece: the two panels of the register tile.
 inline constexpr std::size_t piece_outputs = 2 * panel_outputs;
-/// Tokens of one piece: their codes stay in the L2 cache.
-inline constexpr std::size_t piece_tokens = 12 * activation_panel_rows;
+/// Most tokens of one piece: their codes stay in the L2 cache.
+inline constexpr std::size_t most_piece_tokens = 12 * activation_panel_rows;
 
 /// Rows and columns of a piece of the result.
 struct Patch {
@@ -120,16 +120,19 @@ template <Scheme S, Epilogue Post = NoEpilogue, class Kernels = RegionKernels, E
   if (const Status shapes = driver::check_shapes({x.tokens, x.layout.inputs}, weights.layout, range, y); !shapes)
     return shapes;
   const IntegerKernel kernel = Kernels::template integer_tile<S.weight.bits, S.weight.zero>(capped(cap));
-  const std::size_t token_pieces = divide_up(x.tokens, driver::piece_tokens);
+  // Pieces of equal height, in whole panels: a short last one would leave threads idle.
+  const std::size_t token_pieces = divide_up(x.tokens, driver::most_piece_tokens);
+  const std::size_t piece_panels =
+      token_pieces == 0 ? 0 : divide_up(divide_up(x.tokens, token_pieces), activation_panel_rows);
+  const std::size_t piece_tokens = piece_panels * activation_panel_rows;
   const std::size_t output_pieces = divide_up(range.count, driver::piece_outputs);
   executor.for_each_index(token_pieces * output_pieces, [&](std::size_t piece) {
     const std::size_t inside = piece % output_pieces * driver::piece_outputs;
     const std::size_t first_output = range.first + inside;
     const std::size_t count =
         range.count - inside < driver::piece_outputs ? range.count - inside : driver::piece_outputs;
-    const std::size_t first_token = piece / output_pieces * driver::piece_tokens;
-    const std::size_t end =
-        x.tokens - first_token < driver::piece_tokens ? x.tokens : first_token + driver::piece_tokens;
+    const std::size_t first_token = piece / output_pieces * piece_tokens;
+    const std::size_t end = x.tokens - first_token < piece_tokens ? x.tokens : first_token + piece_tokens;
     for (std::size_t token = first_token; token < end; token += activation_panel_rows) {
       const std::size_t rows = end - token < activation_panel_rows ? end - token : activation_panel_rows;
       const driver::Patch patch{token, first_output, rows, count};

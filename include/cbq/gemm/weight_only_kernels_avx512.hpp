@@ -55,7 +55,7 @@ template <int Bits, Zero Z>
 }
 
 /// Decodes steps [Step, 8) of one block: 4 x 16 floats each.
-template <int Bits, Zero Z, int Step>
+template <int Bits, Zero Z, unsigned Step>
 [[gnu::always_inline]] inline void decode_steps(const std::byte* block, __m512 table, __m512 zero, __m512 scale,
                                                 float* out) noexcept {
   const __m512i step = decode_step<Bits, Step>(block);
@@ -88,7 +88,7 @@ void decode_panel(const DecodeJob& job) noexcept {
 }
 
 /// Adds the products of steps [Step, 8) of one block; input i of a step goes to sum i mod Chains.
-template <int Bits, Zero Z, int Step, std::size_t Rows, std::size_t Chains>
+template <int Bits, Zero Z, unsigned Step, std::size_t Rows, std::size_t Chains>
 [[gnu::always_inline]] inline void multiply_float_steps(__m512 (&sums)[Chains][Rows], const std::byte* block,
                                                         __m512 table, __m512 zero, const float* x,
                                                         std::size_t x_stride) noexcept {
