@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#if __has_include(<cbq/io.hpp>)
+// A file that is not there is an error that names it.
 #include <cbq/io.hpp>
-#else
-#include <nlohmann/json.hpp>
-#endif
+#include <cstdio>
+#include <string>
 
 int main() {
-  const auto json = nlohmann::json::parse(R"({"bits": 4})");
-  return json["bits"] == 4 ? 0 : 1;
+  const auto file = cbq::FileBytes::open("no/such/file.safetensors");
+  if (file || file.error().code != cbq::Errc::io) return 1;
+  const nlohmann::json json = nlohmann::json::parse(R"({"bits": 4})");
+  return json["bits"] == 4 ? 0 : 2;
 }
