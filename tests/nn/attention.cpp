@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cbq/nn/attention.hpp>
+
+#include <catch2/catch_all.hpp>
+#include <cmath>
+#include <limits>
+
+#include "oracle/nn.hpp"
+#include "support/nn.hpp"
+
+using namespace cbq;
+
+namespace {
+
+struct Case {
+  std::size_t past;
+  std::size_t tokens;
+  std::size_t heads;
+  std::size_t kv_heads;
+  std::size_t width;
+};
+
+/// Keys and values of past + tokens positions in a cache, queries, and the definition's answer.
+struct Problem {
+  explicit Problem(const Case& c, float deviation = 1.0f)
+      : shape(c),
+        q(support::normal(c.tokens * c.heads * c.width, 1, deviation)),
+        k(support::normal((c.past + c.tokens) * c.kv_heads * c.width, 2)),
+        v(support::normal((c.past + c.tokens) * c.kv_heads * c.width, 3)) {
+    auto made = FloatKvCache::create(c.kv_heads, c.width, c.past + c.tokens);
+    REQUIRE(made);
+    cache = *std::move(made);
+    // In two parts, as a prompt and what follows.
+    const auto keys = support::input(k, c.kv_heads * c.width);
+    const auto values = support::input(v, c.kv_heads * c.width);
+    REQUIRE(cache.append(rows(keys, 0, c.past), rows(values, 0, c.past)));
+    REQUIRE(cache.append(rows(keys, c.past, c.tokens), rows(values, c.past, c.tokens)));
+    const std::size_t columns = c.kv_heads * c.width;
+    wanted = oracle::attention(oracle::Matrix(c.tokens, c.heads * c.width, q), oracle::Matrix(keys.rows, columns, k),
+                               oracle::Matrix(keys.rows, columns, v), c.width, 0.3);
+  }
+
+  template <class E>
+  std::vector<float> run(const E& executor, Isa isa) const {
+    ExecutionContext<E> context(executor, isa);
+    std::vector<float> out(q.size(), std::numeric_limits<float>::quiet_NaN());
+    const std::size_t columns = shape.heads * shape.width;
+    REQUIRE(attend(support::input(q, columns), cache, 0.3f, support::view(out, columns), context));
+    return out;
+  }
+
+  Case shape;
+  std::vector<float> q, k, v;
+  FloatKvCache cache;
+  oracle::Matrix wanted;
+};
+
+}  // namespace
+
+TEST_CASE("Attention equals its definition: heads, widths, tails of blocks and panels") {
+  const Case cases[] = {{0, 1, 1, 1, 1},     {0, 1, 4, 2, 64},   {0, 2, 3, 1, 16},    {0, 5, 2, 2, 17},
+                        {3, 4, 6, 2, 8},     {15, 1, 9, 3, 64},  {16, 1, 8, 1, 32},   {255, 1, 2, 1, 40},
+                        {256, 1, 4, 4, 5},   {254, 3, 3, 3, 64}, {240, 33, 4, 2, 16}, {0, 300, 2, 1, 24},
+                        {511, 18, 1, 1, 33}, {7, 1, 20, 1, 8},   {0, 17, 2, 1, 256}};
+  for (const Case& c : cases) {
+    const Problem problem(c);
+    for (const Isa isa : support::machine_isas()) {
+      CAPTURE(c.past, c.tokens, c.heads, c.kv_heads, c.width, isa_name(isa));
+      CHECK(oracle::distance(problem.run(SerialExecutor{}, isa), problem.wanted) < 2e-6);
+    }
+  }
+}
+
+TEST_CASE("Large scores, where most weights vanish") {
+  const Problem problem({100, 20, 2, 1, 64}, 100.0f);
+  for (const Isa isa : support::machine_isas()) {
+    CAPTURE(isa_name(isa));
+    CHECK(oracle::distance(problem.run(SerialExecutor{}, isa), problem.wanted) < 1e-4);
+  }
+}
+
+TEST_CASE("Any executor gives the same bits, and so does any cut of the queries") {
+  const Problem problem({20, 70, 6, 2, 32});
+  const auto one = problem.run(SerialExecutor{}, detect());
+  for (const std::size_t threads : {2u, 5u}) CHECK(problem.run(support::ThreadExecutor{threads}, detect()) == one);
+
+  // The same queries in two calls, each when the cache ends with them.
+  const std::size_t columns = 6 * 32;
+  const SerialExecutor serial;
+  ExecutionContext<> context(serial);
+  auto cache = FloatKvCache::create(2, 32, 90);
+  const auto keys = support::input(problem.k, 64), values = support::input(problem.v, 64);
+  std::vector<float> out(problem.q.size());
+  REQUIRE(cache->append(rows(keys, 0, 20), rows(values, 0, 20)));
+  for (const auto& [first, count] : {std::pair<std::size_t, std::size_t>{0, 30}, {30, 40}}) {
+    REQUIRE(cache->append(rows(keys, 20 + first, count), rows(values, 20 + first, count)));
+    REQUIRE(attend(rows(support::input(problem.q, columns), first, count), *cache, 0.3f,
+                   rows(support::view(out, columns), first, count), context));
+  }
+  CHECK(oracle::distance(out, problem.wanted) < 2e-6);
+}
+
+TEST_CASE("NaN in a key reaches exactly the queries that see it") {
+  Problem problem({0, 40, 2, 1, 16});
+  auto keys = problem.k;
+  keys[25 * 16] = std::numeric_limits<float>::quiet_NaN();
+  problem.cache.reset();
+  REQUIRE(problem.cache.append(support::input(keys, 16), support::input(problem.v, 16)));
+  for (const Isa isa : support::machine_isas()) {
+    CAPTURE(isa_name(isa));
+    const auto out = problem.run(SerialExecutor{}, isa);
+    for (std::size_t i = 0; i < out.size(); ++i) REQUIRE(std::isnan(out[i]) == (i / 32 >= 25));
+  }
+}
+
+TEST_CASE("Attention refuses what does not fit") {
+  const SerialExecutor serial;
+  ExecutionContext<> context(serial);
+  const Problem problem({0, 4, 2, 2, 8});
+  std::vector<float> out(64);
+  const auto q = support::input(problem.q, 16);
+  CHECK(attend(q, problem.cache, 1.0f, matrix_view(out.data(), 3, 16), context).error().code == Errc::bad_shape);
+  CHECK(
+      attend(support::input(problem.q, 8), problem.cache, 1.0f, matrix_view(out.data(), 8, 8), context).error().code ==
+      Errc::bad_shape);
+  const auto five = matrix_view(problem.q.data(), 1, 8);
+  CHECK_FALSE(attend(five, problem.cache, 1.0f, matrix_view(out.data(), 1, 8), context));
+  CHECK(check_attention({.heads = 3, .kv_heads = 2, .width = 8}).error().code == Errc::bad_shape);
+  CHECK(check_attention({.heads = 2, .kv_heads = 2, .width = 257}).error().code == Errc::unsupported);
+  CHECK(check_attention({}).error().code == Errc::bad_shape);
+}

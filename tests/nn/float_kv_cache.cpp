@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cbq/nn/float_kv_cache.hpp>
+
+#include <catch2/catch_all.hpp>
+#include <limits>
+
+#include "support/nn.hpp"
+
+using namespace cbq;
+
+namespace {
+
+/// Key and value element as the layout in the header says.
+float key(const FloatKvView& v, std::size_t head, std::size_t position, std::size_t i) {
+  return v.keys[((head * v.capacity + position / 16 * 16) * v.width) + i * 16 + position % 16];
+}
+float value(const FloatKvView& v, std::size_t head, std::size_t position, std::size_t i) {
+  const std::size_t padded = (v.width + 15) / 16 * 16;
+  return v.values[head * padded * v.capacity + i / 16 * 16 * v.capacity + position * 16 + i % 16];
+}
+
+}  // namespace
+
+TEST_CASE("Every appended element is found in its panel") {
+  for (const std::size_t width : {1u, 15u, 16u, 17u, 64u}) {
+    CAPTURE(width);
+    const std::size_t heads = 3, tokens = 37;
+    const auto keys = support::normal(tokens * heads * width, 1);
+    const auto values = support::normal(tokens * heads * width, 2);
+    auto cache = FloatKvCache::create(heads, width, tokens);
+    REQUIRE(cache);
+    const auto k = support::input(keys, heads * width), v = support::input(values, heads * width);
+    REQUIRE(cache->append(rows(k, 0, 20), rows(v, 0, 20)));
+    REQUIRE(cache->append(rows(k, 20, 17), rows(v, 20, 17)));
+    REQUIRE(cache->size() == tokens);
+    for (std::size_t t = 0; t < tokens; ++t) {
+      for (std::size_t h = 0; h < heads; ++h) {
+        for (std::size_t i = 0; i < width; ++i) {
+          REQUIRE(key(cache->view(), h, t, i) == row(k, t)[h * width + i]);
+          REQUIRE(value(cache->view(), h, t, i) == row(v, t)[h * width + i]);
+        }
+        for (std::size_t i = width; i % 16 != 0; ++i) REQUIRE(value(cache->view(), h, t, i) == 0.0f);
+      }
+    }
+  }
+}
+
+TEST_CASE("A cache rolls back and starts over") {
+  auto cache = FloatKvCache::create(1, 4, 10);
+  const auto first = support::normal(10 * 4, 1), second = support::normal(10 * 4, 2);
+  REQUIRE(cache->append(support::input(first, 4), support::input(first, 4)));
+  cache->truncate(6);
+  CHECK(cache->size() == 6);
+  REQUIRE(cache->append(rows(support::input(second, 4), 0, 4), rows(support::input(second, 4), 0, 4)));
+  for (std::size_t t = 0; t < 10; ++t) {
+    CHECK(key(cache->view(), 0, t, 2) == (t < 6 ? first[t * 4 + 2] : second[(t - 6) * 4 + 2]));
+  }
+  cache->truncate(11);
+  CHECK(cache->size() == 10);
+  cache->reset();
+  CHECK(cache->size() == 0);
+}
+
+TEST_CASE("A cache refuses what does not fit and keeps what it has") {
+  CHECK(FloatKvCache::create(0, 4, 10).error().code == Errc::bad_shape);
+  CHECK(FloatKvCache::create(1, 0, 10).error().code == Errc::bad_shape);
+  constexpr std::size_t huge = std::numeric_limits<std::size_t>::max();
+  CHECK(FloatKvCache::create(1, 4, huge).error().code == Errc::bad_shape);
+  CHECK(FloatKvCache::create(huge / 2, 4, 16).error().code == Errc::bad_shape);
+  CHECK(FloatKvCache::create(1, 4, std::size_t{1} << 58).error().code == Errc::out_of_memory);
+  auto cache = FloatKvCache::create(1, 4, 3);
+  const auto four = support::normal(16, 1);
+  CHECK(cache->append(support::input(four, 4), support::input(four, 4)).error().code == Errc::bad_shape);
+  CHECK(cache->append(support::input(four, 8), support::input(four, 8)).error().code == Errc::bad_shape);
+  CHECK(cache->append(rows(support::input(four, 4), 0, 2), rows(support::input(four, 4), 0, 1)).error().code ==
+        Errc::bad_shape);
+  CHECK(cache->size() == 0);
+  CHECK(cache->append(rows(support::input(four, 4), 0, 3), rows(support::input(four, 4), 0, 3)));
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cbq/nn/rotary.hpp>
+
+#include <catch2/catch_all.hpp>
+#include <cmath>
+
+#include "oracle/nn.hpp"
+#include "support/nn.hpp"
+
+using namespace cbq;
+
+namespace {
+
+std::vector<std::uint32_t> consecutive(std::size_t first, std::size_t count) {
+  std::vector<std::uint32_t> positions(count);
+  for (std::size_t i = 0; i < count; ++i) positions[i] = static_cast<std::uint32_t>(first + i);
+  return positions;
+}
+
+}  // namespace
+
+TEST_CASE("Rotation equals a complex product, for every head width") {
+  const SerialExecutor serial;
+  ExecutionContext<> context(serial);
+  for (const std::size_t width : {2u, 6u, 8u, 10u, 64u, 80u, 128u}) {
+    CAPTURE(width);
+    const auto table = RotaryTable::create({.base = 10000.0}, width, 600);
+    REQUIRE(table);
+    const std::size_t heads = 3, tokens = 40, first = 555;
+    auto x = support::normal(tokens * heads * width, 1);
+    const auto wanted =
+        oracle::rotary(oracle::Matrix(tokens, heads * width, x), oracle::rotary_frequencies(10000.0, width), first);
+    REQUIRE(table->rotate(support::view(x, heads * width), consecutive(first, tokens), context));
+    CHECK(oracle::distance(x, wanted) < 3e-7);
+  }
+}
+
+TEST_CASE("Positions need not be consecutive") {
+  const SerialExecutor serial;
+  ExecutionContext<> context(serial);
+  const auto table = RotaryTable::create({}, 16, 100);
+  const auto x = support::normal(3 * 16, 2);
+  auto some = x, each = x;
+  const std::vector<std::uint32_t> positions = {99, 0, 42};
+  REQUIRE(table->rotate(support::view(some, 16), positions, context));
+  for (std::size_t t = 0; t < 3; ++t) {
+    REQUIRE(table->rotate(matrix_view(each.data() + t * 16, 1, 16), {&positions[t], 1}, context));
+  }
+  CHECK(some == each);
+  for (std::size_t i = 16; i < 32; ++i) CHECK(some[i] == x[i]);  // position 0
+}
+
+TEST_CASE("Scaled frequencies") {
+  // Llama 3.2 1B: rope_theta 500000, head_dim 64, factor 32, low 1, high 4, original 8192. The values come from the
+  // definition by wavelengths, worked out by hand for one pair of each kind.
+  const RotaryConfig llama3{.base = 500000.0,
+                            .scaling = RotaryScaling::llama3,
+                            .factor = 32.0,
+                            .low_frequency_factor = 1.0,
+                            .high_frequency_factor = 4.0,
+                            .original_positions = 8192.0};
+  const auto frequencies = oracle::rotary_frequencies(500000.0, 64);
+  const double two_pi = 2 * std::acos(-1.0);
+  int kept = 0, divided = 0, blended = 0;
+  for (std::size_t i = 0; i < 32; ++i) {
+    CAPTURE(i);
+    const double wavelength = two_pi / frequencies[i];
+    double wanted = frequencies[i];
+    if (wavelength > 8192.0 / 1.0) {
+      wanted = frequencies[i] / 32.0;
+      ++divided;
+    } else if (wavelength >= 8192.0 / 4.0) {
+      const double smooth = (8192.0 / wavelength - 1.0) / (4.0 - 1.0);
+      wanted = (1 - smooth) * (frequencies[i] / 32.0) + smooth * frequencies[i];
+      ++blended;
+    } else {
+      ++kept;
+    }
+    CHECK(rotary_frequency(llama3, 64, i) == Catch::Approx(wanted).epsilon(1e-12));
+    CHECK(rotary_frequency({.base = 500000.0, .scaling = RotaryScaling::linear, .factor = 4.0}, 64, i) ==
+          Catch::Approx(frequencies[i] / 4.0).epsilon(1e-12));
+  }
+  CHECK(kept == 15);  // wavelengths below 2048: 2 pi 500000^(i/32) < 2048 for i <= 14
+  CHECK(blended == 3);
+  CHECK(divided == 14);
+}
+
+TEST_CASE("Rotary tables refuse what does not fit") {
+  const SerialExecutor serial;
+  ExecutionContext<> context(serial);
+  CHECK(RotaryTable::create({}, 0, 10).error().code == Errc::bad_shape);
+  CHECK(RotaryTable::create({}, 7, 10).error().code == Errc::bad_shape);
+  CHECK(RotaryTable::create({.base = 0.0}, 8, 10).error().code == Errc::bad_argument);
+  CHECK(RotaryTable::create({.scaling = RotaryScaling::linear, .factor = -1.0}, 8, 10).error().code ==
+        Errc::bad_argument);
+  CHECK(RotaryTable::create({.scaling = RotaryScaling::llama3, .low_frequency_factor = 4.0}, 8, 10).error().code ==
+        Errc::bad_argument);
+  const auto table = RotaryTable::create({}, 8, 10);
+  std::vector<float> x(16);
+  const std::vector<std::uint32_t> beyond = {3, 10};
+  CHECK(table->rotate(support::view(x, 8), beyond, context).error().code == Errc::bad_argument);
+  CHECK(table->rotate(support::view(x, 16), beyond, context).error().code == Errc::bad_shape);
+  CHECK(table->rotate(matrix_view(x.data(), 2, 7), beyond, context).error().code == Errc::bad_shape);
+}
