@@ -273,3 +273,36 @@ TEST_CASE("any number of empty rows takes no time and no memory") {
   parts.zero.shape = {.rank = 2, .sizes = {std::size_t{1} << 53, 0}};
   CHECK(parts.outcome() == "success");
 }
+
+TEST_CASE("a mutated file is refused, or read within its bytes and on its grid") {
+  const support::ScratchFolder folder;
+  const Matrix m = random_matrix(5, 40, grid_of(3, 32, Zero::affine));
+  write_matrix(folder / "m.safetensors", "m", m);
+  const std::string text = support::read_text(folder / "m.safetensors");
+  const auto whole = std::as_bytes(std::span(text.data(), text.size()));
+  std::mt19937 random(3);
+  std::size_t accepted = 0;
+  for (int i = 0; i < 3000; ++i) {
+    std::vector<std::byte> mutated(whole.begin(), whole.end());
+    for (std::size_t n = random() % 2 + 1; n != 0; --n)
+      mutated[random() % mutated.size()] = static_cast<std::byte>(random());
+    const support::GuardedBytes guarded(mutated);
+    const auto file = cbq::Safetensors::parse(guarded.bytes());
+    if (!file) continue;
+    const auto read = StoredMatrix::read(*file, "m", m.grid);
+    if (!read) continue;
+    ++accepted;
+    const cbq::QuantizedMatrixView view = read->view();
+    for (std::size_t n = 0; n < view.codes.rows; ++n) {
+      for (std::size_t k = 0; k < view.codes.columns; ++k) {
+        if (cbq::row(view.codes, n)[k] > 7) FAIL("a code off the grid");
+      }
+      for (std::size_t g = 0; g < view.scales.columns; ++g) {
+        if (!std::isfinite(cbq::row(view.scales, n)[g]) || cbq::row(view.zeros, n)[g] > 7)
+          FAIL("a bad scale or zero point");
+      }
+    }
+  }
+  CHECK(accepted > 0);
+  CHECK(accepted < 3000);
+}

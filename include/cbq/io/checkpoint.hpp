@@ -7,6 +7,7 @@
 // tensor. Index and shards must agree: a tensor that only one of them knows, or that two shards hold, is an error.
 
 #include <algorithm>
+#include <cerrno>
 #include <cstddef>
 #include <span>
 #include <string>
