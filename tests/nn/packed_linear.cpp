@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cbq/nn/packed_linear.hpp>
+
+#include <catch2/catch_all.hpp>
+#include <limits>
+
+#include <cbq/nn/any_linear.hpp>
+#include <cbq/nn/dense_linear.hpp>
+
+#include "oracle/nn.hpp"
+#include "support/nn.hpp"
+#include "support/rounded.hpp"
+
+using namespace cbq;
+
+namespace {
+
+constexpr Scheme w2a8_asym = make_scheme(2, 8, 64, Zero::affine);
+constexpr Scheme w3a4_asym = make_scheme(3, 4, 32, Zero::affine);
+
+using Variant = VariantLinear<FakeQuantizedLinear, DenseLinear<float>, PackedLinear<schemes::w4a8_g32>,
+                              PackedLinear<schemes::w4a16_g128>, PackedLinear<schemes::w8a8>,
+                              PackedLinear<schemes::w4a4>, PackedLinear<w2a8_asym>, PackedLinear<w3a4_asym>>;
+
+std::vector<float> multiply(const Variant& op, LinearInput& x, const LinearInfo& info,
+                            const std::vector<float>& residual, ExecutionContext<support::ThreadExecutor>& context) {
+  std::vector<float> y(x.values().rows * info.outputs);
+  LinearOutput out{support::view(y, info.outputs), {}};
+  if (!residual.empty()) out.residual = support::input(residual, info.outputs);
+  REQUIRE(op.forward(x, out, context));
+  return y;
+}
+
+}  // namespace
+
+TEST_CASE("A packed operator computes what its fake-quantized one does, for every kind of scheme") {
+  const support::ThreadExecutor one{1}, many{4};
+  for (const Scheme& scheme :
+       {schemes::w4a8_g32, schemes::w4a16_g128, schemes::w8a8, schemes::w4a4, w2a8_asym, w3a4_asym}) {
+    const std::size_t outputs = 37, inputs = 200;  // tails of panels, blocks and groups
+    const auto weights = support::normal(outputs * inputs, 1);
+    const auto bias = support::normal(outputs, 2);
+    const QuantizedMatrix matrix = support::rounded(weights, inputs, scheme.weight);
+    const auto packed = Variant::packed(matrix.view(), scheme, bias);
+    const auto plain = Variant::packed(matrix.view(), scheme);
+    auto fake = FakeQuantizedLinear::create(matrix.view(), scheme, bias);
+    REQUIRE((packed && plain && fake));
+    const LinearInfo info = packed->info();
+    CHECK(info.scheme == scheme);
+    CHECK((info.outputs == outputs && info.inputs == inputs));
+    CHECK(info.bytes < outputs * inputs * 4 / 2);
+    const Variant reference(*std::move(fake));
+    std::vector<float> row(inputs), wanted_row(inputs);
+    for (const std::size_t output : {0u, 15u, 16u, 36u}) {
+      packed->weight_row(output, row.data());
+      reference.weight_row(output, wanted_row.data());
+      CHECK(row == wanted_row);
+    }
+    for (const Isa isa : support::machine_isas()) {
+      ExecutionContext<support::ThreadExecutor> context(one, isa), threaded(many, isa);
+      for (const std::size_t tokens : {1u, 3u, 4u, 5u, 45u}) {
+        CAPTURE(scheme_name(scheme).c_str(), isa_name(isa), tokens);
+        const Workspace::Frame frame(context.workspace()), other_frame(threaded.workspace());
+        const auto x = support::normal(tokens * inputs, 3, 2.0f);
+        const auto residual = support::normal(tokens * outputs, 4);
+        LinearInput input(support::input(x, inputs)), same(support::input(x, inputs));
+        const auto y = multiply(*packed, input, info, residual, context);
+        const oracle::Matrix wanted(tokens, outputs, multiply(reference, input, info, residual, context));
+        CHECK(oracle::distance(y, wanted) < 1e-6);
+        CHECK(multiply(*packed, same, info, residual, threaded) == y);
+        // Without a bias the sum differs by it alone.
+        oracle::Matrix less = wanted;
+        for (std::size_t i = 0; i < less.values.size(); ++i) less.values[i] -= static_cast<double>(bias[i % outputs]);
+        CHECK(oracle::distance(multiply(*plain, input, info, residual, context), less) < 2e-6);
+      }
+    }
+  }
+}
+
+TEST_CASE("Operators of one scheme quantize a shared input once") {
+  const SerialExecutor serial;
+  ExecutionContext<> context(serial);
+  const Workspace::Frame frame(context.workspace());
+  const std::size_t inputs = 64;
+  auto x = support::normal(3 * inputs, 1);
+  LinearInput input(support::input(x, inputs));
+  const auto first = input.quantized<schemes::w4a8_g32>(context);
+  const auto again = input.quantized<schemes::w4a8_g32>(context);
+  REQUIRE((first && again));
+  CHECK(first->codes == again->codes);
+  CHECK(again->tokens == 3);
+  const auto other = input.quantized<schemes::w8a8>(context);
+  REQUIRE(other);
+  CHECK(other->codes != first->codes);
+  CHECK(other->zero_terms[0] != first->zero_terms[0]);
+  const Grid grid = schemes::w4a8_g32.activation;
+  const auto rounded = input.fake_quantized(grid, context), same = input.fake_quantized(grid, context);
+  REQUIRE((rounded && same));
+  CHECK(rounded->data == same->data);
+  CHECK(input.fake_quantized(Grid{}, context)->data == x.data());
+}
+
+TEST_CASE("A variant refuses schemes outside its list, and matrices that break their grid") {
+  const auto weights = support::normal(16 * 64, 1);
+  const QuantizedMatrix matrix = support::rounded(weights, 64, schemes::w4a8_g32.weight);
+  CHECK(Variant::packed(matrix.view(), schemes::w4a16_g32).error().code == Errc::unsupported);
+  CHECK(Variant::packed(matrix.view(), make_scheme(5, 8, 32, Zero::symmetric)).error().code == Errc::unsupported);
+  CHECK(Variant::packed(matrix.view(), schemes::w8a8).error().code == Errc::bad_shape);
+  CHECK(Variant::packed(matrix.view(), schemes::w4a8_g32, std::vector<float>(15)).error().code == Errc::bad_shape);
+  const auto op = Variant::packed(matrix.view(), schemes::w4a8_g32);
+  REQUIRE(op);
+  CHECK(op->get_if<PackedLinear<schemes::w4a8_g32>>() != nullptr);
+  CHECK(op->get_if<FakeQuantizedLinear>() == nullptr);
+  auto x = support::normal(5 * 64, 2);
+  x[3 * 64 + 1] = std::numeric_limits<float>::infinity();
+  const SerialExecutor serial;
+  ExecutionContext<> context(serial);
+  const Workspace::Frame frame(context.workspace());
+  LinearInput input(support::input(x, 64));
+  std::vector<float> y(5 * 16);
+  const Status failed = op->forward(input, {support::view(y, 16)}, context);
+  REQUIRE_FALSE(failed);
+  CHECK(failed.error().code == Errc::not_finite);
+}
