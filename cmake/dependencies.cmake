@@ -8,6 +8,7 @@
 # Versions are compared by hand: no single version request accepts both majors of Eigen or of xsimd.
 
 include(${CMAKE_CURRENT_LIST_DIR}/debian_packages.cmake)
+list(PREPEND CMAKE_MODULE_PATH ${CMAKE_CURRENT_LIST_DIR})  # FindPCRE2.cmake
 
 option(CBQ_FETCH_DEPENDENCIES "Bring libraries that find_package does not find into the build tree"
        ${PROJECT_IS_TOP_LEVEL})
@@ -77,6 +78,16 @@ set(_cbq_CLI11_url https://github.com/CLIUtils/CLI11/archive/refs/tags/v2.4.2.ta
 set(_cbq_CLI11_sha256 f2d893a65c3b1324c50d4e682c0cdc021dd0477ae2c048544f39eed6654b699a)
 set(_cbq_CLI11_options -DCLI11_BUILD_TESTS=OFF -DCLI11_BUILD_EXAMPLES=OFF -DCLI11_BUILD_DOCS=OFF)
 
+# The example engine's tokenizers. Distributions package it without a CMake configuration: FindPCRE2.cmake finds it.
+set(_cbq_PCRE2_target PCRE2::8BIT)
+set(_cbq_PCRE2_mode MODULE)
+set(_cbq_PCRE2_versions 10.40)
+set(_cbq_PCRE2_wanted "10.40 or newer")
+set(_cbq_PCRE2_debian libpcre2-dev)
+set(_cbq_PCRE2_url https://github.com/PCRE2Project/pcre2/releases/download/pcre2-10.42/pcre2-10.42.tar.gz)
+set(_cbq_PCRE2_sha256 c33b418e3b936ee3153de2c61cc638e7e4fe3156022a5c77d0711bcbb9d64f1f)
+set(_cbq_PCRE2_options -DPCRE2_BUILD_PCRE2GREP=OFF -DPCRE2_BUILD_TESTS=OFF)
+
 # oneTBB is optional (an executor adapter and its test) and takes minutes to build: no upstream archive. It is only
 # brought along when the distribution's packages are being fetched anyway.
 set(_cbq_TBB_target TBB::tbb)
@@ -88,8 +99,12 @@ set(_cbq_TBB_debian libtbb-dev)
 # A macro, so that the <package>_* variables of find_package reach the caller.
 macro(_cbq_find name)
   if(NOT TARGET ${_cbq_${name}_target})
+    set(_cbq_mode CONFIG)
+    if(DEFINED _cbq_${name}_mode)
+      set(_cbq_mode ${_cbq_${name}_mode})
+    endif()
     foreach(_cbq_version IN LISTS _cbq_${name}_versions)
-      find_package(${name} ${_cbq_version} CONFIG QUIET)
+      find_package(${name} ${_cbq_version} ${_cbq_mode} QUIET)
       if(${name}_FOUND)
         break()
       endif()
@@ -207,7 +222,7 @@ if(CBQ_BUILD_BENCH)
 endif()
 if(CBQ_BUILD_EXAMPLES OR CBQ_BUILD_TESTS)
   # The tests reach the example engine, too.
-  list(APPEND _cbq_needed CLI11 nlohmann_json)
+  list(APPEND _cbq_needed CLI11 nlohmann_json PCRE2)
 endif()
 list(REMOVE_DUPLICATES _cbq_needed)
 
