@@ -86,7 +86,7 @@ set(_cbq_PCRE2_wanted "10.40 or newer")
 set(_cbq_PCRE2_debian libpcre2-dev)
 set(_cbq_PCRE2_url https://github.com/PCRE2Project/pcre2/releases/download/pcre2-10.42/pcre2-10.42.tar.gz)
 set(_cbq_PCRE2_sha256 c33b418e3b936ee3153de2c61cc638e7e4fe3156022a5c77d0711bcbb9d64f1f)
-set(_cbq_PCRE2_options -DPCRE2_BUILD_PCRE2GREP=OFF -DPCRE2_BUILD_TESTS=OFF)
+set(_cbq_PCRE2_options -DPCRE2_BUILD_PCRE2GREP=OFF -DPCRE2_BUILD_TESTS=OFF -DPCRE2_SUPPORT_JIT=ON)
 
 # oneTBB is optional (an executor adapter and its test) and takes minutes to build: no upstream archive. It is only
 # brought along when the distribution's packages are being fetched anyway.
