@@ -4,6 +4,7 @@
 // The loops of the float matmul around its tiles: how work is cut, how K blocks are chained, how tiles meet the edges
 // of C and the epilogue. Not called by hosts; <cbq/gemm/float_matmul.hpp> is.
 
+#include <bit>
 #include <cstddef>
 #include <type_traits>
 
@@ -59,6 +60,13 @@ struct Multiplication {
   FloatNarrowKernels<Stored> narrow_stored = float_narrow_kernels<Stored>(how.isa);
 };
 
+/// Whether one panel at a time is read for all rows.
+template <class B, class E>
+[[nodiscard]] bool is_narrow(const Multiplication<B, E>& work) noexcept {
+  const std::size_t rows = work.a.rows;
+  return rows <= float_narrow_rows || (rows <= float_tile_most_rows && work.narrow_stored.tile[rows] != nullptr);
+}
+
 /// Tasks are (column chunk, row block), row blocks innermost so that neighbouring tasks share weights.
 struct Cut {
   std::size_t row_blocks = 1;
@@ -78,15 +86,17 @@ template <class B, class E>
   const std::size_t rows = work.a.rows;
   Cut cut;
   cut.row_blocks = divide_up(rows, block_rows);
-  cut.strip_panels = rows <= float_narrow_rows ? 1 : work.tall.panels;
+  cut.strip_panels = is_narrow(work) ? 1 : work.tall.panels;
   cut.strips = divide_up(divide_up(count, width), cut.strip_panels);
   cut.first_panel = first_column / width;
   cut.end_column = first_column + count;
   const std::size_t block = divide_up(rows, cut.row_blocks);
   const std::size_t strip_cost = (block < 8 ? 8 : block) * cut.strip_panels * width * (work.a.columns + 1);
   const std::size_t strips_per_task = divide_up(task, strip_cost);
-  const std::size_t chunks = divide_up(cut.strips, strips_per_task);
-  cut.chunks = chunks < most_tasks ? chunks : most_tasks;
+  // A power of two, so that static schedules on 2, 4, 8 threads come out even.
+  const std::size_t chunks = std::bit_ceil(divide_up(cut.strips, strips_per_task));
+  const std::size_t most_chunks = cut.strips < most_tasks ? cut.strips : most_tasks;
+  cut.chunks = chunks < most_chunks ? chunks : most_chunks;
   return cut;
 }
 
@@ -168,11 +178,11 @@ void run_tall_strip(const Multiplication<B, E>& work, const Patch& strip, std::s
   } while (first < inputs);
 }
 
-/// A panel that a narrow tile can read where it lies; data is null where it must be decoded.
+/// A panel that a narrow tile can read where it lies; a stride of zero says that it must be decoded.
 template <class T>
 struct NarrowPanel {
   const T* data = nullptr;
-  std::size_t stride = width;
+  std::size_t stride = 0;
 };
 
 template <class B, class E>
@@ -186,11 +196,11 @@ template <class B, class E>
   return {};
 }
 
-/// Up to 4 rows times one panel.
+/// Few rows (see is_narrow()) times one panel.
 template <class B, class E>
 void run_narrow_panel(const Multiplication<B, E>& work, const Patch& patch) noexcept {
   const std::size_t inputs = work.a.columns;
-  if (const auto panel = narrow_panel(work, patch.column); panel.data != nullptr) {
+  if (const auto panel = narrow_panel(work, patch.column); panel.stride != 0) {
     using Stored = typename PanelTraits<B>::Stored;
     const FloatTile<Stored> tile{.a = work.a.data,
                                  .a_stride = work.a.stride,
@@ -229,7 +239,7 @@ void run_task(const Multiplication<B, E>& work, const Cut& cut, std::size_t task
     const std::size_t left = cut.end_column - column;
     const std::size_t columns = left < cut.strip_panels * width ? left : cut.strip_panels * width;
     const Patch patch{first_row, rows, column, columns};
-    if (work.a.rows <= float_narrow_rows) {
+    if (is_narrow(work)) {
       run_narrow_panel(work, patch);
     } else {
       run_tall_strip(work, patch, divide_up(columns, width));

@@ -4,7 +4,7 @@
 // Float kernels for AVX-512 F, BW, DQ, VL. Tall tile: 8 rows x 2 panels = 16 accumulators, 2 vectors of weights and 1
 // broadcast. Taller tiles gain nothing: 16 independent sums hide the latency of the multiply-add on two pipes, 10 loads
 // per 16 multiply-adds stay below the load ports' rate, and 8 rows of activations at a stride of 4 KiB still fit the 8
-// ways of L1, so that activations need no packing. Narrow tile: 1 to 4 rows x 1 panel, the inputs dealt out to several
+// ways of L1, so that activations need no packing. Narrow tile: 1 to 8 rows x 1 panel, the inputs dealt out to several
 // accumulators.
 
 #if defined(__x86_64__)
@@ -13,6 +13,7 @@
 
 #include <concepts>
 #include <cstddef>
+#include <cstdint>
 
 #include <cbq/gemm/float_tile.hpp>
 
@@ -30,6 +31,12 @@ CBQ_BEGIN_REGION(CBQ_TARGET_AVX512VNNI)
 [[gnu::always_inline]] inline __m512 load_weights(const bfloat16* from) noexcept {
   const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(from));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(codes), 16));
+}
+
+/// Asks for the memory `ahead` elements further on, which may lie outside of the array.
+template <class T>
+[[gnu::always_inline]] inline void prefetch(const T* from, std::size_t ahead) noexcept {
+  _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(from) + ahead * sizeof(T)), _MM_HINT_T0);
 }
 
 /// c = initial + a * panels for Rows rows and Panels panels, the products added in the order of the inputs.
@@ -64,47 +71,58 @@ void float_tall_tile(const FloatTile<float>& tile) noexcept {
   }
 }
 
-/// c = initial + a * panel for Rows rows and one panel. Input k is added to accumulator k mod Chains.
+/// c = initial + a * panel for Rows rows and one panel. Input k is added to accumulator k mod Chains. The panel is
+/// asked for 2 KiB ahead: hardware stops at the end of each 4 KiB page, and few rows give it no time to start again.
 template <class T, std::size_t Rows, std::size_t Chains>
 void float_narrow_tile(const FloatTile<T>& tile) noexcept {
+  constexpr std::size_t ahead = 2048 / (16 * sizeof(T));
   __m512 sums[Chains][Rows];
-  _Pragma("GCC unroll 8") for (std::size_t s = 0; s < Chains; ++s) {
-    _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r) sums[s][r] = _mm512_setzero_ps();
+  _Pragma("GCC unroll 8") for (std::size_t r = 0; r < Rows; ++r) {
+    _Pragma("GCC unroll 4") for (std::size_t s = 0; s < Chains; ++s) sums[s][r] = _mm512_setzero_ps();
+    if (Chains == 1 && tile.initial != nullptr) sums[0][r] = _mm512_loadu_ps(tile.initial + r * tile.initial_stride);
   }
   const float* a = tile.a;
   const T* panel = tile.panels[0];
+  const std::size_t a_stride = tile.a_stride;
   const std::size_t whole = tile.inputs / Chains * Chains;
   for (std::size_t k = 0; k < whole; k += Chains) {
-    _Pragma("GCC unroll 8") for (std::size_t s = 0; s < Chains; ++s) {
-      const __m512 weights = load_weights(panel + s * tile.panel_stride);
-      _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r) {
-        sums[s][r] = _mm512_fmadd_ps(_mm512_set1_ps(a[r * tile.a_stride + k + s]), weights, sums[s][r]);
+    _Pragma("GCC unroll 4") for (std::size_t s = 0; s < Chains; ++s) {
+      const __m512 weights = load_weights(panel);
+      prefetch(panel, ahead * tile.panel_stride);
+      _Pragma("GCC unroll 8") for (std::size_t r = 0; r < Rows; ++r) {
+        sums[s][r] = _mm512_fmadd_ps(_mm512_set1_ps(a[r * a_stride + k + s]), weights, sums[s][r]);
       }
+      panel += tile.panel_stride;
     }
-    panel += Chains * tile.panel_stride;
   }
   for (std::size_t k = whole; k < tile.inputs; ++k) {
     const __m512 weights = load_weights(panel);
-    _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r) {
-      sums[0][r] = _mm512_fmadd_ps(_mm512_set1_ps(a[r * tile.a_stride + k]), weights, sums[0][r]);
+    _Pragma("GCC unroll 8") for (std::size_t r = 0; r < Rows; ++r) {
+      sums[0][r] = _mm512_fmadd_ps(_mm512_set1_ps(a[r * a_stride + k]), weights, sums[0][r]);
     }
     panel += tile.panel_stride;
   }
-  _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r) {
-    _Pragma("GCC unroll 4") for (std::size_t half_chains = Chains / 2; half_chains != 0; half_chains /= 2) {
-      _Pragma("GCC unroll 4") for (std::size_t s = 0; s < half_chains; ++s) {
-        sums[s][r] = _mm512_add_ps(sums[s][r], sums[s + half_chains][r]);
+  _Pragma("GCC unroll 8") for (std::size_t r = 0; r < Rows; ++r) {
+    _Pragma("GCC unroll 4") for (std::size_t rest = Chains / 2; rest != 0; rest /= 2) {
+      _Pragma("GCC unroll 4") for (std::size_t s = 0; s < rest; ++s) {
+        sums[s][r] = _mm512_add_ps(sums[s][r], sums[s + rest][r]);
       }
     }
-    const __m512 initial =
-        tile.initial != nullptr ? _mm512_loadu_ps(tile.initial + r * tile.initial_stride) : _mm512_setzero_ps();
-    _mm512_storeu_ps(tile.c + r * tile.c_stride, _mm512_add_ps(initial, sums[0][r]));
+    if (Chains != 1 && tile.initial != nullptr) {
+      sums[0][r] = _mm512_add_ps(_mm512_loadu_ps(tile.initial + r * tile.initial_stride), sums[0][r]);
+    }
+    _mm512_storeu_ps(tile.c + r * tile.c_stride, sums[0][r]);
   }
 }
 
+/// Asks for the weights 8 KiB ahead, which is the next block of a packed matrix, to arrive while this one is
+/// multiplied.
 template <class T>
 void decode_panels(const T* from, std::size_t count, float* to) noexcept {
-  for (std::size_t i = 0; i < count; i += 16) _mm512_storeu_ps(to + i, load_weights(from + i));
+  for (std::size_t i = 0; i < count; i += 16) {
+    prefetch(from + i, 8192 / sizeof(T));
+    _mm512_storeu_ps(to + i, load_weights(from + i));
+  }
 }
 
 /// One 16 x 16 block. Rows i, i + 4, i + 8, i + 12 share a vector, so that four transpositions inside 128-bit lanes
@@ -145,9 +163,19 @@ template <std::same_as<float>>
 
 template <class T>
 [[nodiscard]] FloatNarrowKernels<T> float_narrow_kernels() noexcept {
-  return {.tile = {nullptr, &float_narrow_tile<T, 1, 4>, &float_narrow_tile<T, 2, 4>, &float_narrow_tile<T, 3, 2>,
-                   &float_narrow_tile<T, 4, 2>},
-          .decode = &decode_panels<T>};
+  FloatNarrowKernels<T> kernels;
+  kernels.tile[1] = &float_narrow_tile<T, 1, 4>;
+  kernels.tile[2] = &float_narrow_tile<T, 2, 4>;
+  kernels.tile[3] = &float_narrow_tile<T, 3, 2>;
+  kernels.tile[4] = &float_narrow_tile<T, 4, 2>;
+  if constexpr (!std::same_as<T, float>) {
+    kernels.tile[5] = &float_narrow_tile<T, 5, 1>;
+    kernels.tile[6] = &float_narrow_tile<T, 6, 1>;
+    kernels.tile[7] = &float_narrow_tile<T, 7, 1>;
+    kernels.tile[8] = &float_narrow_tile<T, 8, 1>;
+  }
+  kernels.decode = &decode_panels<T>;
+  return kernels;
 }
 
 }  // namespace isa::avx512_vnni

@@ -7,10 +7,10 @@
 //
 // Work is cut by shape alone into row blocks of at most 128 rows and contiguous column chunks. In a chunk, strips of
 // one or two panels go through all rows of the block while they are hot, so weights are read from memory once per 128
-// rows; with up to 4 rows each panel is read once in one sequential stream. With more than 4 rows the products of one
-// element are added in the order of the inputs; with up to 4 they are dealt out to a fixed number of sums. Either way
-// the bits of a result depend on A's number of rows (up to 4 or more), on the instruction set and on nothing else: not
-// on the executor, not on column ranges.
+// rows; with up to 4 rows (8 for half and bfloat16) each panel is read once in one sequential stream. With more than 4
+// rows the products of one element are added in the order of the inputs; with up to 4 they are dealt out to a fixed
+// number of sums. Either way the bits of a result depend on A's number of rows (up to 4 or more), on the instruction
+// set and on nothing else: not on the executor, not on column ranges.
 
 #include <cstddef>
 #include <span>

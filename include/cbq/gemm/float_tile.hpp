@@ -56,7 +56,10 @@ struct FloatTallKernels {
 /// Kernels of one instruction set that read panels of T.
 template <class T>
 struct FloatNarrowKernels {
-  FloatTileKernel<T> tile[float_narrow_rows + 1] = {};                             ///< by rows, one panel
+  /// By rows, one panel. Null above float_narrow_rows for floats, for which tall tiles are as good, and where registers
+  /// are too few; with more than float_narrow_rows rows the products are added in the order of the inputs as in tall
+  /// tiles.
+  FloatTileKernel<T> tile[float_tile_most_rows + 1] = {};
   void (*decode)(const T* from, std::size_t count, float* to) noexcept = nullptr;  ///< count: a multiple of 16
 };
 
