@@ -52,9 +52,11 @@ TEST_CASE("Scales of 11 bits survive whatever their common size") {
   CAPTURE(exponent);
   std::mt19937 random(3);
   oracle::Weights w = oracle::weights(schemes::w4a8_g32.weight, 4, 128, oracle::Codes::random, random);
-  for (float& scale : w.scales)
-    scale = std::ldexp(static_cast<float>(1024 + random() % 1024), exponent - 10 - static_cast<int>(random() % 18));
-  w.scales.front() = std::ldexp(2047.0f, exponent - 10);
+  for (float& scale : w.scales) {
+    const float mantissa = static_cast<float>(1024 + random() % 1024) * (random() % 2 == 0 ? 1.0f : -1.0f);
+    scale = std::ldexp(mantissa, exponent - 10 - static_cast<int>(random() % 18));
+  }
+  w.scales.front() = std::ldexp(-2047.0f, exponent - 10);  // the largest magnitude
   const auto packed = PackedWeights<schemes::w4a8_g32>::from_codes(w.view());
   REQUIRE(packed);
   for (std::size_t n = 0; n < 4; ++n) {
@@ -93,7 +95,8 @@ TEST_CASE("Bad input to pack names what, where, got and wanted") {
     CHECK(std::string(error_of().where.c_str()) == "output 1, group 1");
   }
   SECTION("a scale that is no number") {
-    const float bad = GENERATE(std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), -1.0f);
+    const float bad = GENERATE(std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::quiet_NaN(),
+                               std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity());
     w.scales[3] = bad;
     CHECK(error_of().code == Errc::not_finite);
     CHECK(std::string(error_of().where.c_str()) == "output 1, group 1");

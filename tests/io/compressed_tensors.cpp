@@ -45,7 +45,7 @@ Grid grid_of(int bits, int group, Zero zero) {
           .zero = zero};
 }
 
-// Scales with 8 significant bits, which each of the three types holds.
+// Scales with 8 significant bits, which each of the three types holds; of both signs where the grid is symmetric.
 Matrix random_matrix(std::size_t outputs, std::size_t inputs, const Grid& grid) {
   std::mt19937 random(static_cast<std::uint32_t>(outputs * 1000 + inputs));
   Matrix m{outputs, inputs, grid, {}, {}, {}};
@@ -53,6 +53,7 @@ Matrix random_matrix(std::size_t outputs, std::size_t inputs, const Grid& grid) 
   for (std::size_t i = 0; i < outputs * inputs; ++i) m.codes.push_back(code());
   for (std::size_t i = 0; i < outputs * cbq::group_count(grid, inputs); ++i) {
     m.scales.push_back(std::ldexp(static_cast<float>(128 + random() % 128), -14));
+    if (grid.zero == Zero::symmetric && random() % 2 == 1) m.scales.back() = -m.scales.back();
     if (grid.zero == Zero::affine) m.zeros.push_back(code());
   }
   return m;
@@ -179,11 +180,13 @@ TEST_CASE("scales keep their exact value in the smallest type that holds it") {
   CHECK(type_of({1.0f, 0x1.ffcp-3f}) == Dtype::f16);
   CHECK(type_of({1.0f, 0x1p-100f}) == Dtype::bf16);
   CHECK(type_of({131072.0f}) == Dtype::bf16);
+  CHECK(type_of({-1.0f, -0x1.ffcp-3f, -0x1p-24f}) == Dtype::f16);
+  CHECK(type_of({1.0f, -131072.0f}) == Dtype::bf16);
   CHECK(type_of({0x1.ffcp-3f, 0x1p-100f}) == Dtype::f32);
   CHECK(type_of({0.1f}) == Dtype::f32);
   CHECK(type_of({std::numeric_limits<float>::quiet_NaN()}) == Dtype::f32);
   const support::ScratchFolder folder;
-  for (const float scale : {0x1.ffcp-3f, 0x1p-100f, 0.1f, 3e38f, 1e-45f}) {
+  for (const float scale : {0x1.ffcp-3f, 0x1p-100f, 0.1f, 3e38f, 1e-45f, -0.1f, -0x1.ffcp-3f}) {
     Matrix m = random_matrix(3, 64, grid_of(4, 32, Zero::symmetric));
     m.scales[4] = scale;
     write_matrix(folder / "m.safetensors", "m", m);

@@ -44,7 +44,8 @@ struct Weights {
 
 enum class Codes { random, lowest, highest };
 
-/// Weights with codes of the given kind; scales are powers of two times 1..7, exact in half.
+/// Weights with codes of the given kind; scales are powers of two times 1..7, exact in half, and have random signs
+/// where the grid is symmetric.
 inline Weights weights(const cbq::Grid& grid, std::size_t outputs, std::size_t inputs, Codes kind,
                        std::mt19937& random) {
   Weights w;
@@ -62,7 +63,8 @@ inline Weights weights(const cbq::Grid& grid, std::size_t outputs, std::size_t i
   };
   for (std::size_t i = 0; i < outputs * inputs; ++i) w.codes.push_back(any_code());
   for (std::size_t i = 0; i < outputs * w.groups; ++i) {
-    w.scales.push_back(static_cast<float>(1 + random() % 7) * 0x1p-6f);
+    const float sign = !w.affine && random() % 2 == 1 ? -1.0f : 1.0f;
+    w.scales.push_back(sign * static_cast<float>(1 + random() % 7) * 0x1p-6f);
     if (w.affine)
       w.zeros.push_back(
           static_cast<std::uint8_t>(kind == Codes::random ? random() % (largest + 1) : largest - any_code()));

@@ -126,12 +126,31 @@ TEST_CASE("values off the grid are errors that name the place") {
         std::pair{Errc::bad_argument, std::string("code 2, 9")});
   CHECK(check([](Matrix& m) { cbq::row(m.zeros(), 1)[2] = 16; }) ==
         std::pair{Errc::bad_argument, std::string("zero 1, 2")});
-  for (const float scale : {NAN, INFINITY}) {
+  for (const float scale : {NAN, INFINITY, -INFINITY}) {
     CHECK(check([&](Matrix& m) { cbq::row(m.scales(), 0)[1] = scale; }) ==
           std::pair{Errc::not_finite, std::string("scale 0, 1")});
   }
   for (const float scale : {0.0f, -0.25f, 0.1f, 0x1p-90f}) {  // 0.1 has more than 11 significant bits
     CAPTURE(scale);
     CHECK(check([&](Matrix& m) { cbq::row(m.scales(), 0)[1] = scale; }).first == Errc::bad_argument);
+  }
+}
+
+TEST_CASE("scales of symmetric grids may be negative") {
+  Grid grid = grouped;
+  grid.zero = Zero::symmetric;
+  cbq::QuantizedMatrix matrix = filled(grid);
+  cbq::row(matrix.scales(), 2)[2] = -64.0f;  // the largest magnitude
+  cbq::row(matrix.scales(), 0)[1] = -0.25f;
+  CHECK(cbq::check_values(matrix.view(), grid));
+  std::vector<float> out(30);
+  REQUIRE(cbq::dequantize(matrix.view(), grid, cbq::matrix_view(out.data(), 3, 10)));
+  CHECK(out[5] == -0.25f * (static_cast<float>(35 % 16) - 8.0f));
+  for (const float scale : {0.0f, -0.0f, -0.1f, -0x1p-90f}) {
+    CAPTURE(scale);
+    cbq::row(matrix.scales(), 0)[1] = scale;
+    const cbq::Status status = cbq::check_values(matrix.view(), grid);
+    REQUIRE(!status);
+    CHECK(status.error().code == Errc::bad_argument);
   }
 }

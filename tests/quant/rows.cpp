@@ -18,8 +18,9 @@ constexpr std::size_t sizes[] = {0, 1, 2, 3, 7, 15, 16, 17, 31, 32, 33, 47, 64, 
 
 // A row at an odd address between NaNs: a load beyond either end shows in the result.
 struct GuardedRow {
-  explicit GuardedRow(const std::vector<float>& values) : size(values.size()), memory(values.size() + 34, NAN) {
-    std::copy(values.begin(), values.end(), memory.begin() + 17);
+  explicit GuardedRow(const std::vector<float>& values) : size(values.size()), memory(17, NAN) {
+    memory.insert(memory.end(), values.begin(), values.end());
+    memory.insert(memory.end(), 17, NAN);
   }
   [[nodiscard]] std::span<const float> span() const { return {memory.data() + 17, size}; }
   std::size_t size;

@@ -23,12 +23,14 @@ TEST_CASE("round_scale keeps 11 significant bits, ties to even") {
     const double x = std::fabs(static_cast<double>(scale));
     const double unit = std::ldexp(1.0, std::ilogb(x) - 10);
     CHECK(static_cast<double>(cbq::round_scale(static_cast<float>(x))) == to_multiple(x, unit));
+    CHECK(cbq::round_scale(-static_cast<float>(x)) == -cbq::round_scale(static_cast<float>(x)));
   }
   CHECK(cbq::round_scale(1.0f + 0x1p-11f) == 1.0f);
   CHECK(cbq::round_scale(1.0f + 0x1p-10f + 0x1p-11f) == 1.0f + 0x1p-9f);
   CHECK(cbq::round_scale(0.0f) == 0.0f);
   CHECK(cbq::round_scale(FLT_MAX) == 0x1.ffcp127f);
-  CHECK(cbq::is_finite(cbq::round_scale(FLT_MAX)));
+  CHECK(cbq::round_scale(-FLT_MAX) == -0x1.ffcp127f);
+  CHECK(std::signbit(cbq::round_scale(-0.0f)));
 }
 
 TEST_CASE("a rounded scale in the normal range of half is a half") {
@@ -67,6 +69,7 @@ TEST_CASE("storable scales are halves times the power of two of the matrix") {
       CHECK(static_cast<double>(cbq::to_float(cbq::to_half(normalized))) ==
             std::ldexp(static_cast<double>(stored), exponent));
       CHECK(cbq::storable_scale(stored, exponent) == stored);
+      CHECK(cbq::storable_scale(-scale, exponent) == -stored);
       if (below <= 28 && scale >= 0x1p-120f) {
         CHECK(stored == scale);
       } else {
@@ -88,6 +91,12 @@ TEST_CASE("make_storable leaves good scales alone and lifts zeros and tiny ones"
   CHECK(scales[4] == 0x1p-39f);
   CHECK(scales[2] == 99.0f);
   CHECK(scales[5] == 99.0f);
+  // The largest magnitude counts, and signs stay.
+  std::vector<float> with_signs = {-0.5f, 0.0f, 0.25f, -0x1p-60f};
+  cbq::make_storable(cbq::matrix_view(with_signs.data(), 2, 2));
+  CHECK(with_signs == std::vector<float>{-0.5f, 0x1p-39f, 0.25f, -0x1p-39f});
+  const float ranked[] = {0.5f, -3.0f, -INFINITY, NAN, 2.0f};
+  CHECK(cbq::largest_scale(cbq::matrix_view(static_cast<const float*>(ranked), 1, 5)) == 3.0f);
   std::vector<float> zeros(4, 0.0f);
   cbq::make_storable(cbq::matrix_view(zeros.data(), 2, 2));
   CHECK(zeros == std::vector<float>(4, 1.0f));

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "oracle/quant.hpp"
+#include "support/failing_memory.hpp"
 
 using cbq::Errc;
 using cbq::Granularity;
@@ -99,7 +100,7 @@ TEMPLATE_TEST_CASE("every weight takes the nearest code, for every element type,
             // No other code is nearer, but for the rounding of the float division.
             const double here = std::fabs(v - oracle::value(code, at));
             const double best = std::fabs(v - oracle::value(oracle::code(v, at), at));
-            wrong += here <= best + 1e-6 * at.scale ? 0 : 1;
+            wrong += here <= best + 1e-6 * std::fabs(at.scale) ? 0 : 1;
             error += (value_of(w[n * columns + k]) - oracle::value(code, at)) *
                      (value_of(w[n * columns + k]) - oracle::value(code, at));
             squares += value_of(w[n * columns + k]) * value_of(w[n * columns + k]);
@@ -176,7 +177,7 @@ TEST_CASE("rows of very different size stay storable, and the large ones exact")
   CHECK(scale(2) == scale(0) * 0x1p-27f);
   CHECK(scale(3) != scale(0) * 0x1p-40f);  // beyond 2^28: fewer bits, or the smallest scale
   for (std::size_t n = 4; n < 7; ++n) {
-    CHECK(scale(n) == scale(6));
+    CHECK(std::fabs(scale(n)) == scale(6));
     for (std::size_t k = 0; k < 40; ++k) CHECK(cbq::row(matrix->view().codes, n)[k] == 8);
   }
   const std::vector<float> tiny(64, 0x1p-140f);
@@ -201,6 +202,50 @@ TEST_CASE("weights that are not finite are named") {
       CHECK(std::string(matrix.error().where.c_str()) == "row 17, column 49");
     }
   }
+}
+
+TEST_CASE("running out of memory anywhere is an error") {
+  const auto check = [](const auto& w, const Grid& grid) {
+    std::size_t failures = 0;
+    for (bool failed = true; failed; ++failures) {
+      REQUIRE(failures < 100);
+      support::fail_allocation_after(failures);
+      const auto matrix = quantize(w, 40, grid);  // three tasks
+      failed = support::stop_failing_allocations();
+      CAPTURE(failures);
+      REQUIRE(matrix.has_value() == !failed);
+      if (failed) CHECK(matrix.error().code == Errc::out_of_memory);
+    }
+    return failures - 1;
+  };
+  const std::vector<float> floats = weights_of<float>(40 * 64, 7);
+  const std::vector<cbq::half> halves = weights_of<cbq::half>(40 * 64, 7);
+  // Codes, scales, zero points and two reports; rows of halves need memory in each task of both passes, too.
+  CHECK(check(floats, make_grid(4, 32, Zero::affine)) == 5);
+  CHECK(check(halves, make_grid(4, 32, Zero::symmetric)) == 4 + 6);
+  CHECK(check(halves, {.bits = 4, .granularity = Granularity::per_tensor}) == 5 + 6);
+}
+
+TEST_CASE("symmetric scales take either sign, affine and min-max ones are positive") {
+  const std::vector<float> w = weights_of<float>(64 * 96, 8);
+  const auto negative = [&](const cbq::QuantizedMatrix& matrix) {
+    std::size_t count = 0;
+    for (std::size_t n = 0; n < 64; ++n) {
+      for (std::size_t g = 0; g < 3; ++g) {
+        if (cbq::row(matrix.view().scales, n)[g] < 0) ++count;
+      }
+    }
+    return count;
+  };
+  const auto symmetric = quantize(w, 64, make_grid(4, 32, Zero::symmetric));
+  const auto affine = quantize(w, 64, make_grid(4, 32, Zero::affine));
+  const auto covering =
+      cbq::round_nearest(cbq::matrix_view(w.data(), 64, 96), make_grid(4, 32, Zero::symmetric), cbq::MinMaxRange{});
+  REQUIRE((symmetric && affine && covering));
+  CHECK(negative(*symmetric) > 192 / 4);
+  CHECK(negative(*symmetric) < 192 * 3 / 4);
+  CHECK(negative(*affine) == 0);
+  CHECK(negative(*covering) == 0);
 }
 
 TEST_CASE("empty matrices, impossible grids and shapes") {

@@ -81,7 +81,7 @@ struct TokenQuantization {
 };
 
 /// The quantization of a row with the given range (zero included).
-[[nodiscard]] constexpr TokenQuantization token_quantization(const Grid& grid, const RowRange& range) noexcept {
+[[nodiscard]] inline TokenQuantization token_quantization(const Grid& grid, const RowRange& range) noexcept {
   constexpr float smallest = 0x1p-100f;  // below it 1 / scale could overflow
   TokenQuantization token;
   if (grid.zero == Zero::symmetric) {
@@ -96,8 +96,8 @@ struct TokenQuantization {
     if (half_width < smallest) return token;
     token.scale = half_width / (levels * 0.5f);
     token.inverse_scale = (levels * 0.5f) / half_width;
-    constexpr float to_integer = 0x1.8p23f;  // rounds to nearest, ties to even
-    const float zero = (-range.lowest * token.inverse_scale + to_integer) - to_integer;
+    const float product = -range.lowest * token.inverse_scale;
+    const float zero = __builtin_nearbyintf(product);  // no addition that a compiler could fuse the product with
     token.lowest = -zero;
     token.highest = levels - zero;
   }

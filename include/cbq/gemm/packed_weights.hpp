@@ -3,8 +3,8 @@
 
 // Packed weights of one linear layer under a scheme S: a view into memory that the host brings, and an owner for hosts
 // that would rather not. A view that pack() returned is valid, so that kernels check nothing. Scales are stored as half
-// with one power of two for the whole matrix, chosen so that the largest lies in [2^14, 2^15): every scale of at most
-// 11 significant bits within 2^28 of the largest is kept exactly.
+// with one power of two for the whole matrix, chosen so that the largest magnitude lies in [2^14, 2^15): every scale of
+// at most 11 significant bits within 2^28 of the largest is kept exactly, with its sign.
 
 #include <bit>
 #include <cstddef>
@@ -37,14 +37,14 @@ template <Scheme S>
 
 namespace packing {
 
-/// 2^e with the largest scale times 2^-e in [2^14, 2^15); 1 where all scales are zero.
+/// 2^e with the largest magnitude times 2^-e in [2^14, 2^15); 1 where all scales are zero.
 [[nodiscard]] inline Result<float> scale_multiplier(const MatrixView<const float>& scales) noexcept {
   std::uint32_t largest = 0;
   for (std::size_t n = 0; n < scales.rows; ++n) {
     for (std::size_t g = 0; g < scales.columns; ++g) {
-      const auto bits = std::bit_cast<std::uint32_t>(row(scales, n)[g]);
-      if (bits >= 0x7f800000u) {  // infinity, NaN or a set sign bit
-        return Error{Errc::not_finite, "[cbq] pack: scales must be finite and not negative",
+      const std::uint32_t bits = std::bit_cast<std::uint32_t>(row(scales, n)[g]) & 0x7fffffffu;
+      if (bits >= 0x7f800000u) {  // infinity or NaN
+        return Error{Errc::not_finite, "[cbq] pack: scales must be finite",
                      ErrorText("output ") << n << ", group " << g};
       }
       largest = bits > largest ? bits : largest;

@@ -38,8 +38,8 @@ struct AffineGradients {
 
 inline namespace CBQ_ABI {
 
-/// Scale (positive, finite) and zero point (0 .. 2^b - 1) of every segment: 1 x 1 per tensor, else rows x groups.
-/// Owner.
+/// Scale (finite, not 0, positive for affine grids) and zero point (0 .. 2^b - 1) of every segment: 1 x 1 per tensor,
+/// else rows x groups. Owner.
 template <class R>
 class AffineParams {
  public:
@@ -230,7 +230,7 @@ template <Element T, RangeFinder Finder>
   Error error;
   const auto find = [&](std::size_t r, std::size_t group) {
     const CodeGrid found = finder.find({floats->data(), filled}, grid, precision);
-    row(params->scales(), r)[group] = found.scale > 0 ? found.scale : smallest_scale;
+    row(params->scales(), r)[group] = found.scale != 0 ? found.scale : smallest_scale;
     row(params->zeros(), r)[group] = static_cast<std::uint8_t>(found.zero);
     filled = 0;
   };

@@ -6,7 +6,8 @@
 //
 //   w[n][k] = scale[n][g] * (code[n][k] - zero[n][g]),   g = k / group,   code in 0 .. 2^bits - 1
 //
-// Symmetric weights store no zero points: theirs is 2^(bits-1). Cost: one byte per weight, 4 or 5 bytes per group.
+// Symmetric weights store no zero points: theirs is 2^(bits-1). Their scales have either sign, affine ones are
+// positive. Cost: one byte per weight, 4 or 5 bytes per group.
 
 #include <cstddef>
 #include <cstdint>
@@ -57,8 +58,9 @@ inline namespace CBQ_ABI {
   return {};
 }
 
-/// Whether every code and zero point lies on the grid and every scale is positive, finite and storable (see scale.hpp);
-/// check_shape() must hold. For matrices from files and from other programs. Errc::bad_argument, Errc::not_finite.
+/// Whether every code and zero point lies on the grid and every scale is finite, storable (see scale.hpp) and, on
+/// affine grids, positive; check_shape() must hold. For matrices from files and from other programs.
+/// Errc::bad_argument, Errc::not_finite.
 [[nodiscard]] constexpr Status check_values(const QuantizedMatrixView& matrix, const Grid& grid) noexcept {
   const int exponent = scale_exponent(largest_scale(matrix.scales));
   const auto at = [](const char* what, std::size_t r, std::size_t c) {
@@ -74,9 +76,12 @@ inline namespace CBQ_ABI {
     for (std::size_t c = 0; c < matrix.scales.columns; ++c) {
       const float scale = row(matrix.scales, r)[c];
       if (!is_finite(scale)) return Error{Errc::not_finite, "a scale is not finite", at("scale", r, c)};
-      if (!(scale > 0) || storable_scale(scale, exponent) != scale) {
-        return Error{Errc::bad_argument, "a scale is not a positive half times the power of two of its matrix",
+      if (storable_scale(scale, exponent) != scale) {
+        return Error{Errc::bad_argument, "a scale is zero or not a half times the power of two of its matrix",
                      at("scale", r, c)};
+      }
+      if (grid.zero == Zero::affine && scale < 0) {
+        return Error{Errc::bad_argument, "a scale of an affine grid is negative", at("scale", r, c)};
       }
       if (grid.zero == Zero::affine && int{row(matrix.zeros, r)[c]} > max_code(grid)) {
         return Error{Errc::bad_argument, "a zero point lies outside the grid", at("zero", r, c),

@@ -168,7 +168,7 @@ void for_each_code(std::span<const float> x, const CodeGrid& grid, Body&& body) 
   return lanes::sum_terms(x, [](const lanes::Floats& v) { return v * v; });
 }
 
-/// Writes x.size() codes. Finite x, grid.scale > 0, 0 <= grid.zero <= grid.max_code <= 255.
+/// Writes x.size() codes. Finite x, grid.scale not 0, 0 <= grid.zero <= grid.max_code <= 255.
 inline void quantize_row(std::span<const float> x, const CodeGrid& grid, std::uint8_t* codes) noexcept {
   std::int32_t block[lanes::width];
   lanes::for_each_code(x, grid, [&](const lanes::Floats&, const lanes::Ints& d, std::size_t v, std::size_t valid) {

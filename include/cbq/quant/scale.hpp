@@ -4,11 +4,12 @@
 // Scales that fit 16 bits without loss. Packed weights and checkpoints hold each scale as a half times one power of two
 // per matrix, so the search for good scales runs on exactly the scales that will be stored, and packing rounds nothing.
 //
-//   stored half h = scale * 2^e,   e such that the largest scale of the matrix lands in [2^14, 2^15)
+//   stored half h = scale * 2^e,   e such that the largest magnitude of the matrix lands in [2^14, 2^15)
 //
-// A scale with 11 significant bits is exact as long as it is at most 2^28 times smaller than the largest one. Smaller
-// ones become subnormal halves, multiples of 2^-24 after normalization, and never less than one of them: a scale is
-// never zero.
+// Scales of symmetric grids have a sign (see range.hpp), those of affine grids are positive; every rule here is one for
+// magnitudes and keeps the sign. A scale with 11 significant bits is exact as long as it is at most 2^28 times smaller
+// than the largest one. Smaller ones become subnormal halves, multiples of 2^-24 after normalization, and never less
+// than one of them: a scale is never zero.
 
 #include <bit>
 #include <cstddef>
@@ -29,14 +30,25 @@ inline constexpr float smallest_scale = 0x1p-100f;
   return (std::bit_cast<std::uint32_t>(value) & 0x7f800000u) != 0x7f800000u;
 }
 
-/// `scale` rounded to 11 significant bits, ties to even: the mantissa of a half. Finite scale >= 0; stays finite. Where
-/// the result lies in the normal range of half, 2^-14 .. 65504, it is a half.
+/// |value|.
+[[nodiscard]] constexpr float magnitude(float value) noexcept {
+  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(value) & 0x7fffffffu);
+}
+
+/// |value| with the sign of `sign`, zeros' signs included.
+[[nodiscard]] constexpr float with_sign(float value, float sign) noexcept {
+  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(magnitude(value)) |
+                              (std::bit_cast<std::uint32_t>(sign) & 0x80000000u));
+}
+
+/// `scale` rounded to 11 significant bits, ties to even: the mantissa of a half. Finite scale; stays finite. Where the
+/// magnitude of the result lies in the normal range of half, 2^-14 .. 65504, it is a half.
 [[nodiscard]] constexpr float round_scale(float scale) noexcept {
-  const auto bits = std::bit_cast<std::uint32_t>(scale);
+  const auto bits = std::bit_cast<std::uint32_t>(magnitude(scale));
   const std::uint32_t odd = (bits >> 13) & 1u;
   const std::uint32_t rounded = (bits + 0xfffu + odd) & ~0x1fffu;
   constexpr std::uint32_t largest = 0x7f7fe000u;
-  return std::bit_cast<float>(rounded < largest ? rounded : largest);
+  return with_sign(std::bit_cast<float>(rounded < largest ? rounded : largest), scale);
 }
 
 /// 2^exponent; -126 <= exponent <= 127.
@@ -44,14 +56,14 @@ inline constexpr float smallest_scale = 0x1p-100f;
   return std::bit_cast<float>(static_cast<std::uint32_t>(exponent + 127) << 23);
 }
 
-/// The e that brings `largest` into [2^14, 2^15): h = scale * 2^e. 0 for a largest scale under `smallest_scale`.
+/// The e that brings the largest magnitude `largest` into [2^14, 2^15): h = scale * 2^e. 0 under `smallest_scale`.
 [[nodiscard]] constexpr int scale_exponent(float largest) noexcept {
   if (!(largest >= smallest_scale)) return 0;
   return 14 - (static_cast<int>(std::bit_cast<std::uint32_t>(largest) >> 23) - 127);
 }
 
-/// The scale nearest to `scale` >= 0 that half holds after multiplication by 2^exponent, at least the smallest one
-/// (zero becomes that too, and at least 2^-120); scale * 2^exponent < 2^15.
+/// The scale nearest to `scale` that half holds after multiplication by 2^exponent, of at least the smallest magnitude
+/// (zero becomes that too, and at least 2^-120), with the sign of `scale`; |scale| * 2^exponent < 2^15.
 [[nodiscard]] constexpr float storable_scale(float scale, int exponent) noexcept {
   // One step at the time: 2^-exponent alone may be subnormal.
   const float multiplier = power_of_two(exponent);
@@ -61,23 +73,23 @@ inline constexpr float smallest_scale = 0x1p-100f;
   };
   const float smallest = unscaled(0x1p-24f) < 0x1p-120f ? 0x1p-120f : unscaled(0x1p-24f);
   const float rounded = unscaled(to_float(to_half(scale * multiplier)));
-  return rounded < smallest ? smallest : rounded;
+  return magnitude(rounded) < smallest ? with_sign(smallest, scale) : rounded;
 }
 
-/// The largest of the finite scales; 0 when there are none.
+/// The largest magnitude of the finite scales; 0 when there are none.
 [[nodiscard]] constexpr float largest_scale(const MatrixView<const float>& scales) noexcept {
   float largest = 0;
   for (std::size_t r = 0; r < scales.rows; ++r) {
     for (std::size_t c = 0; c < scales.columns; ++c) {
-      const float scale = row(scales, r)[c];
-      largest = scale > largest && is_finite(scale) ? scale : largest;
+      const float size = magnitude(row(scales, r)[c]);
+      largest = size > largest && is_finite(size) ? size : largest;
     }
   }
   return largest;
 }
 
 /// Makes all scales of one matrix storable together; zeros (groups without a value) become the smallest scale, and 1 in
-/// a matrix that has no positive scale. Finite scales >= 0.
+/// a matrix that has no scale from `smallest_scale` up. Finite scales.
 constexpr void make_storable(const MatrixView<float>& scales) noexcept {
   const float largest = largest_scale(as_const(scales));
   const int exponent = scale_exponent(largest);
