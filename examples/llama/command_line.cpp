@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "command_line.hpp"
+
+#include <functional>
+#include <map>
+#include <new>
+#include <string>
+
+#include <CLI/CLI.hpp>
+
+#include "interrupt.hpp"
+
+namespace cbq_llama {
+
+using cbq::Status;
+
+namespace {
+
+constexpr int exit_failed = 1;
+constexpr int exit_wrong_command_line = 2;
+
+struct Commands {
+  InfoCommand info;
+  QuantizeCommand quantize;
+  PerplexityCommand perplexity;
+  GenerateCommand generate;
+  SampleCommand sample;
+  BenchCommand bench;
+  CompareCommand compare;
+  std::function<Status(const Console&)> chosen;
+};
+
+void add_common(CLI::App& app, CommonOptions& common) {
+  app.add_option("MODEL", common.model, "Hugging Face folder, .gguf file, or folder that quantize wrote")->required();
+  app.add_option("--threads", common.threads, "number of threads; 0: all")->check(CLI::Range(0, 1024))->type_name("N");
+  app.add_option("--isa", common.isa, "highest instruction set to use")
+      ->check(CLI::IsMember({"scalar", "portable", "avx2", "avx512_vnni"}))
+      ->type_name("NAME");
+  app.add_option("--json", common.json, "write the figures as JSON; -: to standard output, and nothing else there")
+      ->type_name("FILE");
+}
+
+// Scheme names are read once here, so that a wrong one is a wrong command line.
+std::string check_scheme(const std::string& name) {
+  const cbq::Result<cbq::Scheme> scheme = cbq::parse_scheme(name.c_str());
+  if (scheme) return {};
+  std::string message;
+  cbq::append_message(message, scheme.error());
+  return message;
+}
+
+template <class Command>
+CLI::App* add_command(CLI::App& app, Commands& commands, Command& command, const char* name, const char* what) {
+  CLI::App* added = app.add_subcommand(name, what);
+  add_common(*added, command.common);
+  added->callback([&commands, &command] {
+    commands.chosen = [&command](const Console& console) { return run(command, console); };
+  });
+  return added;
+}
+
+void add_quantize(CLI::App& app, Commands& commands) {
+  QuantizeCommand& command = commands.quantize;
+  CLI::App* added = add_command(app, commands, command, "quantize", "quantize a model into a folder");
+  added->add_option("-o,--output", command.output, "folder to write")->required()->type_name("DIR");
+  added->add_option("--scheme", command.scheme, "for example w4a8_g128")
+      ->required()
+      ->check(CLI::Validator(check_scheme, "", ""))
+      ->type_name("NAME");
+  added->add_option("--method", command.method, "how weights are rounded")
+      ->check(CLI::IsMember({"rtn"}))
+      ->capture_default_str()
+      ->type_name("NAME");
+  const std::map<std::string, RangeSearch> ranges = {{"mse", RangeSearch::mse}, {"minmax", RangeSearch::minmax}};
+  added->add_option("--range", command.range, "how scales are found: mse (default) or minmax")
+      ->transform(CLI::CheckedTransformer(ranges))
+      ->type_name("NAME");
+  added->add_option("--calibration", command.calibration, "text for methods that need one")->type_name("FILE");
+  added->add_option("--head-bits", command.head_bits, "of embedding and head")
+      ->check(CLI::IsMember({16, 8, 4}))
+      ->capture_default_str()
+      ->type_name("N");
+  added->add_flag("--explain", command.explain, "list each tensor's scheme, bits and error");
+}
+
+void add_perplexity(CLI::App& app, Commands& commands) {
+  PerplexityCommand& command = commands.perplexity;
+  CLI::App* added = add_command(app, commands, command, "perplexity", "evaluate a model on a text");
+  added->add_option("--text", command.text, "text; default: MODEL-evaluation.txt beside the model")->type_name("FILE");
+  added->add_option("--context", command.context, "tokens per window")->capture_default_str()->type_name("N");
+  added->add_option("--windows", command.windows, "at most this many windows; 0: all")->type_name("N");
+  added->add_option("--reference", command.reference, "model to measure the divergence from")->type_name("MODEL");
+  const std::map<std::string, Operators> operators = {{"packed", Operators::packed},
+                                                      {"fake_quantized", Operators::fake_quantized}};
+  added->add_option("--operators", command.operators,
+                    "packed (default), or fake_quantized: the same grids, computed in floating point")
+      ->transform(CLI::CheckedTransformer(operators))
+      ->type_name("NAME");
+}
+
+void add_generate(CLI::App& app, Commands& commands) {
+  GenerateCommand& command = commands.generate;
+  CLI::App* added = add_command(app, commands, command, "generate", "continue a text");
+  added->add_option("--prompt", command.prompt, "text to continue")->required()->type_name("TEXT");
+  added->add_option("-n,--new-tokens", command.new_tokens, "tokens to add")->capture_default_str()->type_name("N");
+  added->add_option("--temperature", command.temperature, "0: always the likeliest token")
+      ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str()
+      ->type_name("T");
+  added->add_option("--seed", command.seed, "of the random choices")->capture_default_str()->type_name("S");
+}
+
+void add_sample(CLI::App& app, Commands& commands) {
+  SampleCommand& command = commands.sample;
+  CLI::App* added = add_command(app, commands, command, "sample", "draw a text from the model itself, temperature 1");
+  added->add_option("-o,--output", command.output, "file to write")->required()->type_name("FILE");
+  added->add_option("--tokens", command.tokens, "in all")->check(CLI::PositiveNumber)->capture_default_str()->type_name("N");
+  added->add_option("--context", command.context, "tokens per sequence")->capture_default_str()->type_name("N");
+  added->add_option("--seed", command.seed, "of the random choices")->capture_default_str()->type_name("S");
+}
+
+void add_bench(CLI::App& app, Commands& commands) {
+  BenchCommand& command = commands.bench;
+  CLI::App* added = add_command(app, commands, command, "bench", "measure tokens per second");
+  added->add_option("--prompt-tokens", command.prompt_tokens, "length of the prompt")
+      ->capture_default_str()
+      ->type_name("N");
+  added->add_option("--new-tokens", command.new_tokens, "tokens after it")->capture_default_str()->type_name("N");
+  added->add_option("--runs", command.runs, "runs to take the medians of")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str()
+      ->type_name("N");
+  added->add_flag("--profile", command.profile, "time per kind of operation");
+}
+
+void add_compare(CLI::App& app, Commands& commands) {
+  CompareCommand& command = commands.compare;
+  CLI::App* added =
+      add_command(app, commands, command, "compare", "quantize to several schemes, run each, print a table");
+  added->add_option("--text", command.text, "text; default: MODEL-evaluation.txt beside the model")->type_name("FILE");
+  added->add_option("--svg", command.svg, "draw the table")->type_name("FILE");
+  added->add_option("--schemes", command.schemes, "schemes, separated by commas")
+      ->delimiter(',')
+      ->check(CLI::Validator(check_scheme, "", ""))
+      ->type_name("NAMES");
+  added->add_option("--context", command.context, "tokens per window")->capture_default_str()->type_name("N");
+  added->add_option("--windows", command.windows, "at most this many windows; 0: 32, for large models 8")->type_name("N");
+  added->add_option("--head-bits", command.head_bits, "of embedding and head")
+      ->check(CLI::IsMember({16, 8, 4}))
+      ->capture_default_str()
+      ->type_name("N");
+  added->add_option("--prompt", command.prompt, "text to continue with each model")->type_name("TEXT");
+}
+
+int report_failure(const cbq::Error& error, const Console& console) {
+  if (error.code == cbq::Errc::interrupted) {
+    (void)std::fputs("cbq-llama: interrupted\n", console.err);
+    return 128 + interrupt_signal();
+  }
+  std::string message = "cbq-llama: ";
+  cbq::append_message(message, error);
+  for (char& c : message) {
+    if (c == '\n' || c == '\r') c = ' ';  // names from files may hold anything; the message is one line
+  }
+  message += '\n';
+  (void)std::fputs(message.c_str(), console.err);
+  return exit_failed;
+}
+
+int report_usage(const CLI::App& app, const CLI::ParseError& error, const Console& console) {
+  if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) {  // --help, --version
+    if (dynamic_cast<const CLI::CallForVersion*>(&error) != nullptr) {
+      (void)std::fprintf(console.out, "%s\n", error.what());
+      return 0;
+    }
+    const std::vector<CLI::App*> chosen = app.get_subcommands();
+    const std::string help = chosen.empty() ? app.help() : chosen.front()->help();
+    (void)std::fputs(help.c_str(), console.out);
+    return 0;
+  }
+  std::string line = error.what();
+  line = line.substr(0, line.find('\n'));
+  (void)std::fprintf(console.err, "cbq-llama: %s (see --help)\n", line.c_str());
+  return exit_wrong_command_line;
+}
+
+}  // namespace
+
+int run_tool(int count, const char* const* arguments, const Console& console) {
+  try {
+    CLI::App app("Quantizes LLaMA and OPT models and runs the packed result.", "cbq-llama");
+    app.require_subcommand(1);
+    char version[48] = {};
+    (void)std::snprintf(version, sizeof version, "cbq-llama %d.%d.%d", CBQ_VERSION_MAJOR, CBQ_VERSION_MINOR,
+                        CBQ_VERSION_PATCH);
+    app.set_version_flag("--version", version);
+    Commands commands;
+    (void)add_command(app, commands, commands.info, "info", "describe a model");
+    add_quantize(app, commands);
+    add_perplexity(app, commands);
+    add_generate(app, commands);
+    add_sample(app, commands);
+    add_bench(app, commands);
+    add_compare(app, commands);
+    try {
+      app.parse(count, arguments);
+    } catch (const CLI::ParseError& error) {
+      return report_usage(app, error, console);
+    }
+    const Status done = commands.chosen(console);
+    return done ? 0 : report_failure(done.error(), console);
+  } catch (const std::bad_alloc&) {
+    return report_failure({cbq::Errc::out_of_memory, "not enough memory"}, console);
+  }
+}
+
+}  // namespace cbq_llama

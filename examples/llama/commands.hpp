@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The commands of `cbq-llama`, as functions of their options. Each prints its result and returns an Error for what went
+// wrong; nothing here reads the command line.
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include <cbq/core/result.hpp>
+
+#include "model.hpp"
+#include "quantization.hpp"
+#include "report.hpp"
+#include "threads.hpp"
+
+namespace cbq_llama {
+
+/// Where a command writes.
+struct Console {
+  std::FILE* out = stdout;
+  std::FILE* err = stderr;
+};
+
+/// Options that every command has.
+struct CommonOptions {
+  std::string model;
+  std::size_t threads = 0;  ///< 0 means all
+  std::string isa;          ///< empty means the best
+  std::string json;         ///< a file, "-" for standard output and nothing else there, or empty
+};
+
+struct InfoCommand {
+  CommonOptions common;
+};
+
+struct QuantizeCommand {
+  CommonOptions common;
+  std::string output;
+  std::string scheme;
+  std::string method = "rtn";
+  RangeSearch range = RangeSearch::mse;
+  std::string calibration;
+  int head_bits = 8;
+  bool explain = false;
+};
+
+struct PerplexityCommand {
+  CommonOptions common;
+  std::string text;  ///< empty: the evaluation text beside the model
+  std::string reference;
+  std::size_t context = 512;
+  std::size_t windows = 0;
+  Operators operators = Operators::packed;
+};
+
+struct GenerateCommand {
+  CommonOptions common;
+  std::string prompt;
+  std::size_t new_tokens = 64;
+  double temperature = 0;
+  std::uint64_t seed = 0;
+};
+
+struct SampleCommand {
+  CommonOptions common;
+  std::string output;
+  std::size_t tokens = 65536;
+  std::size_t context = 512;
+  std::uint64_t seed = 0;
+};
+
+struct BenchCommand {
+  CommonOptions common;
+  std::size_t prompt_tokens = 512;
+  std::size_t new_tokens = 64;
+  std::size_t runs = 5;
+  bool profile = false;
+};
+
+struct CompareCommand {
+  CommonOptions common;
+  std::string text;
+  std::string svg;
+  std::size_t context = 512;
+  std::size_t windows = 0;           ///< 0: as many as take a fraction of a minute
+  std::vector<std::string> schemes;  ///< empty: a selection
+  int head_bits = 8;
+  std::string prompt;
+};
+
+[[nodiscard]] cbq::Status run(const InfoCommand& command, const Console& console);
+[[nodiscard]] cbq::Status run(const QuantizeCommand& command, const Console& console);
+[[nodiscard]] cbq::Status run(const PerplexityCommand& command, const Console& console);
+[[nodiscard]] cbq::Status run(const GenerateCommand& command, const Console& console);
+[[nodiscard]] cbq::Status run(const SampleCommand& command, const Console& console);
+[[nodiscard]] cbq::Status run(const BenchCommand& command, const Console& console);
+[[nodiscard]] cbq::Status run(const CompareCommand& command, const Console& console);
+
+// ---- what the commands share ----
+
+/// Threads and instruction set of the options. Errc::bad_argument.
+[[nodiscard]] cbq::Result<Machine> machine_of(const CommonOptions& common);
+
+/// Opens the model's files and reads its weights.
+struct LoadedModel {
+  ModelSource source;
+  Model model;
+  double bits_per_weight = 0;
+};
+[[nodiscard]] cbq::Result<LoadedModel> load_model(const std::string& path, const LoadOptions& options = {});
+
+/// The members of a report that describe a model and the machine.
+[[nodiscard]] Report describe(const std::string& path, const LoadedModel& loaded, const Machine& machine);
+
+/// A whole text file. Errc::io, Errc::bad_file.
+[[nodiscard]] cbq::Result<std::string> read_text(const std::string& path);
+
+/// The text to evaluate `model` with when none is named: `model`-evaluation.txt beside its folder. Errc::bad_argument
+/// when there is none.
+[[nodiscard]] cbq::Result<std::string> default_text(const std::string& model);
+
+/// Writes `json` where the options say, if anywhere.
+[[nodiscard]] cbq::Status write_json(const CommonOptions& common, const cbq::Json& json, const Console& console);
+
+/// Whether text for people goes to standard output.
+[[nodiscard]] inline bool prints_text(const CommonOptions& common) {
+  return common.json != "-";
+}
+
+}  // namespace cbq_llama

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The linear operator of the engine: any operator of cbq behind a pointer, so that the kernels of all schemes are
+// compiled in one file (engine_linear.cpp) and the model in another. It also adds up the time spent, when asked.
+
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <type_traits>
+#include <utility>
+
+#include <cbq/nn/linear.hpp>
+
+#include "threads.hpp"
+
+namespace cbq_llama {
+
+/// Kinds of operations that `bench --profile` tells apart.
+enum class Operation : unsigned char { attention_projections, mlp_projections, head, count };
+
+/// Seconds per kind of operation, added up by one thread.
+struct Profile {
+  std::array<double, static_cast<std::size_t>(Operation::count)> seconds = {};
+};
+
+/// How linear layers compute: with packed weights, or in float with weights and activations rounded to the same grids.
+enum class Operators : unsigned char { packed, fake_quantized };
+
+/// In what dense weights are kept.
+enum class DenseStorage : unsigned char { float32, float16, bfloat16 };
+
+/// What an operator is for, and where its time is noted (null: nowhere).
+struct OperatorRole {
+  Operation operation = Operation::head;
+  Profile* profile = nullptr;
+};
+
+/// A cbq::LinearOperator for ToolExecutor only.
+class EngineLinear {
+ public:
+  using Context = cbq::ExecutionContext<ToolExecutor>;
+
+  /// Float weights, rounded to `storage`. Errc::bad_shape, Errc::out_of_memory.
+  [[nodiscard]] static cbq::Result<EngineLinear> dense(const cbq::MatrixView<const float>& weights,
+                                                       DenseStorage storage, std::span<const float> bias,
+                                                       OperatorRole role);
+  /// Quantized weights. Errc::unsupported for a scheme without packed kernels, and what cbq::PackedLinear says.
+  [[nodiscard]] static cbq::Result<EngineLinear> quantized(const cbq::QuantizedMatrixView& matrix,
+                                                           const cbq::Scheme& scheme, std::span<const float> bias,
+                                                           Operators operators, OperatorRole role);
+
+  EngineLinear(EngineLinear&&) noexcept;
+  EngineLinear& operator=(EngineLinear&&) noexcept;
+  EngineLinear(const EngineLinear&) = delete;
+  EngineLinear& operator=(const EngineLinear&) = delete;
+  ~EngineLinear();
+
+  [[nodiscard]] cbq::LinearInfo info() const noexcept;
+  template <cbq::Executor E>
+  [[nodiscard]] cbq::Status forward(cbq::LinearInput& x, const cbq::LinearOutput& out,
+                                    cbq::ExecutionContext<E>& context) const noexcept {
+    static_assert(std::is_same_v<E, ToolExecutor>, "the engine's operators run on the tool's executor");
+    return run(x, out, context);
+  }
+  void weight_row(std::size_t output, float* weights) const noexcept;
+
+ private:
+  struct State;
+  explicit EngineLinear(std::unique_ptr<State> state) noexcept;
+  [[nodiscard]] cbq::Status run(cbq::LinearInput& x, const cbq::LinearOutput& out, Context& context) const noexcept;
+
+  std::unique_ptr<State> state_;
+};
+
+static_assert(cbq::LinearOperator<EngineLinear>);
+
+}  // namespace cbq_llama

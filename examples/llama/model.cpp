@@ -1,0 +1,402 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model.hpp"
+
+#include <algorithm>
+#include <cctype>
+#include <optional>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include <cbq/io/compressed_tensors.hpp>
+#include <cbq/nn/causal_model.hpp>
+#include <cbq/nn/llama_block.hpp>
+#include <cbq/nn/opt_block.hpp>
+
+#include "interrupt.hpp"
+
+namespace cbq_llama {
+
+using cbq::Errc;
+using cbq::Error;
+using cbq::ErrorText;
+using cbq::MatrixView;
+using cbq::Result;
+using cbq::Status;
+
+namespace {
+
+using LlamaBlock = cbq::LlamaBlock<EngineLinear>;
+using OptBlock = cbq::OptBlock<EngineLinear>;
+using LlamaModel = cbq::CausalModel<LlamaBlock>;
+using OptModel = cbq::CausalModel<OptBlock>;
+using AnyModel = std::variant<LlamaModel, OptModel>;
+
+cbq::ModelShape shape_of(const ModelConfig& config) {
+  return {config.vocabulary, config.hidden, config.layers, config.context};
+}
+
+cbq::LlamaConfig llama_config(const ModelConfig& config) {
+  return {.shape = shape_of(config),
+          .intermediate = config.intermediate,
+          .attention = {config.heads, config.kv_heads, config.head_width},
+          .norm_epsilon = static_cast<float>(config.norm_epsilon),
+          .rotary = config.rotary};
+}
+
+cbq::OptConfig opt_config(const ModelConfig& config) {
+  return {.shape = shape_of(config),
+          .intermediate = config.intermediate,
+          .heads = config.heads,
+          .activation = config.activation,
+          .norm_epsilon = static_cast<float>(config.norm_epsilon)};
+}
+
+// Builds the parts of a model from its files.
+class Loader {
+ public:
+  Loader(const ModelSource& source, const LoadOptions& options, const cbq::QuantizationRecord& record)
+      : source_(source), options_(options), record_(record) {}
+
+  Result<AnyModel> load() {
+    const ModelConfig& config = source_.config();
+    if (config.architecture == Architecture::llama) {
+      return load_model<LlamaBlock>(llama_config(config), [this](std::size_t layer) { return llama_block(layer); });
+    }
+    return load_model<OptBlock>(opt_config(config), [this](std::size_t layer) { return opt_block(layer); });
+  }
+
+  [[nodiscard]] std::size_t weight_bytes() const { return weight_bytes_; }
+
+ private:
+  Result<FloatMatrix> vector(const std::string& name, std::size_t size) const {
+    return source_.read_matrix(name, 1, size);
+  }
+
+  static std::span<const float> values(const FloatMatrix& matrix) {
+    return {matrix.memory.data(), matrix.memory.size()};
+  }
+
+  Result<EngineLinear> matrix(const MatrixModule& module, Operation operation) {
+    if (const Status ok = check_interrupt(); !ok) return ok.error();
+    FloatMatrix bias;
+    if (module.has_bias) {
+      Result<FloatMatrix> stored = vector(module.name + ".bias", module.outputs);
+      if (!stored) return stored.error();
+      bias = *std::move(stored);
+    }
+    const OperatorRole role{operation, options_.profile};
+    const cbq::ModuleScheme* quantized = cbq::find_module(record_, module.name);
+    Result<EngineLinear> op = quantized != nullptr ? quantized_matrix(module, quantized->scheme, values(bias), role)
+                                                   : dense_matrix(module, values(bias), role);
+    if (!op) return cbq::in_context(op.error(), module.name);
+    weight_bytes_ += op->info().bytes;
+    return op;
+  }
+
+  Result<EngineLinear> dense_matrix(const MatrixModule& module, std::span<const float> bias, OperatorRole role) {
+    const std::string name = module.name + ".weight";
+    const Result<FloatMatrix> weights = source_.read_matrix(name, module.outputs, module.inputs);
+    if (!weights) return strip(weights.error(), module.name);
+    const std::string_view type = source_.find(name)->type;
+    const DenseStorage storage = type == "F16"    ? DenseStorage::float16
+                                 : type == "BF16" ? DenseStorage::bfloat16
+                                                  : DenseStorage::float32;
+    return EngineLinear::dense(cbq::as_const(weights->view), storage, bias, role);
+  }
+
+  Result<EngineLinear> quantized_matrix(const MatrixModule& module, const cbq::Scheme& scheme,
+                                        std::span<const float> bias, OperatorRole role) {
+    if (options_.on_load != nullptr) {
+      const Result<cbq::QuantizedMatrix> codes = options_.on_load->quantize(module, scheme.weight);
+      if (!codes) return strip(codes.error(), module.name);
+      return EngineLinear::quantized(codes->view(), scheme, bias, options_.operators, role);
+    }
+    const Result<cbq::StoredMatrix> codes =
+        cbq::StoredMatrix::read(*source_.checkpoint(), module.name, scheme.weight);
+    if (!codes) return strip(codes.error(), module.name);
+    const cbq::QuantizedMatrixView view = codes->view();
+    if (view.codes.rows != module.outputs || view.codes.columns != module.inputs) {
+      return Error{Errc::bad_shape, "a tensor has the wrong shape", "weight_shape",
+                   ErrorText("[") << view.codes.rows << ", " << view.codes.columns << "]",
+                   ErrorText("[") << module.outputs << ", " << module.inputs << "]"};
+    }
+    return EngineLinear::quantized(view, scheme, bias, options_.operators, role);
+  }
+
+  // matrix() puts the module's name before every error; one is enough.
+  static Error strip(Error error, std::string_view name) {
+    const std::string_view where(error.where.c_str(), error.where.size);
+    if (where.starts_with(name)) {
+      std::string_view rest = where.substr(name.size());
+      while (!rest.empty() && (rest.front() == '.' || rest.front() == ':' || rest.front() == ' ')) rest.remove_prefix(1);
+      error.where = ErrorText(rest);
+    }
+    return error;
+  }
+
+  Result<cbq::AttentionParts<EngineLinear>> attention(const std::vector<MatrixModule>& modules) {
+    constexpr Operation kind = Operation::attention_projections;
+    Result<EngineLinear> query = matrix(modules[0], kind);
+    if (!query) return query.error();
+    Result<EngineLinear> key = matrix(modules[1], kind);
+    if (!key) return key.error();
+    Result<EngineLinear> value = matrix(modules[2], kind);
+    if (!value) return value.error();
+    Result<EngineLinear> output = matrix(modules[3], kind);
+    if (!output) return output.error();
+    return cbq::AttentionParts<EngineLinear>{*std::move(query), *std::move(key), *std::move(value), *std::move(output)};
+  }
+
+  template <class N>
+  Result<N> norm(const std::string& name) const {
+    const ModelConfig& config = source_.config();
+    const Result<FloatMatrix> weight = vector(name + ".weight", config.hidden);
+    if (!weight) return weight.error();
+    const auto epsilon = static_cast<float>(config.norm_epsilon);
+    if constexpr (std::is_same_v<N, cbq::RmsNorm>) {
+      return N::create(values(*weight), epsilon);
+    } else {
+      const Result<FloatMatrix> bias = vector(name + ".bias", config.hidden);
+      if (!bias) return bias.error();
+      return N::create(values(*weight), values(*bias), epsilon);
+    }
+  }
+
+  Result<LlamaBlock> llama_block(std::size_t layer) {
+    const std::string name = block_name(source_.config(), layer);
+    const std::vector<MatrixModule> modules = block_modules(source_.config(), layer);
+    Result<cbq::RmsNorm> first = norm<cbq::RmsNorm>(name + ".input_layernorm");
+    if (!first) return first.error();
+    auto attended = attention(modules);
+    if (!attended) return attended.error();
+    Result<cbq::RmsNorm> second = norm<cbq::RmsNorm>(name + ".post_attention_layernorm");
+    if (!second) return second.error();
+    Result<EngineLinear> gate = matrix(modules[4], Operation::mlp_projections);
+    if (!gate) return gate.error();
+    Result<EngineLinear> up = matrix(modules[5], Operation::mlp_projections);
+    if (!up) return up.error();
+    Result<EngineLinear> down = matrix(modules[6], Operation::mlp_projections);
+    if (!down) return down.error();
+    return LlamaBlock::create(llama_config(source_.config()),
+                              {*std::move(first), *std::move(attended), *std::move(second),
+                               {*std::move(gate), *std::move(up), *std::move(down)}});
+  }
+
+  Result<OptBlock> opt_block(std::size_t layer) {
+    const std::string name = block_name(source_.config(), layer);
+    const std::vector<MatrixModule> modules = block_modules(source_.config(), layer);
+    Result<cbq::LayerNorm> first = norm<cbq::LayerNorm>(name + ".self_attn_layer_norm");
+    if (!first) return first.error();
+    auto attended = attention(modules);
+    if (!attended) return attended.error();
+    Result<cbq::LayerNorm> second = norm<cbq::LayerNorm>(name + ".final_layer_norm");
+    if (!second) return second.error();
+    Result<EngineLinear> up = matrix(modules[4], Operation::mlp_projections);
+    if (!up) return up.error();
+    Result<EngineLinear> down = matrix(modules[5], Operation::mlp_projections);
+    if (!down) return down.error();
+    return OptBlock::create(opt_config(source_.config()), {*std::move(first), *std::move(attended), *std::move(second),
+                                                           {*std::move(up), *std::move(down)}});
+  }
+
+  Result<cbq::RotaryPositions> positions(const cbq::LlamaConfig& config) const {
+    return cbq::RotaryPositions::create(config);
+  }
+  Result<cbq::LearnedPositions> positions(const cbq::OptConfig&) const {
+    const FloatTensor tensor = position_tensor(source_.config());
+    const Result<FloatMatrix> table = source_.read_matrix(tensor.name, tensor.rows, tensor.columns);
+    if (!table) return table.error();
+    return cbq::LearnedPositions::create(cbq::as_const(table->view));
+  }
+
+  template <class Block, class LoadBlock>
+  Result<AnyModel> load_model(const typename Block::Config& config, const LoadBlock& load_block) {
+    const ModelConfig& sizes = source_.config();
+    std::vector<Block> blocks;
+    blocks.reserve(sizes.layers);
+    for (std::size_t layer = 0; layer < sizes.layers; ++layer) {
+      Result<Block> block = load_block(layer);
+      if (!block) return block.error();
+      blocks.push_back(*std::move(block));
+    }
+    auto placed = positions(config);
+    if (!placed) return placed.error();
+    const bool llama = sizes.architecture == Architecture::llama;
+    auto final_norm = norm<typename Block::FinalNorm>(llama ? "model.norm" : "model.decoder.final_layer_norm");
+    if (!final_norm) return final_norm.error();
+    Result<EngineLinear> embedding = matrix(embedding_module(sizes), Operation::head);
+    if (!embedding) return embedding.error();
+    cbq::CausalModelParts<Block> parts{.embedding = std::nullopt,
+                                       .positions = *std::move(placed),
+                                       .blocks = std::move(blocks),
+                                       .final_norm = *std::move(final_norm),
+                                       .head = *std::move(embedding)};
+    if (!sizes.tied) {
+      Result<EngineLinear> head = matrix(head_module(sizes), Operation::head);
+      if (!head) return head.error();
+      parts.embedding = std::exchange(parts.head, *std::move(head));
+    }
+    Result<cbq::CausalModel<Block>> model = cbq::CausalModel<Block>::create(config, std::move(parts));
+    if (!model) return model.error();
+    return AnyModel(*std::move(model));
+  }
+
+  const ModelSource& source_;
+  const LoadOptions& options_;
+  const cbq::QuantizationRecord& record_;
+  std::size_t weight_bytes_ = 0;
+};
+
+std::string lower_case(std::string_view text) {
+  std::string out(text);
+  std::transform(out.begin(), out.end(), out.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  return out;
+}
+
+// The common scheme of the blocks' linear layers, in words.
+std::string scheme_of(const ModelSource& source, const cbq::QuantizationRecord& record) {
+  std::string common;
+  for (const MatrixModule& module : all_block_modules(source.config())) {
+    const cbq::ModuleScheme* quantized = cbq::find_module(record, module.name);
+    std::string name;
+    if (quantized != nullptr) {
+      name = cbq::scheme_name(quantized->scheme).c_str();
+    } else if (const auto stored = source.find(module.name + ".weight")) {
+      name = lower_case(stored->type);
+    }
+    if (common.empty()) common = name;
+    if (common != name) return "mixed";
+  }
+  return common;
+}
+
+}  // namespace
+
+struct Model::State {
+  AnyModel model;
+  ModelConfig config;
+  std::string scheme;
+  std::string method = "none";
+  std::size_t calibration_tokens = 0;
+  std::size_t weight_bytes = 0;
+};
+
+Model::Model(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
+Model::Model(Model&&) noexcept = default;
+Model& Model::operator=(Model&&) noexcept = default;
+Model::~Model() = default;
+
+Result<Model> Model::load(const ModelSource& source, const LoadOptions& options) {
+  cbq::QuantizationRecord record;
+  if (options.on_load != nullptr) {
+    record = options.on_load->record;
+  } else if (!source.is_gguf()) {
+    const auto modules = cbq::packed_modules(*source.checkpoint());
+    Result<cbq::QuantizationRecord> read = cbq::parse_quantization(source.json(), modules);
+    if (!read) return cbq::in_context(read.error(), source.path());
+    record = *std::move(read);
+  }
+  Loader loader(source, options, record);
+  Result<AnyModel> model = loader.load();
+  if (!model) return model.error();
+  State state{.model = *std::move(model),
+              .config = source.config(),
+              .scheme = scheme_of(source, record),
+              .weight_bytes = loader.weight_bytes()};
+  if (!record.modules.empty()) {
+    state.method = record.method;
+    const auto tokens = cbq::json_unsigned(record.notes, "calibration_tokens");
+    if (tokens) state.calibration_tokens = *tokens;
+  }
+  return Model(std::make_unique<State>(std::move(state)));
+}
+
+const ModelConfig& Model::config() const {
+  return state_->config;
+}
+const std::string& Model::scheme() const {
+  return state_->scheme;
+}
+const std::string& Model::method() const {
+  return state_->method;
+}
+std::size_t Model::calibration_tokens() const {
+  return state_->calibration_tokens;
+}
+std::size_t Model::weight_bytes() const {
+  return state_->weight_bytes;
+}
+
+struct Session::State {
+  State(const Model::State& its_model, const Machine& machine)
+      : model(its_model), executor(make_executor(machine.threads)), context(executor, machine.isa) {}
+
+  const Model::State& model;
+  ToolExecutor executor;
+  EngineLinear::Context context;
+  cbq::ModelCache<> cache;
+  std::vector<std::uint32_t> tokens;
+  std::vector<float> hidden;
+  std::vector<float> logits;
+};
+
+Session::Session(std::unique_ptr<State> state) noexcept : state_(std::move(state)) {}
+Session::Session(Session&&) noexcept = default;
+Session& Session::operator=(Session&&) noexcept = default;
+Session::~Session() = default;
+
+Result<Session> Session::create(const Model& model, std::size_t capacity, const Machine& machine) {
+  if (capacity == 0 || capacity > model.config().context) {
+    return Error{Errc::bad_argument, "the sequence does not fit the model's context", "tokens", capacity,
+                 ErrorText("1 to ") << model.config().context};
+  }
+  auto state = std::make_unique<State>(*model.state_, machine);
+  Result<cbq::ModelCache<>> cache = std::visit([&](const auto& m) { return m.make_cache(capacity); }, model.state_->model);
+  if (!cache) return cache.error();
+  state->cache = *std::move(cache);
+  return Session(std::move(state));
+}
+
+void Session::reset() {
+  state_->cache.reset();
+}
+
+std::size_t Session::size() const {
+  return state_->cache.size();
+}
+
+Result<MatrixView<const float>> Session::forward(std::span<const std::int32_t> tokens, const Observer& observer) {
+  const ModelConfig& config = state_->model.config;
+  for (const std::int32_t token : tokens) {
+    if (token < 0) return Error{Errc::bad_argument, "a token id is negative", "token", token};
+  }
+  state_->tokens.assign(tokens.begin(), tokens.end());
+  if (state_->hidden.size() < tokens.size() * config.hidden) state_->hidden.resize(tokens.size() * config.hidden);
+  const MatrixView<float> hidden = cbq::matrix_view(state_->hidden.data(), tokens.size(), config.hidden);
+  const Status done = std::visit(
+      [&](const auto& model) {
+        if (observer == nullptr) return model.forward_hidden(state_->tokens, state_->cache, hidden, state_->context);
+        return model.forward_hidden(state_->tokens, state_->cache, hidden, state_->context, observer);
+      },
+      state_->model.model);
+  if (!done) return done.error();
+  return cbq::as_const(hidden);
+}
+
+Status Session::logits(const MatrixView<const float>& hidden, const MatrixView<float>& logits) {
+  return std::visit([&](const auto& model) { return model.logits(hidden, logits, state_->context); },
+                    state_->model.model);
+}
+
+Result<std::span<const float>> Session::next_logits(std::span<const std::int32_t> tokens) {
+  const Result<MatrixView<const float>> hidden = forward(tokens);
+  if (!hidden) return hidden.error();
+  if (hidden->rows == 0) return Error{Errc::bad_argument, "no token to continue from", "tokens", 0, "at least 1"};
+  state_->logits.resize(state_->model.config.vocabulary);
+  const MatrixView<float> out = cbq::matrix_view(state_->logits.data(), 1, state_->logits.size());
+  if (const Status done = logits(cbq::rows(*hidden, hidden->rows - 1, 1), out); !done) return done.error();
+  return std::span<const float>(state_->logits);
+}
+
+}  // namespace cbq_llama

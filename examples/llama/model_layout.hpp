@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The tensors a model of a given configuration is made of, by their Hugging Face names, and the shapes they must have.
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "model_config.hpp"
+
+namespace cbq_llama {
+
+/// A weight matrix [outputs x inputs], stored as `name`.weight, with the bias `name`.bias where it has one.
+struct MatrixModule {
+  std::string name;
+  std::size_t outputs = 0;
+  std::size_t inputs = 0;
+  bool has_bias = false;
+};
+
+/// A tensor that never is quantized: rows x columns, or one row for a vector.
+struct FloatTensor {
+  std::string name;
+  std::size_t rows = 1;
+  std::size_t columns = 0;
+};
+
+/// The linear layers of a block in the order Q, K, V, output, then gate, up, down (LLaMA) or fc1, fc2 (OPT).
+[[nodiscard]] std::vector<MatrixModule> block_modules(const ModelConfig& config, std::size_t layer);
+
+/// The linear layers of all blocks.
+[[nodiscard]] std::vector<MatrixModule> all_block_modules(const ModelConfig& config);
+
+/// The token embedding; tied models use it as head too.
+[[nodiscard]] MatrixModule embedding_module(const ModelConfig& config);
+
+/// The output head of models that are not tied.
+[[nodiscard]] MatrixModule head_module(const ModelConfig& config);
+
+/// "model.layers.3" or "model.decoder.layers.3".
+[[nodiscard]] std::string block_name(const ModelConfig& config, std::size_t layer);
+
+/// Weights of the norms (and biases, for OPT) of a block, in the order they are applied, then those of the final norm;
+/// and learned positions.
+[[nodiscard]] std::vector<FloatTensor> norm_tensors(const ModelConfig& config);
+
+/// Learned positions of OPT; an empty name where there are none.
+[[nodiscard]] FloatTensor position_tensor(const ModelConfig& config);
+
+}  // namespace cbq_llama

@@ -1,0 +1,351 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "quantization.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <string_view>
+#include <utility>
+
+#include <unistd.h>
+
+#include <cbq/io/atomic_folder.hpp>
+#include <cbq/io/compressed_tensors.hpp>
+#include <cbq/nn/embedding.hpp>
+#include <cbq/rounding/nearest.hpp>
+
+#include "interrupt.hpp"
+#include "progress.hpp"
+
+namespace cbq_llama {
+
+using cbq::Errc;
+using cbq::Error;
+using cbq::ErrorText;
+using cbq::Grid;
+using cbq::MatrixView;
+using cbq::QuantizedMatrix;
+using cbq::Result;
+using cbq::Scheme;
+using cbq::Status;
+
+namespace {
+
+bool matches(std::string_view pattern, std::string_view name) {
+  const std::size_t star = pattern.find('*');
+  if (star == std::string_view::npos) return pattern == name;
+  if (!name.starts_with(pattern.substr(0, star))) return false;
+  for (std::size_t skip = star; skip <= name.size(); ++skip) {
+    if (matches(pattern.substr(star + 1), name.substr(skip))) return true;
+  }
+  return false;
+}
+
+Status check_packable(const Scheme& scheme) {
+  return cbq::visit_scheme(scheme, []<Scheme S>() -> Status { return {}; });
+}
+
+std::size_t weights_of(const MatrixModule& module) {
+  return module.outputs * module.inputs;
+}
+
+// Bytes of the stored matrix `module` in all of its forms, and of its bias.
+Result<std::size_t> stored_bytes(const ModelSource& source, const MatrixModule& module) {
+  std::size_t bytes = 0;
+  const auto packed = source.find(module.name + ".weight_packed");
+  if (packed) {
+    bytes += packed->bytes;
+    for (const char* part : {".weight_scale", ".weight_zero_point"}) {
+      if (const auto tensor = source.find(module.name + part)) bytes += tensor->bytes;
+    }
+  } else {
+    const Result<StoredTensor> plain = source.tensor(module.name + ".weight");
+    if (!plain) return plain.error();
+    bytes += plain->bytes;
+  }
+  if (!module.has_bias) return bytes;
+  const Result<StoredTensor> bias = source.tensor(module.name + ".bias");
+  if (!bias) return bias.error();
+  return bytes + bias->bytes;
+}
+
+std::vector<MatrixModule> counted_modules(const ModelConfig& config) {
+  std::vector<MatrixModule> modules = all_block_modules(config);
+  modules.push_back(embedding_module(config));
+  if (!config.tied) modules.push_back(head_module(config));
+  if (const FloatTensor positions = position_tensor(config); !positions.name.empty()) {
+    const std::string name = positions.name.substr(0, positions.name.rfind('.'));
+    modules.push_back({name, positions.rows, positions.columns, false});
+  }
+  return modules;
+}
+
+}  // namespace
+
+Result<double> bits_per_weight(const ModelSource& source) {
+  double bits = 0;
+  double weights = 0;
+  for (const MatrixModule& module : counted_modules(source.config())) {
+    const Result<std::size_t> bytes = stored_bytes(source, module);
+    if (!bytes) return bytes.error();
+    bits += 8 * static_cast<double>(*bytes);
+    weights += static_cast<double>(weights_of(module));
+  }
+  return bits / weights;
+}
+
+Result<std::vector<ModuleReport>> plan_quantization(const ModelConfig& config, const QuantizationOptions& options) {
+  std::vector<ModuleReport> plan;
+  Scheme first_scheme;
+  const auto add = [&](const MatrixModule& module, const Scheme& scheme, const char* reason) -> Status {
+    ModuleReport entry;
+    entry.module = module;
+    if (scheme.weight.bits == 16) {
+      entry.reason = reason;
+    } else {
+      if (const Status packable = check_packable(scheme); !packable) return packable;
+      entry.scheme = scheme;
+    }
+    plan.push_back(std::move(entry));
+    return {};
+  };
+  for (const MatrixModule& module : all_block_modules(config)) {
+    const auto rule = std::find_if(options.rules.begin(), options.rules.end(),
+                                   [&](const SchemeRule& entry) { return matches(entry.pattern, module.name); });
+    const bool found = rule != options.rules.end();
+    const Status added = add(module, found ? rule->scheme : Scheme{},
+                             found ? "its scheme keeps the weights in floating point" : "no rule names it");
+    if (!added) return added.error();
+    if (plan.size() == 1 && found) first_scheme = rule->scheme;
+  }
+  const Result<Scheme> head = cbq::head_scheme(options.head_bits, first_scheme);
+  if (!head) return head.error();
+  if (const Status added = add(embedding_module(config), *head, "--head-bits 16"); !added) return added.error();
+  if (config.tied) return plan;
+  if (const Status added = add(head_module(config), *head, "--head-bits 16"); !added) return added.error();
+  return plan;
+}
+
+namespace {
+
+Result<QuantizedMatrix> round_matrix(const FloatMatrix& weights, const Grid& grid, const QuantizationOptions& options) {
+  const auto executor = make_executor(options.threads);
+  if (options.range == RangeSearch::minmax) {
+    return cbq::round_nearest(cbq::as_const(weights.view), grid, cbq::MinMaxRange{}, executor);
+  }
+  return cbq::round_nearest(cbq::as_const(weights.view), grid, cbq::MseRange{}, executor);
+}
+
+// A float tensor of the result: the bytes of the source where it is a folder, otherwise float16 or float32.
+class FloatCopy {
+ public:
+  static Result<FloatCopy> read(const ModelSource& source, const FloatTensor& tensor, bool vector) {
+    Result<FloatMatrix> values = source.read_matrix(tensor.name, tensor.rows, tensor.columns);
+    if (!values) return values.error();
+    FloatCopy copy;
+    copy.plan_.name = tensor.name;
+    copy.plan_.shape = vector ? cbq::TensorShape{.rank = 1, .sizes = {tensor.columns}}
+                              : cbq::TensorShape{.rank = 2, .sizes = {tensor.rows, tensor.columns}};
+    const Result<StoredTensor> stored = source.tensor(tensor.name);
+    if (!stored) return stored.error();
+    const std::string_view type = stored->type;
+    // Matrices of other types come from quantized GGUF files; float16 holds their few digits.
+    copy.plan_.dtype = type == "F32" || vector ? cbq::Dtype::f32 : type == "BF16" ? cbq::Dtype::bf16 : cbq::Dtype::f16;
+    if (vector && (type == "F16" || type == "BF16")) copy.plan_.dtype = type == "F16" ? cbq::Dtype::f16 : cbq::Dtype::bf16;
+    copy.values_ = *std::move(values);
+    return copy;
+  }
+
+  [[nodiscard]] const cbq::TensorPlan& plan() const { return plan_; }
+
+  [[nodiscard]] Status write(cbq::SafetensorsWriter& writer) const {
+    const std::span<const float> values(values_.memory.data(), values_.memory.size());
+    if (plan_.dtype == cbq::Dtype::f32) return writer.write(plan_.name, values);
+    std::vector<std::uint16_t> narrow(values.size());
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      narrow[i] = plan_.dtype == cbq::Dtype::f16 ? cbq::to_half(values[i]).bits : cbq::to_bfloat16(values[i]).bits;
+      if ((plan_.dtype == cbq::Dtype::f16) && (narrow[i] & 0x7c00u) == 0x7c00u) {
+        return Error{Errc::not_finite, "a number is too large for float16", plan_.name, ErrorText("element ") << i};
+      }
+    }
+    return writer.write(plan_.name, std::span<const std::uint16_t>(narrow));
+  }
+
+ private:
+  cbq::TensorPlan plan_;
+  FloatMatrix values_;
+};
+
+// Everything that will be written into the safetensors file.
+struct Content {
+  struct Codes {
+    std::string module;
+    QuantizedMatrix matrix;
+  };
+  std::vector<Codes> codes;
+  std::vector<FloatCopy> floats;
+
+  [[nodiscard]] Status add_float(const ModelSource& source, const FloatTensor& tensor, bool vector) {
+    Result<FloatCopy> copy = FloatCopy::read(source, tensor, vector);
+    if (!copy) return copy.error();
+    floats.push_back(*std::move(copy));
+    return {};
+  }
+};
+
+Status quantize_into(const ModelSource& source, ModuleReport& entry, const QuantizationOptions& options,
+                     Content& content) {
+  const MatrixModule& module = entry.module;
+  if (module.has_bias) {
+    if (const Status added = content.add_float(source, {module.name + ".bias", 1, module.outputs}, true); !added)
+      return added;
+  }
+  if (!entry.scheme) {
+    return content.add_float(source, {module.name + ".weight", module.outputs, module.inputs}, false);
+  }
+  const Result<FloatMatrix> weights = source.read_matrix(module.name + ".weight", module.outputs, module.inputs);
+  if (!weights) return weights.error();
+  Result<QuantizedMatrix> codes = round_matrix(*weights, entry.scheme->weight, options);
+  if (!codes) return cbq::in_context(codes.error(), module.name);
+  const Result<double> error =
+      cbq::quantization_error(cbq::as_const(weights->view), codes->view(), entry.scheme->weight);
+  if (!error) return cbq::in_context(error.error(), module.name);
+  entry.relative_error = std::sqrt(*error);
+  content.codes.push_back({module.name, *std::move(codes)});
+  return {};
+}
+
+Result<Content> quantize_all(const ModelSource& source, const QuantizationOptions& options,
+                             std::vector<ModuleReport>& plan) {
+  Content content;
+  std::size_t total = 0;
+  for (const ModuleReport& entry : plan) total += weights_of(entry.module);
+  Progress progress("quantizing", "weights", total);
+  std::size_t done = 0;
+  for (ModuleReport& entry : plan) {
+    if (const Status ok = check_interrupt(); !ok) return ok.error();
+    if (const Status ok = quantize_into(source, entry, options, content); !ok) return ok.error();
+    progress.update(done += weights_of(entry.module));
+  }
+  for (const FloatTensor& tensor : norm_tensors(source.config())) {
+    if (const Status ok = content.add_float(source, tensor, true); !ok) return ok.error();
+  }
+  if (const FloatTensor positions = position_tensor(source.config()); !positions.name.empty()) {
+    if (const Status ok = content.add_float(source, positions, false); !ok) return ok.error();
+  }
+  return content;
+}
+
+Status write_tensors(const std::string& path, const Content& content) {
+  std::vector<cbq::TensorPlan> plan;
+  for (const Content::Codes& entry : content.codes) {
+    const Grid& grid = entry.matrix.grid();
+    if (const Status ok = cbq::plan_tensors(cbq::plan_of(entry.module, entry.matrix.view(), grid), plan); !ok) return ok;
+  }
+  for (const FloatCopy& copy : content.floats) plan.push_back(copy.plan());
+  Result<cbq::SafetensorsWriter> writer = cbq::SafetensorsWriter::create(path, plan);
+  if (!writer) return writer.error();
+  for (const Content::Codes& entry : content.codes) {
+    if (const Status ok = check_interrupt(); !ok) return ok;
+    const Status ok = cbq::write_quantized_matrix(*writer, entry.module, entry.matrix.view(), entry.matrix.grid());
+    if (!ok) return ok;
+  }
+  for (const FloatCopy& copy : content.floats) {
+    if (const Status ok = check_interrupt(); !ok) return ok;
+    if (const Status ok = copy.write(*writer); !ok) return ok;
+  }
+  return writer->commit();
+}
+
+Status write_config(const std::string& path, const ModelSource& source, const QuantizationOptions& options,
+                    std::span<const ModuleReport> plan) {
+  cbq::Json config = source.is_gguf() ? to_json(source.config()) : source.json();
+  cbq::QuantizationRecord record;
+  record.method = "rtn";
+  record.head_bits = options.head_bits;
+  record.notes["range"] = options.range == RangeSearch::mse ? "mse" : "minmax";
+  record.notes["calibration_tokens"] = 0;
+  const std::string embedding = embedding_module(source.config()).name;
+  for (const ModuleReport& entry : plan) {
+    const bool looked_up = entry.module.name == embedding;
+    if (entry.scheme) {
+      record.modules.push_back({entry.module.name, *entry.scheme,
+                                looked_up ? cbq::ModuleKind::embedding : cbq::ModuleKind::linear});
+    } else if (!looked_up) {
+      record.ignore.push_back(entry.module.name);
+    }
+  }
+  // A tied head is a linear module without tensors of its own.
+  if (source.config().tied) record.ignore.push_back(head_module(source.config()).name);
+  if (const Status ok = cbq::add_quantization(config, record); !ok) return ok;
+  return cbq::write_file(path, cbq::json_text(config));
+}
+
+// The files beside the weights that say how text becomes tokens and how to generate.
+Status copy_companions(const cbq::AtomicFolder& folder, const ModelSource& source) {
+  if (source.is_gguf()) {
+    const Result<cbq::Json> vocabulary = source.vocabulary_json();
+    if (!vocabulary) return vocabulary.error();
+    return cbq::write_file(folder.file(vocabulary_file), cbq::json_text(*vocabulary));
+  }
+  constexpr std::array names = {"tokenizer.json",          "tokenizer_config.json", "special_tokens_map.json",
+                                "generation_config.json",  "tokenizer.model",       "vocab.json",
+                                "merges.txt",              "chat_template.jinja",   vocabulary_file};
+  for (const char* name : names) {
+    const std::string path = source.path() + "/" + name;
+    if (::access(path.c_str(), F_OK) != 0) continue;
+    const Result<cbq::FileBytes> file = cbq::FileBytes::open(path, cbq::FileMode::read, std::size_t{1} << 28);
+    if (!file) return file.error();
+    if (const Status ok = cbq::write_file(folder.file(name), file->bytes()); !ok) return ok;
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<QuantizedMatrix> quantize_module(const ModelSource& source, const MatrixModule& module, const Grid& grid,
+                                        const QuantizationOptions& options) {
+  const Result<FloatMatrix> weights = source.read_matrix(module.name + ".weight", module.outputs, module.inputs);
+  if (!weights) return weights.error();
+  Result<QuantizedMatrix> codes = round_matrix(*weights, grid, options);
+  if (!codes) return cbq::in_context(codes.error(), module.name);
+  return codes;
+}
+
+Result<QuantizationReport> quantize(const ModelSource& source, const std::string& output,
+                                    const QuantizationOptions& options) {
+  if (!source.is_gguf() && !cbq::packed_modules(*source.checkpoint()).empty()) {
+    return Error{Errc::bad_argument, "the model is quantized already", source.path(), "", "a model in floating point"};
+  }
+  Result<std::vector<ModuleReport>> plan = plan_quantization(source.config(), options);
+  if (!plan) return plan.error();
+  const cbq::Existing existing =
+      cbq::is_quantized_folder(output) ? cbq::Existing::replace : cbq::Existing::refuse;
+  // Before the work: a folder that cannot be written is better known early.
+  Result<cbq::AtomicFolder> folder = cbq::AtomicFolder::create(output, existing);
+  if (!folder) return folder.error();
+  const Result<Content> content = quantize_all(source, options, *plan);
+  if (!content) return content.error();
+  if (const Status ok = write_tensors(folder->file("model.safetensors"), *content); !ok) return ok.error();
+  if (const Status ok = write_config(folder->file("config.json"), source, options, *plan); !ok) return ok.error();
+  if (const Status ok = copy_companions(*folder, source); !ok) return ok.error();
+  if (const Status ok = check_interrupt(); !ok) return ok.error();
+  if (const Status ok = folder->commit(); !ok) return ok.error();
+
+  const Result<ModelSource> written = ModelSource::open(output);
+  if (!written) return written.error();
+  QuantizationReport report;
+  report.file_bytes = written->file_bytes();
+  const Result<double> bits = bits_per_weight(*written);
+  if (!bits) return bits.error();
+  report.bits_per_weight = *bits;
+  for (ModuleReport& entry : *plan) {
+    const Result<std::size_t> bytes = stored_bytes(*written, entry.module);
+    if (!bytes) return bytes.error();
+    entry.bits_per_weight = 8 * static_cast<double>(*bytes) / static_cast<double>(weights_of(entry.module));
+  }
+  report.modules = *std::move(plan);
+  return report;
+}
+
+}  // namespace cbq_llama

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// `cbq-llama quantize`: reads a float model, quantizes its linear layers and its embedding and head, and writes a
+// Hugging Face folder in the compressed-tensors form, which appears only when it is complete.
+
+#include <cstddef>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <cbq/core/result.hpp>
+#include <cbq/io/quantization_config.hpp>
+#include <cbq/quant/quantized_matrix.hpp>
+#include <cbq/scheme.hpp>
+
+#include "model_layout.hpp"
+#include "model_source.hpp"
+#include "threads.hpp"
+
+namespace cbq_llama {
+
+/// The scheme of the modules whose name matches `pattern`, in which `*` stands for any text. Weights of 16 bits stay
+/// in floating point.
+struct SchemeRule {
+  std::string pattern = "*";
+  cbq::Scheme scheme = {};
+};
+
+/// How scales are found.
+enum class RangeSearch : unsigned char { mse, minmax };
+
+struct QuantizationOptions {
+  std::vector<SchemeRule> rules;  ///< of the linear layers of the blocks; the first that matches counts
+  int head_bits = 8;              ///< of embedding and head: 16, 8 (per row) or 4 (groups of 32)
+  RangeSearch range = RangeSearch::mse;
+  std::size_t threads = 1;
+};
+
+/// What became of one matrix.
+struct ModuleReport {
+  MatrixModule module;
+  std::optional<cbq::Scheme> scheme;  ///< nothing: it stayed in floating point
+  double bits_per_weight = 16;        ///< with scales and zero points, as stored
+  double relative_error = 0;          ///< sqrt(sum (w - w^)^2 / sum w^2)
+  std::string reason;                 ///< why it stayed in floating point
+};
+
+struct QuantizationReport {
+  std::vector<ModuleReport> modules;
+  double bits_per_weight = 0;  ///< of the whole folder, see bits_per_weight()
+  std::size_t file_bytes = 0;
+};
+
+/// Average bits per weight of a model's matrices as its files store them: linear layers, embedding, head (tied ones
+/// once), learned positions. Scales, zero points and biases count as bits, not as weights; norms count as neither.
+/// Errc::bad_file when one is missing.
+[[nodiscard]] cbq::Result<double> bits_per_weight(const ModelSource& source);
+
+/// What `options` make of each matrix of the model, in the order of the model. Errc::unsupported for a scheme without
+/// packed kernels, Errc::bad_argument (head bits).
+[[nodiscard]] cbq::Result<std::vector<ModuleReport>> plan_quantization(const ModelConfig& config,
+                                                                       const QuantizationOptions& options);
+
+/// Reads and quantizes one module. Errors as ModelSource::read() and cbq::round_nearest().
+[[nodiscard]] cbq::Result<cbq::QuantizedMatrix> quantize_module(const ModelSource& source, const MatrixModule& module,
+                                                                const cbq::Grid& grid,
+                                                                const QuantizationOptions& options);
+
+/// Quantizes `source` into the folder `output`. An existing folder is replaced only if cbq wrote it. Errors of reading
+/// (see ModelSource), of writing (Errc::io), Errc::unsupported, Errc::interrupted; the target is then as it was.
+[[nodiscard]] cbq::Result<QuantizationReport> quantize(const ModelSource& source, const std::string& output,
+                                                       const QuantizationOptions& options);
+
+}  // namespace cbq_llama
