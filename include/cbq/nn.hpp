@@ -19,4 +19,5 @@
 #include <cbq/nn/packed_linear.hpp>
 #include <cbq/nn/rotary.hpp>
 #include <cbq/nn/row_kernels.hpp>
+#include <cbq/nn/runtime_packed_linear.hpp>
 #include <cbq/nn/self_attention.hpp>

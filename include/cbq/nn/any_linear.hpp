@@ -3,8 +3,8 @@
 
 // A model is not one scheme: VariantLinear<Ops...> is a linear operator that is one of Ops, chosen per layer at run
 // time. AnyLinear can be every operator of cbq, dense, fake-quantized or packed under any of the schemes of
-// visit_scheme(); it costs its instantiations (tens of seconds in the file that runs a model on it). An engine that
-// knows its schemes lists them.
+// visit_scheme(); every product is instantiated in the file that runs a model on it. An engine that knows its schemes
+// lists them: VariantLinear<PackedLinear<schemes::w4a8_g128>, PackedLinear<schemes::w8a8>>.
 
 #include <cstddef>
 #include <span>
@@ -14,6 +14,7 @@
 
 #include <cbq/nn/dense_linear.hpp>
 #include <cbq/nn/packed_linear.hpp>
+#include <cbq/nn/runtime_packed_linear.hpp>
 
 namespace cbq {
 inline namespace CBQ_ABI {
@@ -33,16 +34,22 @@ class VariantLinear {
   /// operator of the list packs it.
   [[nodiscard]] static Result<VariantLinear> packed(const QuantizedMatrixView& matrix, const Scheme& scheme,
                                                     std::span<const float> bias = {}) noexcept {
-    return visit_scheme(scheme, [&]<Scheme S>() -> Result<VariantLinear> {
-      if constexpr (can_hold<PackedLinear<S>>) {
-        Result<PackedLinear<S>> op = PackedLinear<S>::create(matrix, bias);
-        if (!op) return op.error();
-        return VariantLinear(*std::move(op));
-      } else {
-        return Error{Errc::unsupported, "this model type holds no packed operator of the scheme", "scheme",
-                     scheme_name(S).c_str()};
-      }
-    });
+    if constexpr (can_hold<RuntimePackedLinear>) {
+      Result<RuntimePackedLinear> op = RuntimePackedLinear::create(matrix, scheme, bias);
+      if (!op) return op.error();
+      return VariantLinear(*std::move(op));
+    } else {
+      return visit_scheme(scheme, [&]<Scheme S>() -> Result<VariantLinear> {
+        if constexpr (can_hold<PackedLinear<S>>) {
+          Result<PackedLinear<S>> op = PackedLinear<S>::create(matrix, bias);
+          if (!op) return op.error();
+          return VariantLinear(*std::move(op));
+        } else {
+          return Error{Errc::unsupported, "this model type holds no packed operator of the scheme", "scheme",
+                       scheme_name(S).c_str()};
+        }
+      });
+    }
   }
 
   [[nodiscard]] LinearInfo info() const noexcept {
@@ -66,17 +73,9 @@ class VariantLinear {
   std::variant<Ops...> op_;
 };
 
-namespace linear {
-
-template <std::size_t... I>
-auto every_operator(std::index_sequence<I...>)
-    -> VariantLinear<DenseLinear<float>, DenseLinear<half>, DenseLinear<bfloat16>, FakeQuantizedLinear,
-                     PackedLinear<packed_schemes[I]>...>;
-
-}  // namespace linear
-
 /// Any operator of cbq.
-using AnyLinear = decltype(linear::every_operator(std::make_index_sequence<packed_schemes.size()>{}));
+using AnyLinear = VariantLinear<DenseLinear<float>, DenseLinear<half>, DenseLinear<bfloat16>, FakeQuantizedLinear,
+                                RuntimePackedLinear>;
 
 }  // namespace CBQ_ABI
 }  // namespace cbq

@@ -27,16 +27,7 @@ template <Scheme S>
 inline constexpr Scheme product_scheme =
     make_scheme(checked<S>().weight.bits, S.activation.bits == 16 ? 16 : 8, 0, S.weight.zero);
 
-/// Weights packed under one scheme as weights of another one with the same bytes.
-template <Scheme To, Scheme From>
-[[nodiscard]] constexpr PackedWeightsView<To> as_weights(const PackedWeightsView<From>& weights) noexcept {
-  PackedWeightsView<To> view;
-  view.data = weights.data;
-  view.layout = weights.layout;
-  view.multiplier = weights.multiplier;
-  return view;
-}
-
+/// Activations quantized for one scheme as those of another one that reads them the same way.
 template <Scheme To, Scheme From>
 [[nodiscard]] constexpr QuantizedActivationsView<To> as_activations(const QuantizedActivationsView<From>& x) noexcept {
   QuantizedActivationsView<To> view;
@@ -55,6 +46,16 @@ struct PackedBytes {
   float multiplier = 1.0f;
   Zero zero = Zero::symmetric;
 };
+
+/// The view that kernels for S read.
+template <Scheme S>
+[[nodiscard]] constexpr PackedWeightsView<S> as_weights(const PackedBytes& bytes) noexcept {
+  PackedWeightsView<S> view;
+  view.data = bytes.data;
+  view.layout = bytes.layout;
+  view.multiplier = bytes.multiplier;
+  return view;
+}
 
 /// The `inputs` weights of one output as floats, read back from packed bytes: scale * (code - zero), rounded once.
 inline void unpack_row(const PackedBytes& weights, std::size_t output, float* out) noexcept {
@@ -77,6 +78,27 @@ inline void unpack_row(const PackedBytes& weights, std::size_t output, float* ou
   }
 }
 
+/// Packed weights with their memory.
+struct OwnedPackedBytes {
+  AlignedBuffer<std::byte> memory;
+  PackedBytes bytes = {};
+};
+
+/// Packs `matrix` under S, a packing_scheme. Errors as pack<S>(), and out_of_memory.
+template <Scheme S>
+[[nodiscard]] Result<OwnedPackedBytes> pack_owned(const QuantizedMatrixView& matrix) noexcept {
+  const Result<std::size_t> size = packed_size<S>(matrix.codes.rows, matrix.codes.columns);
+  if (!size) return size.error();
+  Result<AlignedBuffer<std::byte>> memory = AlignedBuffer<std::byte>::allocate(*size);
+  if (!memory) return memory.error();
+  const auto view = pack<S>(matrix, std::span<std::byte>(memory->data(), memory->size()));
+  if (!view) return view.error();
+  OwnedPackedBytes result;
+  result.memory = *std::move(memory);
+  result.bytes = {view->data, view->layout, view->multiplier, S.weight.zero};
+  return result;
+}
+
 /// out = x W^T + bias + residual; x: QuantizedActivationsView<S> or floats, S: a product_scheme.
 template <Scheme S, class X, Executor E>
 [[nodiscard]] Status multiply_packed(const X& x, const PackedWeightsView<S>& weights, const float* bias,
@@ -97,25 +119,20 @@ class PackedLinear {
   /// Packs `matrix`; `bias` may be empty. Errors as pack<S>(), and out_of_memory.
   [[nodiscard]] static Result<PackedLinear> create(const QuantizedMatrixView& matrix,
                                                    std::span<const float> bias = {}) noexcept {
-    constexpr Scheme packing = linear::packing_scheme<S>;
-    const Result<std::size_t> size = packed_size<packing>(matrix.codes.rows, matrix.codes.columns);
-    if (!size) return size.error();
-    Result<AlignedBuffer<std::byte>> memory = AlignedBuffer<std::byte>::allocate(*size);
-    if (!memory) return memory.error();
-    const auto view = pack<packing>(matrix, std::span<std::byte>(memory->data(), memory->size()));
-    if (!view) return view.error();
+    Result<linear::OwnedPackedBytes> packed = linear::pack_owned<linear::packing_scheme<S>>(matrix);
+    if (!packed) return packed.error();
     Result<AlignedBuffer<float>> copy = linear::copy_bias(bias, matrix.codes.rows);
     if (!copy) return copy.error();
     PackedLinear result;
-    result.memory_ = *std::move(memory);
-    result.weights_ = linear::as_weights<S>(*view);
+    result.weights_ = *std::move(packed);
     result.bias_ = *std::move(copy);
     return result;
   }
 
-  [[nodiscard]] const PackedWeightsView<S>& weights() const noexcept { return weights_; }
+  [[nodiscard]] PackedWeightsView<S> weights() const noexcept { return linear::as_weights<S>(weights_.bytes); }
   [[nodiscard]] LinearInfo info() const noexcept {
-    return {.outputs = weights_.layout.outputs, .inputs = weights_.layout.inputs, .scheme = S, .bytes = memory_.size()};
+    const PackedLayout& layout = weights_.bytes.layout;
+    return {.outputs = layout.outputs, .inputs = layout.inputs, .scheme = S, .bytes = weights_.memory.size()};
   }
 
   /// See LinearOperator.
@@ -123,7 +140,7 @@ class PackedLinear {
   [[nodiscard]] Status forward(LinearInput& x, const LinearOutput& out, ExecutionContext<E>& context) const noexcept {
     if (const Status valid = linear::check_operands(info(), x.values(), out); !valid) return valid;
     constexpr Scheme product = linear::product_scheme<S>;
-    const PackedWeightsView<product> weights = linear::as_weights<product>(weights_);
+    const PackedWeightsView<product> weights = linear::as_weights<product>(weights_.bytes);
     if constexpr (S.activation.bits == 16) {
       return linear::multiply_packed(x.values(), weights, bias_.data(), out, context);
     } else {
@@ -135,12 +152,11 @@ class PackedLinear {
 
   /// The weights of one output, `inputs` floats; output < info().outputs.
   void weight_row(std::size_t output, float* weights) const noexcept {
-    linear::unpack_row({weights_.data, weights_.layout, weights_.multiplier, S.weight.zero}, output, weights);
+    linear::unpack_row(weights_.bytes, output, weights);
   }
 
  private:
-  AlignedBuffer<std::byte> memory_;
-  PackedWeightsView<S> weights_;
+  linear::OwnedPackedBytes weights_;
   AlignedBuffer<float> bias_;
 };
 
