@@ -95,8 +95,8 @@ TEST_CASE("Decoded panels are the dequantized weights bit for bit on every instr
   const oracle::Weights w = oracle::weights(S.weight, 16, inputs, oracle::Codes::random, random);
   const auto packed = PackedWeights<S>::from_codes(w.view());
   REQUIRE(packed);
-  const DecodedPanels<S, PortableKernels> source{packed->view(), 16, inputs};
   for (const Isa isa : machine_isas()) {
+    const DecodedPanels source = decoded_panels<PortableKernels>(packed->view(), isa);
     for (const std::size_t first : {0u, 32u, 96u}) {
       CAPTURE(isa_name(isa), first);
       const support::Guarded<float> scratch((inputs - first) * 16, support::Edge::end);

@@ -15,51 +15,63 @@
 
 namespace cbq {
 
-/// Packed weights as the right-hand side of the float matmul (see PanelSource).
-template <Scheme S, class Kernels>
+/// Packed weights as the right-hand side of the float matmul (see PanelSource), whatever their scheme.
 struct DecodedPanels {
-  PackedWeightsView<S> weights = {};
+  const std::byte* data = nullptr;
+  PackedLayout layout = {};
+  float multiplier = 1.0f;
+  DecodeKernel decode = nullptr;
   std::size_t outputs = 0;
   std::size_t inputs = 0;
 };
 
 inline namespace CBQ_ABI {
 
+/// The panels of `weights`, decoded by the kernel for `isa`, which the machine has.
+template <class Kernels = RegionKernels, Scheme S>
+[[nodiscard]] DecodedPanels decoded_panels(const PackedWeightsView<S>& weights, Isa isa) noexcept {
+  return {.data = weights.data,
+          .layout = weights.layout,
+          .multiplier = weights.multiplier,
+          .decode = Kernels::template decode_panel<S.weight.bits, S.weight.zero>(isa),
+          .outputs = weights.layout.outputs,
+          .inputs = weights.layout.inputs};
+}
+
 /// Inputs of one panel, decoded into `scratch`; block.first is a multiple of 32.
-template <Scheme S, class Kernels>
-[[nodiscard]] const float* float_panel(const DecodedPanels<S, Kernels>& source, const PanelBlock& block, float* scratch,
-                                       Isa isa) noexcept {
-  const PackedLayout& layout = source.weights.layout;
+[[nodiscard]] inline const float* float_panel(const DecodedPanels& source, const PanelBlock& block, float* scratch,
+                                              Isa) noexcept {
   DecodeJob job;
-  job.panel = source.weights.data + block.panel * layout.panel_bytes;
-  job.header_bytes = layout.header_bytes;
-  job.group_bytes = layout.group_bytes;
-  job.blocks_per_group = layout.blocks_per_group;
+  job.panel = source.data + block.panel * source.layout.panel_bytes;
+  job.header_bytes = source.layout.header_bytes;
+  job.group_bytes = source.layout.group_bytes;
+  job.blocks_per_group = source.layout.blocks_per_group;
   job.first_block = block.first / block_inputs;
   job.inputs = block.count;
-  job.multiplier = source.weights.multiplier;
+  job.multiplier = source.multiplier;
   job.out = scratch;
-  Kernels::template decode_panel<S.weight.bits, S.weight.zero>(isa)(job);
+  source.decode(job);
   return scratch;
 }
+
+static_assert(PanelSource<DecodedPanels>);
 
 namespace driver {
 
 /// All tokens (at most 4) times the panels of outputs [first, first + count), count at most 32.
-template <Scheme S, class E>
-void multiply_few(WeightOnlyKernel kernel, const MatrixView<const float>& x, const PackedWeightsView<S>& weights,
+template <class E>
+void multiply_few(WeightOnlyKernel kernel, const MatrixView<const float>& x, const DecodedPanels& weights,
                   OutputRange range, const MatrixView<float>& y, const E& epilogue) {
-  const PackedLayout& layout = weights.layout;
   for (std::size_t inside = 0; inside < range.count; inside += panel_outputs) {
     const std::size_t output = range.first + inside;
     const std::size_t count = range.count - inside < panel_outputs ? range.count - inside : panel_outputs;
     float sums[weight_only_rows * panel_outputs];
     WeightOnlyTile tile;
-    tile.panel = weights.data + output / panel_outputs * layout.panel_bytes;
-    tile.header_bytes = layout.header_bytes;
-    tile.group_bytes = layout.group_bytes;
-    tile.groups = layout.groups;
-    tile.blocks_per_group = layout.blocks_per_group;
+    tile.panel = weights.data + output / panel_outputs * weights.layout.panel_bytes;
+    tile.header_bytes = weights.layout.header_bytes;
+    tile.group_bytes = weights.layout.group_bytes;
+    tile.groups = weights.layout.groups;
+    tile.blocks_per_group = weights.layout.blocks_per_group;
     tile.multiplier = weights.multiplier;
     tile.x = x.data;
     tile.x_stride = x.stride;
@@ -75,6 +87,25 @@ void multiply_few(WeightOnlyKernel kernel, const MatrixView<const float>& x, con
   }
 }
 
+/// y = x W^T once nothing depends on the scheme any more; `few` is null where panels are decoded for any number of
+/// tokens.
+template <class Post, class E>
+[[nodiscard]] Status multiply_decoded(WeightOnlyKernel few, const MatrixView<const float>& x,
+                                      const DecodedPanels& weights, OutputRange range, const MatrixView<float>& y,
+                                      const Post& epilogue, const E& executor, Isa isa) {
+  if (const Status shapes = check_shapes({x.rows, x.columns}, weights.layout, range, y); !shapes) return shapes;
+  if (x.rows > weight_only_rows || few == nullptr) {
+    const FloatMatmulOptions<E> options{.executor = executor, .columns = {range.first, range.count}, .cap = isa};
+    return float_matmul(x, weights, y, epilogue, options);
+  }
+  executor.for_each_index(divide_up(range.count, piece_outputs), [&](std::size_t piece) {
+    const std::size_t inside = piece * piece_outputs;
+    const std::size_t count = range.count - inside < piece_outputs ? range.count - inside : piece_outputs;
+    multiply_few(few, x, weights, {range.first + inside, count}, y, epilogue);
+  });
+  return {};
+}
+
 }  // namespace driver
 
 /// Outputs `range` of y = x W^T followed by the epilogue, for schemes with floating-point activations. x: M x K; y: M x
@@ -85,21 +116,9 @@ template <Scheme S, Epilogue Post = NoEpilogue, class Kernels = RegionKernels, E
 [[nodiscard]] Status matmul_outputs(const MatrixView<const float>& x, const PackedWeightsView<S>& weights,
                                     OutputRange range, const MatrixView<float>& y, const Post& epilogue = {},
                                     const E& executor = {}, Isa cap = detect()) {
-  const WeightOnlyKernel kernel = Kernels::template weight_only_tile<S.weight.bits, S.weight.zero>(capped(cap));
-  if (x.rows > weight_only_rows || kernel == nullptr) {
-    const DecodedPanels<S, Kernels> source{weights, weights.layout.outputs, weights.layout.inputs};
-    const FloatMatmulOptions<E> options{.executor = executor, .columns = {range.first, range.count}, .cap = cap};
-    return float_matmul(x, source, y, epilogue, options);
-  }
-  if (const Status shapes = driver::check_shapes({x.rows, x.columns}, weights.layout, range, y); !shapes) return shapes;
-  const std::size_t pieces = divide_up(range.count, driver::piece_outputs);
-  executor.for_each_index(pieces, [&](std::size_t piece) {
-    const std::size_t inside = piece * driver::piece_outputs;
-    const std::size_t count =
-        range.count - inside < driver::piece_outputs ? range.count - inside : driver::piece_outputs;
-    driver::multiply_few(kernel, x, weights, {range.first + inside, count}, y, epilogue);
-  });
-  return {};
+  const Isa isa = capped(cap);
+  return driver::multiply_decoded(Kernels::template weight_only_tile<S.weight.bits, S.weight.zero>(isa), x,
+                                  decoded_panels<Kernels>(weights, isa), range, y, epilogue, executor, isa);
 }
 
 /// y = x W^T followed by the epilogue, for schemes with floating-point activations. x: M x K; y: M x N, fully written.
