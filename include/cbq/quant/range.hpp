@@ -6,8 +6,8 @@
 //   MinMaxRange    nothing is clipped: s = max|x| / (2^(b-1) - 1), affine s = (max - min) / (2^b - 1). One pass.
 //   ClippedRange   the same after cutting a fraction of the largest magnitudes. 32 passes (64 affine).
 //   MseRange       the scale (and zero point) with the least squared error found by search; the default for weights.
-//                  20 to 40 passes with 4 bits, 110 with 8 (affine 35 to 75, 150), each over one group that stays in
-//                  the L1 cache.
+//                  20 to 40 passes with 4 bits, up to 110 with others (affine 35 to 75, 150), each over one group
+//                  that stays in the L1 cache.
 //
 // A symmetric grid has one code more below zero than above, s -2^(b-1) .. s (2^(b-1) - 1), so the sign of s decides
 // which side of the values gets it. MseRange tries both signs; the other two are positive. Affine scales are positive.
