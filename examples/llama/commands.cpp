@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "commands.hpp"
 
+#include <string_view>
 #include <utility>
 
 #include <unistd.h>
@@ -54,7 +55,13 @@ Report describe(const std::string& path, const LoadedModel& loaded, const Machin
 Result<std::string> read_text(const std::string& path) {
   const Result<cbq::FileBytes> file = cbq::FileBytes::open(path, cbq::FileMode::read, std::size_t{1} << 30);
   if (!file) return file.error();
-  return std::string(reinterpret_cast<const char*>(file->bytes().data()), file->bytes().size());
+  const std::string_view bytes(reinterpret_cast<const char*>(file->bytes().data()), file->bytes().size());
+  std::string text;
+  text.reserve(bytes.size());
+  for (std::size_t i = 0; i < bytes.size(); ++i) {
+    if (bytes[i] != '\r' || i + 1 == bytes.size() || bytes[i + 1] != '\n') text += bytes[i];
+  }
+  return text;
 }
 
 Result<std::string> default_text(const std::string& model) {

@@ -116,7 +116,7 @@ struct LoadedModel {
 /// The members of a report that describe a model and the machine.
 [[nodiscard]] Report describe(const std::string& path, const LoadedModel& loaded, const Machine& machine);
 
-/// A whole text file. Errc::io, Errc::bad_file.
+/// A whole text file; line ends of CR LF become LF, as text mode reads them elsewhere. Errc::io, Errc::bad_file.
 [[nodiscard]] cbq::Result<std::string> read_text(const std::string& path);
 
 /// The text to evaluate `model` with when none is named: `model`-evaluation.txt beside its folder. Errc::bad_argument
