@@ -14,44 +14,44 @@
 
 // Spelled into symbol names; a test overrides it to link two versions into one program.
 #ifndef CBQ_ABI_VERSION
-#  define CBQ_ABI_VERSION v0_1
+#define CBQ_ABI_VERSION v0_1
 #endif
 
 #if defined(__AVX512F__)
-#  define CBQ_ABI_SIMD _avx512
+#define CBQ_ABI_SIMD _avx512
 #elif defined(__AVX2__)
-#  define CBQ_ABI_SIMD _avx2
+#define CBQ_ABI_SIMD _avx2
 #elif defined(__AVX__)
-#  define CBQ_ABI_SIMD _avx
+#define CBQ_ABI_SIMD _avx
 #elif defined(__SSE4_2__)
-#  define CBQ_ABI_SIMD _sse42
+#define CBQ_ABI_SIMD _sse42
 #elif defined(__ARM_FEATURE_SVE)
-#  define CBQ_ABI_SIMD _sve
+#define CBQ_ABI_SIMD _sve
 #elif defined(__ARM_FEATURE_DOTPROD)
-#  define CBQ_ABI_SIMD _dotprod
+#define CBQ_ABI_SIMD _dotprod
 #else
-#  define CBQ_ABI_SIMD _baseline
+#define CBQ_ABI_SIMD _baseline
 #endif
 
 // VNNI is part of the name because compilers turn plain loops into vpdpbusd where it is enabled.
 #if defined(__AVX512VNNI__)
-#  define CBQ_ABI_DOT _vnni
+#define CBQ_ABI_DOT _vnni
 #elif defined(__AVXVNNI__)
-#  define CBQ_ABI_DOT _avxvnni
+#define CBQ_ABI_DOT _avxvnni
 #else
-#  define CBQ_ABI_DOT
+#define CBQ_ABI_DOT
 #endif
 
 #if defined(__AVX512FP16__)
-#  define CBQ_ABI_HALF _fp16
+#define CBQ_ABI_HALF _fp16
 #else
-#  define CBQ_ABI_HALF
+#define CBQ_ABI_HALF
 #endif
 
 #if defined(__FAST_MATH__)
-#  define CBQ_ABI_MATH _fastmath
+#define CBQ_ABI_MATH _fastmath
 #else
-#  define CBQ_ABI_MATH
+#define CBQ_ABI_MATH
 #endif
 
 #define CBQ_PASTE_EXPANDED(version, simd, dot, half, math) version##simd##dot##half##math
@@ -66,27 +66,27 @@
 // two ignores.
 #define CBQ_PRAGMA(...) _Pragma(#__VA_ARGS__)
 #if defined(__clang__)
-#  define CBQ_BEGIN_REGION(features) \
-    CBQ_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
-#  define CBQ_END_REGION CBQ_PRAGMA(clang attribute pop)
+#define CBQ_BEGIN_REGION(features) \
+  CBQ_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define CBQ_END_REGION CBQ_PRAGMA(clang attribute pop)
 #else
-#  define CBQ_BEGIN_REGION(features)                           \
-    CBQ_PRAGMA(GCC diagnostic push)                            \
-    CBQ_PRAGMA(GCC diagnostic ignored "-Wuninitialized")       \
-    CBQ_PRAGMA(GCC diagnostic ignored "-Wmaybe-uninitialized") \
-    CBQ_PRAGMA(GCC push_options)                               \
-    CBQ_PRAGMA(GCC target(features))
-#  define CBQ_END_REGION        \
-    CBQ_PRAGMA(GCC pop_options) \
-    CBQ_PRAGMA(GCC diagnostic pop)
+#define CBQ_BEGIN_REGION(features)                           \
+  CBQ_PRAGMA(GCC diagnostic push)                            \
+  CBQ_PRAGMA(GCC diagnostic ignored "-Wuninitialized")       \
+  CBQ_PRAGMA(GCC diagnostic ignored "-Wmaybe-uninitialized") \
+  CBQ_PRAGMA(GCC push_options)                               \
+  CBQ_PRAGMA(GCC target(features))
+#define CBQ_END_REGION        \
+  CBQ_PRAGMA(GCC pop_options) \
+  CBQ_PRAGMA(GCC diagnostic pop)
 #endif
 
 #define CBQ_TARGET_AVX2 "avx2,fma,f16c"
 #define CBQ_TARGET_AVX512VNNI CBQ_TARGET_AVX2 ",avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#  error "[cbq] packed weights and model files are little-endian; big-endian targets are not supported"
+#error "[cbq] packed weights and model files are little-endian; big-endian targets are not supported"
 #endif
 #if defined(_MSC_VER) && !defined(__clang__)
-#  error "[cbq] MSVC has no target regions; use clang-cl (untested)"
+#error "[cbq] MSVC has no target regions; use clang-cl (untested)"
 #endif

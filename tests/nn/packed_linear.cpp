@@ -84,12 +84,12 @@ TEST_CASE("Operators of one scheme quantize a shared input once") {
   const std::size_t inputs = 64;
   auto x = support::normal(3 * inputs, 1);
   LinearInput input(support::input(x, inputs));
-  const auto first = input.quantized<schemes::w4a8_g32>(context);
-  const auto again = input.quantized<schemes::w4a8_g32>(context);
+  const auto first = input.quantized(schemes::w4a8_g32, context);
+  const auto again = input.quantized(schemes::w4a8_g32, context);
   REQUIRE((first && again));
   CHECK(first->codes == again->codes);
   CHECK(again->tokens == 3);
-  const auto other = input.quantized<schemes::w8a8>(context);
+  const auto other = input.quantized(schemes::w8a8, context);
   REQUIRE(other);
   CHECK(other->codes != first->codes);
   CHECK(other->zero_terms[0] != first->zero_terms[0]);

@@ -11,7 +11,7 @@
 #include <utility>
 
 #if defined(__linux__)
-#  include <sys/mman.h>
+#include <sys/mman.h>
 #endif
 
 #include <cbq/core/checked.hpp>
@@ -26,11 +26,18 @@ class AlignedBuffer {
 
  public:
   AlignedBuffer() noexcept = default;
-  AlignedBuffer(AlignedBuffer&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  // std::exchange and std::swap would be symbols that files with other flags share.
+  AlignedBuffer(AlignedBuffer&& other) noexcept : data_(other.data_), size_(other.size_) {
+    other.data_ = nullptr;
+    other.size_ = 0;
+  }
   AlignedBuffer& operator=(AlignedBuffer&& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(size_, other.size_);
+    T* const data = data_;
+    const std::size_t size = size_;
+    data_ = other.data_;
+    size_ = other.size_;
+    other.data_ = data;
+    other.size_ = size;
     return *this;
   }
   AlignedBuffer(const AlignedBuffer&) = delete;

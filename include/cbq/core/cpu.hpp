@@ -11,11 +11,11 @@
 #include <cbq/core/result.hpp>
 
 #if defined(__x86_64__)
-#  include <cpuid.h>
-#  if defined(__linux__)
-#    include <sys/syscall.h>
-#    include <unistd.h>
-#  endif
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace cbq {

@@ -37,7 +37,7 @@ inline namespace CBQ_ABI {
   return static_cast<float>(value);
 }
 [[nodiscard]] constexpr float to_float(bfloat16 value) noexcept {
-  return std::bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16);
+  return __builtin_bit_cast(float, static_cast<std::uint32_t>(value.bits) << 16);
 }
 [[nodiscard]] constexpr float to_float(half value) noexcept {
   const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000u) << 16;
@@ -45,17 +45,17 @@ inline namespace CBQ_ABI {
   const std::uint32_t mantissa = value.bits & 0x3ffu;
   if (exponent == 0) {  // zero or subnormal: mantissa * 2^-24, exact in float
     const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
-    return std::bit_cast<float>(std::bit_cast<std::uint32_t>(magnitude) | sign);
+    return __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, magnitude) | sign);
   }
   if (exponent == 31) {  // infinity, or NaN made quiet as the hardware does
-    return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13) | (mantissa != 0 ? 0x400000u : 0u));
+    return __builtin_bit_cast(float, sign | 0x7f800000u | (mantissa << 13) | (mantissa != 0 ? 0x400000u : 0u));
   }
-  return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
+  return __builtin_bit_cast(float, sign | ((exponent + 112) << 23) | (mantissa << 13));
 }
 
 /// Rounds to nearest, ties to even; magnitudes from 65520 up become infinity.
 [[nodiscard]] constexpr half to_half(float value) noexcept {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const auto bits = __builtin_bit_cast(std::uint32_t, value);
   const std::uint32_t sign = (bits >> 16) & 0x8000u;
   const std::uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) {
@@ -64,8 +64,8 @@ inline namespace CBQ_ABI {
   if (magnitude >= 0x477ff000u) return {static_cast<std::uint16_t>(sign | 0x7c00u)};  // 65520 and above
   if (magnitude < 0x38800000u) {                                                      // below 2^-14: subnormal or zero
     // Adding 0.5 aligns the mantissa so that its unit is 2^-24 and the addition rounds to nearest even.
-    const float aligned = std::bit_cast<float>(magnitude) + 0.5f;
-    return {static_cast<std::uint16_t>(sign | (std::bit_cast<std::uint32_t>(aligned) - 0x3f000000u))};
+    const float aligned = __builtin_bit_cast(float, magnitude) + 0.5f;
+    return {static_cast<std::uint16_t>(sign | (__builtin_bit_cast(std::uint32_t, aligned) - 0x3f000000u))};
   }
   const std::uint32_t odd = (magnitude >> 13) & 1u;
   return {static_cast<std::uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13))};
@@ -73,7 +73,7 @@ inline namespace CBQ_ABI {
 
 /// Rounds to nearest, ties to even; magnitudes beyond the largest bfloat16 become infinity.
 [[nodiscard]] constexpr bfloat16 to_bfloat16(float value) noexcept {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const auto bits = __builtin_bit_cast(std::uint32_t, value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<std::uint16_t>((bits >> 16) | 0x40u)};
   const std::uint32_t odd = (bits >> 16) & 1u;
   return {static_cast<std::uint16_t>((bits + 0x7fffu + odd) >> 16)};

@@ -27,6 +27,8 @@ enum class Errc : unsigned char {
   interrupted,    ///< a stop was requested
 };
 
+inline namespace CBQ_ABI {
+
 /// Short text inside an Error: at most `capacity` bytes, cut with "..." when longer. Trivially copyable, never
 /// allocates.
 struct ErrorText {
@@ -109,8 +111,6 @@ struct Error {
   ErrorText got = {};     ///< what was found
   ErrorText wanted = {};  ///< what would have been accepted
 };
-
-inline namespace CBQ_ABI {
 
 /// "where: what (got X, wanted Y)" as text appended to any string with `operator+=(const char*)`.
 template <class String>

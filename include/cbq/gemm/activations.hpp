@@ -23,15 +23,18 @@
 
 namespace cbq {
 
-/// Quantized M x K activations. Plain data.
-template <Scheme S>
-struct QuantizedActivationsView {
+/// Quantized M x K activations of any scheme. Plain data.
+struct QuantizedTokens {
   const std::int8_t* codes = nullptr;
   const std::int32_t* zero_terms = nullptr;
   const float* scales = nullptr;  ///< one per token
   PackedLayout layout = {};       ///< of weights with these inputs and no outputs: groups and blocks
   std::size_t tokens = 0;
 };
+
+/// Quantized activations whose scheme the compiler knows.
+template <Scheme S>
+struct QuantizedActivationsView : QuantizedTokens {};
 
 inline namespace CBQ_ABI {
 
@@ -43,11 +46,10 @@ struct ActivationLayout {
   std::size_t bytes = 0;
 };
 
-template <Scheme S>
-[[nodiscard]] constexpr Result<ActivationLayout> activation_layout(std::size_t tokens, std::size_t inputs) noexcept {
-  static_assert(checked<S>().activation.bits <= 8,
-                "[cbq] quantize_activations: the scheme's activations stay in floating point");
-  const Result<PackedLayout> groups = packed_layout(S.weight, 0, inputs);
+/// Layout of `tokens` x `inputs` activations for weights of grid `weight`; Errc::bad_shape as packed_layout().
+[[nodiscard]] constexpr Result<ActivationLayout> activation_layout(const Grid& weight, std::size_t tokens,
+                                                                   std::size_t inputs) noexcept {
+  const Result<PackedLayout> groups = packed_layout(weight, 0, inputs);
   if (!groups) return groups.error();
   const Result<std::size_t> codes = checked_product(tokens, groups->blocks, block_inputs);
   const Result<std::size_t> zero_terms = checked_product(tokens, groups->groups, sizeof(std::int32_t));
@@ -67,7 +69,9 @@ template <Scheme S>
 /// Bytes that quantize_activations<S>() writes for `tokens` x `inputs` activations.
 template <Scheme S>
 [[nodiscard]] constexpr Result<std::size_t> activations_size(std::size_t tokens, std::size_t inputs) noexcept {
-  const Result<ActivationLayout> layout = activation_layout<S>(tokens, inputs);
+  static_assert(checked<S>().activation.bits <= 8,
+                "[cbq] quantize_activations: the scheme's activations stay in floating point");
+  const Result<ActivationLayout> layout = activation_layout(S.weight, tokens, inputs);
   if (!layout) return layout.error();
   return layout->bytes;
 }
@@ -104,13 +108,13 @@ struct TokenQuantization {
   return token;
 }
 
-/// Quantizes x (M x K) into `memory`, at least activations_size<S>(M, K) bytes on a 4-byte boundary. Allocates nothing.
-/// Errors: bad_shape (memory), bad_argument (alignment), not_finite (names the first token with NaN or infinity).
-template <Scheme S, Executor E = SerialExecutor>
-[[nodiscard]] Result<QuantizedActivationsView<S>> quantize_activations(const MatrixView<const float>& x,
-                                                                       std::span<std::byte> memory,
-                                                                       const E& executor = {}, Isa cap = detect()) {
-  const Result<ActivationLayout> layout = activation_layout<S>(x.rows, x.columns);
+namespace driver {
+
+/// quantize_activations() for a scheme known at run time; its activations have at most 8 bits.
+template <Executor E>
+[[nodiscard]] Result<QuantizedTokens> quantize_tokens(const MatrixView<const float>& x, const Scheme& scheme,
+                                                      std::span<std::byte> memory, const E& executor, Isa isa) {
+  const Result<ActivationLayout> layout = activation_layout(scheme.weight, x.rows, x.columns);
   if (!layout) return layout.error();
   if (memory.size() < layout->bytes) {
     return Error{Errc::bad_shape, "[cbq] quantize_activations: the memory is too small", "memory", memory.size(),
@@ -123,7 +127,6 @@ template <Scheme S, Executor E = SerialExecutor>
   auto* zero_terms = reinterpret_cast<std::int32_t*>(memory.data() + layout->zero_terms_offset);
   auto* scales = reinterpret_cast<float*>(memory.data() + layout->scales_offset);
   const PackedLayout& groups = layout->groups;
-  const Isa isa = capped(cap);
 
   executor.for_each_index(divide_up(x.rows, activation_panel_rows), [&](std::size_t panel) {
     const std::size_t first = panel * activation_panel_rows;
@@ -131,17 +134,17 @@ template <Scheme S, Executor E = SerialExecutor>
     for (std::size_t r = 0; r < count; ++r) {
       const float* values = row(x, first + r);
       const RowRange range = row_range(values, x.columns, isa);
-      const TokenQuantization token = range.finite ? token_quantization(S.activation, range) : TokenQuantization{};
+      const TokenQuantization token = range.finite ? token_quantization(scheme.activation, range) : TokenQuantization{};
       // A NaN scale marks the row for the check below; no kernel sees it.
       scales[first + r] = range.finite ? token.scale : __builtin_nanf("");
       ActivationRow job;
       job.values = values;
       job.inputs = range.finite ? x.columns : 0;
-      job.group = group_length(S.weight, x.columns);
+      job.group = group_length(scheme.weight, x.columns);
       job.panel_rows = count;
       job.codes = codes + first * groups.blocks * block_inputs + r * block_inputs;
       job.zero_terms = zero_terms + first * groups.groups + r;
-      job.zero_factor = S.weight.zero == Zero::affine ? -1 : -symmetric_zero(S.weight);
+      job.zero_factor = scheme.weight.zero == Zero::affine ? -1 : -symmetric_zero(scheme.weight);
       job.inverse_scale = token.inverse_scale;
       job.lowest = token.lowest;
       job.highest = token.highest;
@@ -154,13 +157,22 @@ template <Scheme S, Executor E = SerialExecutor>
                    ErrorText("token ") << token};
     }
   }
-  QuantizedActivationsView<S> view;
-  view.codes = codes;
-  view.zero_terms = zero_terms;
-  view.scales = scales;
-  view.layout = groups;
-  view.tokens = x.rows;
-  return view;
+  return QuantizedTokens{codes, zero_terms, scales, groups, x.rows};
+}
+
+}  // namespace driver
+
+/// Quantizes x (M x K) into `memory`, at least activations_size<S>(M, K) bytes on a 4-byte boundary. Allocates nothing.
+/// Errors: bad_shape (memory), bad_argument (alignment), not_finite (names the first token with NaN or infinity).
+template <Scheme S, Executor E = SerialExecutor>
+[[nodiscard]] Result<QuantizedActivationsView<S>> quantize_activations(const MatrixView<const float>& x,
+                                                                       std::span<std::byte> memory,
+                                                                       const E& executor = {}, Isa cap = detect()) {
+  static_assert(checked<S>().activation.bits <= 8,
+                "[cbq] quantize_activations: the scheme's activations stay in floating point");
+  const Result<QuantizedTokens> tokens = driver::quantize_tokens(x, S, memory, executor, capped(cap));
+  if (!tokens) return tokens.error();
+  return QuantizedActivationsView<S>{*tokens};
 }
 
 /// Quantized activations with memory of their own, which grows as needed and is kept between calls.

@@ -4,10 +4,10 @@
 // One switch from Isa to function pointer. The caller's Isa was capped to what the machine has.
 
 #include <cbq/core/cpu.hpp>
-#include <cbq/gemm/integer_tile.hpp>
 #include <cbq/gemm/integer_kernels_avx2.hpp>
 #include <cbq/gemm/integer_kernels_avx512.hpp>
 #include <cbq/gemm/integer_kernels_scalar.hpp>
+#include <cbq/gemm/integer_tile.hpp>
 #include <cbq/gemm/weight_only_kernels_avx2.hpp>
 #include <cbq/gemm/weight_only_kernels_avx512.hpp>
 #include <cbq/gemm/weight_only_kernels_scalar.hpp>

@@ -65,7 +65,7 @@ inline RowRange row_range(const float* values, std::size_t count) noexcept {
   RowRange range;
   for (std::size_t i = 0; i < count; ++i) {
     const float value = values[i];
-    range.finite = range.finite && (std::bit_cast<std::uint32_t>(value) & 0x7f800000u) != 0x7f800000u;
+    range.finite = range.finite && (__builtin_bit_cast(std::uint32_t, value) & 0x7f800000u) != 0x7f800000u;
     range.lowest = value < range.lowest ? value : range.lowest;
     range.highest = value > range.highest ? value : range.highest;
   }

@@ -75,23 +75,12 @@ void apply_epilogue(const E& epilogue, const MatrixView<float>& y, const Patch& 
   }
 }
 
-/// The operands once nothing depends on the scheme any more.
-struct Operands {
-  const std::byte* weights = nullptr;
-  PackedLayout layout = {};
-  float multiplier = 1.0f;
-  const std::int8_t* codes = nullptr;
-  const std::int32_t* zero_terms = nullptr;
-  const float* scales = nullptr;
-  std::size_t tokens = 0;
-};
-
 /// One patch of the result: one panel of activations, at most 32 outputs from the start of a panel of weights.
-inline void multiply_patch(IntegerKernel kernel, const Operands& operands, const MatrixView<float>& y,
-                           const Patch& patch) {
-  const PackedLayout& layout = operands.layout;
+inline void multiply_patch(IntegerKernel kernel, const QuantizedTokens& x, const PackedMatrix& weights,
+                           const MatrixView<float>& y, const Patch& patch) {
+  const PackedLayout& layout = weights.layout;
   IntegerTile tile;
-  tile.panel = operands.weights + patch.column / panel_outputs * layout.panel_bytes;
+  tile.panel = weights.data + patch.column / panel_outputs * layout.panel_bytes;
   tile.panel_bytes = layout.panel_bytes;
   tile.header_bytes = layout.header_bytes;
   tile.group_bytes = layout.group_bytes;
@@ -99,10 +88,10 @@ inline void multiply_patch(IntegerKernel kernel, const Operands& operands, const
   tile.groups = layout.groups;
   tile.blocks_per_group = layout.blocks_per_group;
   tile.blocks = layout.blocks;
-  tile.weight_multiplier = operands.multiplier;
-  tile.codes = operands.codes + patch.row * layout.blocks * block_inputs;
-  tile.zero_terms = operands.zero_terms + patch.row * layout.groups;
-  tile.row_scales = operands.scales + patch.row;
+  tile.weight_multiplier = weights.multiplier;
+  tile.codes = x.codes + patch.row * layout.blocks * block_inputs;
+  tile.zero_terms = x.zero_terms + patch.row * layout.groups;
+  tile.row_scales = x.scales + patch.row;
   tile.panel_rows = patch.rows;
   if (patch.columns % panel_outputs == 0) {
     tile.out = row(y, patch.row) + patch.column;
@@ -120,11 +109,11 @@ inline void multiply_patch(IntegerKernel kernel, const Operands& operands, const
   }
 }
 
-/// All pieces of the outputs in `range`.
+/// All pieces of the outputs in `range`. Nothing here depends on the scheme any more.
 template <class Post, class E>
-void multiply(IntegerKernel kernel, const Operands& operands, OutputRange range, const MatrixView<float>& y,
-              const Post& epilogue, const E& executor) {
-  const std::size_t tokens = operands.tokens;
+void multiply(IntegerKernel kernel, const QuantizedTokens& x, const PackedMatrix& weights, OutputRange range,
+              const MatrixView<float>& y, const Post& epilogue, const E& executor) {
+  const std::size_t tokens = x.tokens;
   // Pieces of equal height, in whole panels: a short last one would leave threads idle.
   const std::size_t token_pieces = divide_up(tokens, most_piece_tokens);
   const std::size_t piece_panels =
@@ -140,7 +129,7 @@ void multiply(IntegerKernel kernel, const Operands& operands, OutputRange range,
     for (std::size_t token = first_token; token < end; token += activation_panel_rows) {
       const std::size_t count_rows = end - token < activation_panel_rows ? end - token : activation_panel_rows;
       const Patch patch{token, first_output, count_rows, count};
-      multiply_patch(kernel, operands, y, patch);
+      multiply_patch(kernel, x, weights, y, patch);
       apply_epilogue(epilogue, y, patch);
     }
   });
@@ -155,15 +144,8 @@ template <Scheme S, Epilogue Post = NoEpilogue, class Kernels = RegionKernels, E
                                     const E& executor = {}, Isa cap = detect()) {
   if (const Status shapes = driver::check_shapes({x.tokens, x.layout.inputs}, weights.layout, range, y); !shapes)
     return shapes;
-  const driver::Operands operands{.weights = weights.data,
-                                  .layout = weights.layout,
-                                  .multiplier = weights.multiplier,
-                                  .codes = x.codes,
-                                  .zero_terms = x.zero_terms,
-                                  .scales = x.scales,
-                                  .tokens = x.tokens};
-  driver::multiply(Kernels::template integer_tile<S.weight.bits, S.weight.zero>(capped(cap)), operands, range, y,
-                   epilogue, executor);
+  const IntegerKernel kernel = Kernels::template integer_tile<S.weight.bits, S.weight.zero>(capped(cap));
+  driver::multiply(kernel, x, weights, range, y, epilogue, executor);
   return {};
 }
 

@@ -43,6 +43,7 @@ struct PackedLayout {
   std::size_t outputs = 0;           ///< N
   std::size_t inputs = 0;            ///< K
   std::size_t bits = 0;              ///< per code, and lines per block
+  Zero zero = Zero::symmetric;       ///< affine groups have zero points in their header
   std::size_t groups = 0;            ///< scales per output
   std::size_t blocks_per_group = 0;  ///< of all groups but perhaps the last
   std::size_t blocks = 0;            ///< per panel
@@ -67,6 +68,7 @@ inline namespace CBQ_ABI {
   layout.outputs = outputs;
   layout.inputs = inputs;
   layout.bits = static_cast<std::size_t>(grid.bits);
+  layout.zero = grid.zero;
   const std::size_t group = group_length(grid, inputs);
   // |sum| <= group * (2^8 - 1) * 127, and the zero-point term is no larger: 2^16 * 255 * 127 < 2^31.
   constexpr std::size_t longest_group = 65536;

@@ -6,7 +6,6 @@
 // with one power of two for the whole matrix, chosen so that the largest magnitude lies in [2^14, 2^15): every scale of
 // at most 11 significant bits within 2^28 of the largest is kept exactly, with its sign.
 
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -17,13 +16,16 @@
 
 namespace cbq {
 
-/// Packed N x K weights. Plain data: it may cross files and be rebuilt from a stored copy of the bytes.
-template <Scheme S>
-struct PackedWeightsView {
+/// Packed N x K weights of any scheme. Plain data: it may cross files and be rebuilt from a stored copy of the bytes.
+struct PackedMatrix {
   const std::byte* data = nullptr;  ///< packed_bytes(layout) bytes, of any alignment
   PackedLayout layout = {};
   float multiplier = 1.0f;  ///< the power of two that stored scales are multiplied with
 };
+
+/// Packed weights whose scheme the compiler knows.
+template <Scheme S>
+struct PackedWeightsView : PackedMatrix {};
 
 inline namespace CBQ_ABI {
 
@@ -42,7 +44,7 @@ namespace packing {
   std::uint32_t largest = 0;
   for (std::size_t n = 0; n < scales.rows; ++n) {
     for (std::size_t g = 0; g < scales.columns; ++g) {
-      const std::uint32_t bits = std::bit_cast<std::uint32_t>(row(scales, n)[g]) & 0x7fffffffu;
+      const std::uint32_t bits = __builtin_bit_cast(std::uint32_t, row(scales, n)[g]) & 0x7fffffffu;
       if (bits >= 0x7f800000u) {  // infinity or NaN
         return Error{Errc::not_finite, "[cbq] pack: scales must be finite",
                      ErrorText("output ") << n << ", group " << g};
@@ -52,7 +54,7 @@ namespace packing {
   }
   if (largest < 0x00800000u) return 1.0f;  // zero or subnormal: nothing to normalize
   const std::uint32_t exponent = largest >> 23;
-  return std::bit_cast<float>((exponent > 14 ? exponent - 14 : 1u) << 23);
+  return __builtin_bit_cast(float, (exponent > 14 ? exponent - 14 : 1u) << 23);
 }
 
 /// Packs the codes of outputs [first, first + 16) into one zeroed panel; Errc::bad_argument on a code above the
@@ -82,15 +84,9 @@ namespace packing {
   return {};
 }
 
-}  // namespace packing
-
-/// Packs `matrix` (N x K codes, N x groups scales, zeros if S is affine) into `memory`, on a 64-byte boundary and at
-/// least packed_size<S>() bytes. Errors: bad_shape (sizes that do not fit each other or the memory), bad_argument
-/// (alignment, a code or zero point beyond the grid), not_finite (scales). The view points into `memory`.
-template <Scheme S>
-[[nodiscard]] Result<PackedWeightsView<S>> pack(const QuantizedMatrixView& matrix,
-                                                std::span<std::byte> memory) noexcept {
-  constexpr Grid grid = checked<S>().weight;
+/// pack() for a grid known at run time.
+[[nodiscard]] inline Result<PackedMatrix> pack_matrix(const QuantizedMatrixView& matrix, const Grid& grid,
+                                                      std::span<std::byte> memory) noexcept {
   const Result<PackedLayout> layout = packed_layout(grid, matrix.codes.rows, matrix.codes.columns);
   if (!layout) return layout.error();
   const auto fits = [&](const auto& view) { return view.rows == layout->outputs && view.columns == layout->groups; };
@@ -123,7 +119,7 @@ template <Scheme S>
       for (std::size_t group = 0; group < layout->groups; ++group) {
         const half scale = to_half(row(matrix.scales, n)[group] * inverse);
         __builtin_memcpy(panel + group * layout->group_bytes + output * sizeof scale, &scale, sizeof scale);
-        if constexpr (grid.zero == Zero::affine) {
+        if (grid.zero == Zero::affine) {
           const std::uint8_t zero = row(matrix.zeros, n)[group];
           if (zero > max_code(grid)) {
             return Error{Errc::bad_argument, "[cbq] pack: a zero point does not fit the scheme's bits",
@@ -135,11 +131,20 @@ template <Scheme S>
       }
     }
   }
-  PackedWeightsView<S> view;
-  view.data = memory.data();
-  view.layout = *layout;
-  view.multiplier = *multiplier;
-  return view;
+  return PackedMatrix{memory.data(), *layout, *multiplier};
+}
+
+}  // namespace packing
+
+/// Packs `matrix` (N x K codes, N x groups scales, zeros if S is affine) into `memory` of at least packed_size<S>()
+/// bytes; 64-byte alignment is fastest, none is needed. The view points into `memory`. Errors: bad_shape (sizes that do
+/// not fit each other or the memory), bad_argument (a code or zero point beyond the grid), not_finite (scales).
+template <Scheme S>
+[[nodiscard]] Result<PackedWeightsView<S>> pack(const QuantizedMatrixView& matrix,
+                                                std::span<std::byte> memory) noexcept {
+  const Result<PackedMatrix> packed = packing::pack_matrix(matrix, checked<S>().weight, memory);
+  if (!packed) return packed.error();
+  return PackedWeightsView<S>{*packed};
 }
 
 /// Packed weights with memory of their own.
@@ -176,23 +181,22 @@ struct UnpackedWeight {
   float scale = 0.0f;
   int zero = 0;
 };
-template <Scheme S>
-[[nodiscard]] UnpackedWeight unpack(const PackedWeightsView<S>& weights, std::size_t output,
-                                    std::size_t input) noexcept {
+[[nodiscard]] inline UnpackedWeight unpack(const PackedMatrix& weights, std::size_t output,
+                                           std::size_t input) noexcept {
   const PackedLayout& layout = weights.layout;
-  const std::size_t group_inputs = group_length(S.weight, layout.inputs);
-  const std::size_t group = input / group_inputs;
-  const std::size_t inside = input % group_inputs;
+  const std::size_t block_index = input / block_inputs;
+  const std::size_t group = layout.groups == 1 ? 0 : input / (layout.blocks_per_group * block_inputs);
   const std::byte* header = weights.data + output / panel_outputs * layout.panel_bytes + group * layout.group_bytes;
   const std::size_t lane = output % panel_outputs;
-  const std::byte* block = header + layout.header_bytes + inside / block_inputs * block_bytes(layout.bits);
+  const std::byte* block =
+      header + layout.header_bytes + (block_index - group * layout.blocks_per_group) * block_bytes(layout.bits);
   half scale;
   __builtin_memcpy(&scale, header + lane * sizeof scale, sizeof scale);
   UnpackedWeight weight;
-  weight.code = block_code(block, layout.bits, lane, inside % block_inputs);
+  weight.code = block_code(block, layout.bits, lane, input % block_inputs);
   weight.scale = to_float(scale) * weights.multiplier;
   weight.zero =
-      S.weight.zero == Zero::affine ? static_cast<int>(header[group_scales_bytes + lane]) : symmetric_zero(S.weight);
+      layout.zero == Zero::affine ? static_cast<int>(header[group_scales_bytes + lane]) : 1 << (layout.bits - 1);
   return weight;
 }
 

@@ -17,9 +17,7 @@ namespace cbq {
 
 /// Packed weights as the right-hand side of the float matmul (see PanelSource), whatever their scheme.
 struct DecodedPanels {
-  const std::byte* data = nullptr;
-  PackedLayout layout = {};
-  float multiplier = 1.0f;
+  PackedMatrix weights = {};
   DecodeKernel decode = nullptr;
   std::size_t outputs = 0;
   std::size_t inputs = 0;
@@ -30,9 +28,7 @@ inline namespace CBQ_ABI {
 /// The panels of `weights`, decoded by the kernel for `isa`, which the machine has.
 template <class Kernels = RegionKernels, Scheme S>
 [[nodiscard]] DecodedPanels decoded_panels(const PackedWeightsView<S>& weights, Isa isa) noexcept {
-  return {.data = weights.data,
-          .layout = weights.layout,
-          .multiplier = weights.multiplier,
+  return {.weights = weights,
           .decode = Kernels::template decode_panel<S.weight.bits, S.weight.zero>(isa),
           .outputs = weights.layout.outputs,
           .inputs = weights.layout.inputs};
@@ -42,13 +38,13 @@ template <class Kernels = RegionKernels, Scheme S>
 [[nodiscard]] inline const float* float_panel(const DecodedPanels& source, const PanelBlock& block, float* scratch,
                                               Isa) noexcept {
   DecodeJob job;
-  job.panel = source.data + block.panel * source.layout.panel_bytes;
-  job.header_bytes = source.layout.header_bytes;
-  job.group_bytes = source.layout.group_bytes;
-  job.blocks_per_group = source.layout.blocks_per_group;
+  job.panel = source.weights.data + block.panel * source.weights.layout.panel_bytes;
+  job.header_bytes = source.weights.layout.header_bytes;
+  job.group_bytes = source.weights.layout.group_bytes;
+  job.blocks_per_group = source.weights.layout.blocks_per_group;
   job.first_block = block.first / block_inputs;
   job.inputs = block.count;
-  job.multiplier = source.multiplier;
+  job.multiplier = source.weights.multiplier;
   job.out = scratch;
   source.decode(job);
   return scratch;
@@ -60,7 +56,7 @@ namespace driver {
 
 /// All tokens (at most 4) times the panels of outputs [first, first + count), count at most 32.
 template <class E>
-void multiply_few(WeightOnlyKernel kernel, const MatrixView<const float>& x, const DecodedPanels& weights,
+void multiply_few(WeightOnlyKernel kernel, const MatrixView<const float>& x, const PackedMatrix& weights,
                   OutputRange range, const MatrixView<float>& y, const E& epilogue) {
   for (std::size_t inside = 0; inside < range.count; inside += panel_outputs) {
     const std::size_t output = range.first + inside;
@@ -93,7 +89,7 @@ template <class Post, class E>
 [[nodiscard]] Status multiply_decoded(WeightOnlyKernel few, const MatrixView<const float>& x,
                                       const DecodedPanels& weights, OutputRange range, const MatrixView<float>& y,
                                       const Post& epilogue, const E& executor, Isa isa) {
-  if (const Status shapes = check_shapes({x.rows, x.columns}, weights.layout, range, y); !shapes) return shapes;
+  if (const Status shapes = check_shapes({x.rows, x.columns}, weights.weights.layout, range, y); !shapes) return shapes;
   if (x.rows > weight_only_rows || few == nullptr) {
     const FloatMatmulOptions<E> options{.executor = executor, .columns = {range.first, range.count}, .cap = isa};
     return float_matmul(x, weights, y, epilogue, options);
@@ -101,7 +97,7 @@ template <class Post, class E>
   executor.for_each_index(divide_up(range.count, piece_outputs), [&](std::size_t piece) {
     const std::size_t inside = piece * piece_outputs;
     const std::size_t count = range.count - inside < piece_outputs ? range.count - inside : piece_outputs;
-    multiply_few(few, x, weights, {range.first + inside, count}, y, epilogue);
+    multiply_few(few, x, weights.weights, {range.first + inside, count}, y, epilogue);
   });
   return {};
 }

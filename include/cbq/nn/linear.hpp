@@ -44,28 +44,22 @@ class LinearInput {
 
   [[nodiscard]] const MatrixView<const float>& values() const noexcept { return values_; }
 
-  /// The input as integer kernels for S read it; errors as quantize_activations(), and out_of_memory.
-  template <Scheme S, Executor E>
-  [[nodiscard]] Result<QuantizedActivationsView<S>> quantized(ExecutionContext<E>& context) noexcept {
-    QuantizedActivationsView<S> view;
-    if (!has_codes_ || !(codes_scheme_ == S)) {
-      const Result<std::size_t> size = activations_size<S>(values_.rows, values_.columns);
-      if (!size) return size.error();
-      const Result<std::span<std::byte>> memory = context.workspace().template take<std::byte>(*size);
-      if (!memory) return memory.error();
-      const Result<QuantizedActivationsView<S>> quantized =
-          quantize_activations<S>(values_, *memory, context.executor(), context.isa());
-      if (!quantized) return quantized.error();
-      codes_ = {quantized->codes, quantized->zero_terms, quantized->scales, quantized->layout};
-      codes_scheme_ = S;
-      has_codes_ = true;
-    }
-    view.codes = codes_.codes;
-    view.zero_terms = codes_.zero_terms;
-    view.scales = codes_.scales;
-    view.layout = codes_.layout;
-    view.tokens = values_.rows;
-    return view;
+  /// The input as integer kernels for `scheme` read it; errors as quantize_activations(), and out_of_memory. The
+  /// scheme's activations have at most 8 bits.
+  template <Executor E>
+  [[nodiscard]] Result<QuantizedTokens> quantized(const Scheme& scheme, ExecutionContext<E>& context) noexcept {
+    if (has_codes_ && codes_scheme_ == scheme) return codes_;
+    const Result<ActivationLayout> layout = activation_layout(scheme.weight, values_.rows, values_.columns);
+    if (!layout) return layout.error();
+    const Result<std::span<std::byte>> memory = context.workspace().template take<std::byte>(layout->bytes);
+    if (!memory) return memory.error();
+    const Result<QuantizedTokens> quantized =
+        driver::quantize_tokens(values_, scheme, *memory, context.executor(), context.isa());
+    if (!quantized) return quantized.error();
+    codes_ = *quantized;
+    codes_scheme_ = scheme;
+    has_codes_ = true;
+    return codes_;
   }
 
   /// The input rounded to `grid` and back; the input itself where the grid keeps floating point. Errors as
@@ -95,15 +89,8 @@ class LinearInput {
   }
 
  private:
-  struct Codes {
-    const std::int8_t* codes = nullptr;
-    const std::int32_t* zero_terms = nullptr;
-    const float* scales = nullptr;
-    PackedLayout layout = {};
-  };
-
   MatrixView<const float> values_;
-  Codes codes_ = {};
+  QuantizedTokens codes_ = {};
   Scheme codes_scheme_ = {};
   bool has_codes_ = false;
   MatrixView<const float> rounded_ = {};

@@ -11,7 +11,6 @@
 // than the largest one. Smaller ones become subnormal halves, multiples of 2^-24 after normalization, and never less
 // than one of them: a scale is never zero.
 
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -27,39 +26,39 @@ inline constexpr float smallest_scale = 0x1p-100f;
 
 /// Whether `value` is neither NaN nor infinite; looks at the bits, so -ffast-math cannot remove it.
 [[nodiscard]] constexpr bool is_finite(float value) noexcept {
-  return (std::bit_cast<std::uint32_t>(value) & 0x7f800000u) != 0x7f800000u;
+  return (__builtin_bit_cast(std::uint32_t, value) & 0x7f800000u) != 0x7f800000u;
 }
 
 /// |value|.
 [[nodiscard]] constexpr float magnitude(float value) noexcept {
-  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(value) & 0x7fffffffu);
+  return __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, value) & 0x7fffffffu);
 }
 
 /// |value| with the sign of `sign`, zeros' signs included.
 [[nodiscard]] constexpr float with_sign(float value, float sign) noexcept {
-  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(magnitude(value)) |
-                              (std::bit_cast<std::uint32_t>(sign) & 0x80000000u));
+  return __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, magnitude(value)) |
+                                       (__builtin_bit_cast(std::uint32_t, sign) & 0x80000000u));
 }
 
 /// `scale` rounded to 11 significant bits, ties to even: the mantissa of a half. Finite scale; stays finite. Where the
 /// magnitude of the result lies in the normal range of half, 2^-14 .. 65504, it is a half.
 [[nodiscard]] constexpr float round_scale(float scale) noexcept {
-  const auto bits = std::bit_cast<std::uint32_t>(magnitude(scale));
+  const auto bits = __builtin_bit_cast(std::uint32_t, magnitude(scale));
   const std::uint32_t odd = (bits >> 13) & 1u;
   const std::uint32_t rounded = (bits + 0xfffu + odd) & ~0x1fffu;
   constexpr std::uint32_t largest = 0x7f7fe000u;
-  return with_sign(std::bit_cast<float>(rounded < largest ? rounded : largest), scale);
+  return with_sign(__builtin_bit_cast(float, rounded < largest ? rounded : largest), scale);
 }
 
 /// 2^exponent; -126 <= exponent <= 127.
 [[nodiscard]] constexpr float power_of_two(int exponent) noexcept {
-  return std::bit_cast<float>(static_cast<std::uint32_t>(exponent + 127) << 23);
+  return __builtin_bit_cast(float, static_cast<std::uint32_t>(exponent + 127) << 23);
 }
 
 /// The e that brings the largest magnitude `largest` into [2^14, 2^15): h = scale * 2^e. 0 under `smallest_scale`.
 [[nodiscard]] constexpr int scale_exponent(float largest) noexcept {
   if (!(largest >= smallest_scale)) return 0;
-  return 14 - (static_cast<int>(std::bit_cast<std::uint32_t>(largest) >> 23) - 127);
+  return 14 - (static_cast<int>(__builtin_bit_cast(std::uint32_t, largest) >> 23) - 127);
 }
 
 /// The scale nearest to `scale` that half holds after multiplication by 2^exponent, of at least the smallest magnitude
