@@ -92,8 +92,9 @@ void add_perplexity(CLI::App& app, Commands& commands) {
   added->add_option("--reference", command.reference, "model to measure the divergence from")->type_name("MODEL");
   const std::map<std::string, Operators> operators = {{"packed", Operators::packed},
                                                       {"fake_quantized", Operators::fake_quantized}};
-  added->add_option("--operators", command.operators,
-                    "packed (default), or fake_quantized: the same grids, computed in floating point")
+  added
+      ->add_option("--operators", command.operators,
+                   "packed (default), or fake_quantized: the same grids, computed in floating point")
       ->transform(CLI::CheckedTransformer(operators))
       ->type_name("NAME");
 }
@@ -114,7 +115,10 @@ void add_sample(CLI::App& app, Commands& commands) {
   SampleCommand& command = commands.sample;
   CLI::App* added = add_command(app, commands, command, "sample", "draw a text from the model itself, temperature 1");
   added->add_option("-o,--output", command.output, "file to write")->required()->type_name("FILE");
-  added->add_option("--tokens", command.tokens, "in all")->check(CLI::PositiveNumber)->capture_default_str()->type_name("N");
+  added->add_option("--tokens", command.tokens, "in all")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->type_name("N");
   added->add_option("--context", command.context, "tokens per sequence")->capture_default_str()->type_name("N");
   added->add_option("--seed", command.seed, "of the random choices")->capture_default_str()->type_name("S");
 }
@@ -144,7 +148,8 @@ void add_compare(CLI::App& app, Commands& commands) {
       ->check(CLI::Validator(check_scheme, "", ""))
       ->type_name("NAMES");
   added->add_option("--context", command.context, "tokens per window")->capture_default_str()->type_name("N");
-  added->add_option("--windows", command.windows, "at most this many windows; 0: 32, for large models 8")->type_name("N");
+  added->add_option("--windows", command.windows, "at most this many windows; 0: 32, for large models 8")
+      ->type_name("N");
   added->add_option("--head-bits", command.head_bits, "of embedding and head")
       ->check(CLI::IsMember({16, 8, 4}))
       ->capture_default_str()

@@ -27,7 +27,7 @@ using cbq::Status;
 
 namespace {
 
-constexpr const char* default_schemes[] = {"w8a8",     "w4a8_g32",   "w4a8_g128",
+constexpr const char* default_schemes[] = {"w8a8",       "w4a8_g32",        "w4a8_g128",
                                            "w4a16_g128", "w3a16_g128_asym", "w2a16_g64_asym"};
 constexpr const char* default_prompt = "The history of";
 constexpr std::size_t sample_tokens = 40;
@@ -129,8 +129,8 @@ Status measure_quality(Row& row, const Model* reference, const Model& model, con
   generation.temperature = 0.7;
   generation.seed = 1;
   generation.machine = bench.machine;
-  const Result<Generation> text = generate(model, tokenizer, bench.prompt, generation,
-                                           [&](std::string_view piece) { row.generated += piece; });
+  const Result<Generation> text =
+      generate(model, tokenizer, bench.prompt, generation, [&](std::string_view piece) { row.generated += piece; });
   if (!text) return text.error();
   row.generated = one_line(row.generated);
   return {};
@@ -159,11 +159,10 @@ void print_row(const Row& row, const Row& reference, std::FILE* out) {
   } else {
     (void)std::fprintf(out, "%9s %7s ", "-", "-");
   }
-  (void)std::fprintf(
-      out, "%17s %17s %9s\n",
-      rate_text(*report.prompt_tokens_per_second, *reference.report.prompt_tokens_per_second).c_str(),
-      rate_text(*report.new_tokens_per_second, *reference.report.new_tokens_per_second).c_str(),
-      report.peak_memory_bytes ? size_text(*report.peak_memory_bytes).c_str() : "-");
+  (void)std::fprintf(out, "%17s %17s %9s\n",
+                     rate_text(*report.prompt_tokens_per_second, *reference.report.prompt_tokens_per_second).c_str(),
+                     rate_text(*report.new_tokens_per_second, *reference.report.new_tokens_per_second).c_str(),
+                     report.peak_memory_bytes ? size_text(*report.peak_memory_bytes).c_str() : "-");
   (void)std::fflush(out);
 }
 
@@ -265,8 +264,8 @@ Status run(const CompareCommand& command, const Console& console) {
   Result<std::vector<std::int32_t>> prompt_tokens = tokenizer->encode(prompt);
   if (!prompt_tokens) return prompt_tokens.error();
 
-  Bench bench{command, console, *machine, *std::move(tokens), *std::move(prompt_tokens), command.windows,
-              command.context};
+  Bench bench{command,         console,        *machine, *std::move(tokens), *std::move(prompt_tokens),
+              command.windows, command.context};
   // Small models take a second or two per scheme with 32 windows, a hundred times larger ones minutes.
   constexpr std::size_t small_model = 20'000'000;
   const ModelConfig& config = source->config();

@@ -40,14 +40,14 @@ std::string escaped(const std::string& text) {
 }
 
 constexpr double width = 920;
-constexpr double height = 470;
+constexpr double height = 496;
 
 // A panel with a linear x axis from 0 and a y axis of one's choice, in pixels.
 struct Panel {
   double left = 0;
   double right = 0;
-  double top = 84;
-  double bottom = 390;
+  double top = 106;
+  double bottom = 412;
   double x_limit = 1;
   double y_low = 0;
   double y_high = 1;
@@ -80,29 +80,60 @@ void draw_marker(std::string& out, const std::string& scheme, double x, double y
   if (float_activations(scheme)) {
     append(out, "<circle class=\"float\" cx=\"%.1f\" cy=\"%.1f\" r=\"5\"/>\n", x, y);
   } else {
-    append(out, "<rect class=\"integer\" x=\"%.1f\" y=\"%.1f\" width=\"9.5\" height=\"9.5\"/>\n", x - 4.75, y - 4.75);
+    append(out, "<rect class=\"integer marker\" x=\"%.1f\" y=\"%.1f\" width=\"9.5\" height=\"9.5\"/>\n", x - 4.75,
+           y - 4.75);
   }
 }
 
-// Labels right of their points, moved down where they would lie on each other.
-void draw_labels(std::string& out, std::vector<std::pair<double, double>> places, const Chart& chart) {
-  std::vector<std::size_t> order(places.size());
-  for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
-  std::sort(order.begin(), order.end(),
-            [&](std::size_t a, std::size_t b) { return places[a].second < places[b].second; });
-  constexpr double line = 14;
-  constexpr double label_width = 120;
-  for (std::size_t i = 0; i < order.size(); ++i) {
-    double y = places[order[i]].second + 4;
-    for (std::size_t j = 0; j < i; ++j) {
-      const auto& other = places[order[j]];
-      if (std::abs(other.first - places[order[i]].first) < label_width && y - other.second < line) {
-        y = other.second + line;
-      }
+struct Place {
+  double x = 0;
+  double y = 0;
+};
+
+struct Box {
+  double left = 0;
+  double right = 0;
+  double top = 0;
+  double bottom = 0;
+  [[nodiscard]] bool meets(const Box& other) const {
+    return left < other.right && other.left < right && top < other.bottom && other.top < bottom;
+  }
+};
+
+// Where a label may stand beside its point, best first: dx, dy of the text's near end, and on which side it lies.
+struct LabelOffset {
+  double dx = 0;
+  double dy = 0;
+  const char* anchor = "start";
+};
+constexpr LabelOffset label_offsets[] = {{9, 4, "start"},  {-9, 4, "end"},  {7, -9, "start"},  {-7, -9, "end"},
+                                         {7, 17, "start"}, {-7, 17, "end"}, {7, -23, "start"}, {-7, -23, "end"},
+                                         {7, 31, "start"}, {-7, 31, "end"}, {7, 45, "start"},  {-7, 45, "end"}};
+
+Box label_box(const Place& point, const LabelOffset& offset, std::size_t characters) {
+  const double length = 6.6 * static_cast<double>(characters);
+  const double near = point.x + offset.dx;
+  const bool left = offset.dx < 0;
+  return {left ? near - length : near, left ? near : near + length, point.y + offset.dy - 10, point.y + offset.dy + 3};
+}
+
+// Each label takes the first offset at which it lies on no other label and on no marker.
+void draw_labels(std::string& out, const std::vector<Place>& places, const Chart& chart, const Panel& panel) {
+  std::vector<Box> taken;
+  for (const Place& place : places) taken.push_back({place.x - 6, place.x + 6, place.y - 6, place.y + 6});
+  for (std::size_t i = 0; i < places.size(); ++i) {
+    const std::string& scheme = chart.points[i].scheme;
+    const LabelOffset* chosen = label_offsets;
+    for (const LabelOffset& offset : label_offsets) {
+      const Box box = label_box(places[i], offset, scheme.size());
+      const bool free = std::none_of(taken.begin(), taken.end(), [&](const Box& other) { return other.meets(box); });
+      if (!free || box.left < panel.left || box.bottom > panel.bottom) continue;
+      chosen = &offset;
+      break;
     }
-    places[order[i]].second = y;
-    append(out, "<text class=\"point\" x=\"%.1f\" y=\"%.1f\">%s</text>\n", places[order[i]].first + 9, y,
-           escaped(chart.points[order[i]].scheme).c_str());
+    taken.push_back(label_box(places[i], *chosen, scheme.size()));
+    append(out, "<text class=\"point\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\">%s</text>\n", places[i].x + chosen->dx,
+           places[i].y + chosen->dy, chosen->anchor, escaped(scheme).c_str());
   }
 }
 
@@ -124,14 +155,14 @@ void draw_divergence(std::string& out, const Chart& chart, double x_limit) {
   }
   draw_frame(out, panel, "bits per weight", "mean KL to the float model, nats per token (log)");
   draw_x_ticks(out, panel, 2);
-  std::vector<std::pair<double, double>> places;
+  std::vector<Place> places;
   for (const ChartPoint& point : chart.points) {
     const double x = panel.x(point.bits_per_weight);
     const double y = panel.y(std::log10(std::max(point.divergence, 1e-7)));
     draw_marker(out, point.scheme, x, y);
-    places.emplace_back(x, y);
+    places.push_back({x, y});
   }
-  draw_labels(out, places, chart);
+  draw_labels(out, places, chart, panel);
 }
 
 // Bars: the file sizes, with the perplexity written at their ends.
@@ -185,6 +216,7 @@ std::string draw(const Chart& chart) {
       "<style>\n"
       "text { fill: #444 } .title { font-size: 17px; font-weight: 600 } .number { font-size: 11px }\n"
       ".label, .legend, .subtitle { font-size: 12px } .point { font-size: 11.5px }\n"
+      "circle, .marker { stroke: #fff; stroke-width: 1 }\n"
       ".axis, .tick { stroke: #888; fill: none } .grid { stroke: #8885; stroke-dasharray: 2 3 }\n"
       ".float { fill: #d97706 } .integer { fill: #2f7fd1 } .reference { fill: #8a8a8a }\n"
       "@media (prefers-color-scheme: dark) { text { fill: #ccc } }\n"

@@ -4,8 +4,8 @@
 // Perplexity of a model on a text, and its divergence from a reference model on the same windows. The tokens are cut
 // into windows of `context` that do not overlap; each predicts its last context - 1 tokens; the tail is dropped.
 //
-// Windows run side by side, one thread each, or one after another with all threads where there are few of them. Sums are
-// added window by window in double: the same digits for any number of threads.
+// Windows run side by side, one thread each, or one after another with all threads where there are few of them. Sums
+// are added window by window in double: the same digits for any number of threads.
 
 #include <cstddef>
 #include <cstdint>
@@ -46,7 +46,8 @@ struct Evaluation {
 };
 
 /// Evaluates `model` on tokens; with `reference` (may be null) its divergence too. Errc::bad_argument (context, a text
-/// shorter than one window, models of different vocabularies), Errc::not_finite, Errc::out_of_memory, Errc::interrupted.
+/// shorter than one window, models of different vocabularies), Errc::not_finite, Errc::out_of_memory,
+/// Errc::interrupted.
 [[nodiscard]] cbq::Result<Evaluation> evaluate(const Model& model, const Model* reference,
                                                std::span<const std::int32_t> tokens, const EvaluationOptions& options);
 

@@ -32,13 +32,12 @@ Status run(const GenerateCommand& command, const Console& console) {
   options.temperature = command.temperature;
   options.seed = command.seed;
   options.machine = *machine;
-  const Result<Generation> done =
-      generate(loaded->model, *tokenizer, *prompt, options, [&](std::string_view piece) {
-        text += piece;
-        if (!streams) return;
-        (void)std::fwrite(piece.data(), 1, piece.size(), console.out);
-        (void)std::fflush(console.out);
-      });
+  const Result<Generation> done = generate(loaded->model, *tokenizer, *prompt, options, [&](std::string_view piece) {
+    text += piece;
+    if (!streams) return;
+    (void)std::fwrite(piece.data(), 1, piece.size(), console.out);
+    (void)std::fflush(console.out);
+  });
   if (streams) (void)std::fputc('\n', console.out);
   if (!done) return done.error();
 

@@ -38,15 +38,15 @@ struct Generation {
                                                const std::function<void(std::string_view)>& sink);
 
 struct SamplingOptions {
-  std::size_t tokens = 0;       ///< in all
-  std::size_t context = 512;    ///< tokens per sequence
+  std::size_t tokens = 0;     ///< in all
+  std::size_t context = 512;  ///< tokens per sequence
   std::uint64_t seed = 0;
   Machine machine = {};
 };
 
 /// Texts drawn from the model itself: sequences of `context` tokens, temperature 1, nothing cut off. Each starts with
-/// the token that begins texts (BOS, else EOS, else a random token). One after another, as text. The same for any number
-/// of threads.
+/// the token that begins texts (BOS, else EOS, else a random token). One after another, as text. The same for any
+/// number of threads.
 [[nodiscard]] cbq::Result<std::string> sample_text(const Model& model, const Tokenizer& tokenizer,
                                                    const SamplingOptions& options);
 

@@ -60,8 +60,8 @@ Status run(const InfoCommand& command, const Console& console) {
                        config.kv_heads, config.head_width, config.context);
     (void)std::fprintf(out, "vocabulary    %zu tokens, embedding %s the head\n", config.vocabulary,
                        config.tied ? "tied to" : "apart from");
-    (void)std::fprintf(out, "weights       %s, %.3f bits per weight\n", storage_text(loaded->source, loaded->model).c_str(),
-                       loaded->bits_per_weight);
+    (void)std::fprintf(out, "weights       %s, %.3f bits per weight\n",
+                       storage_text(loaded->source, loaded->model).c_str(), loaded->bits_per_weight);
     (void)std::fprintf(out, "memory        file %s, matrices in memory %s\n", size_text(*report.file_bytes).c_str(),
                        size_text(loaded->model.weight_bytes()).c_str());
     (void)std::fprintf(out, "machine       %s, %zu threads\n", report.isa.c_str(), machine->threads);

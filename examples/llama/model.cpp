@@ -112,8 +112,7 @@ class Loader {
       if (!codes) return strip(codes.error(), module.name);
       return EngineLinear::quantized(codes->view(), scheme, bias, options_.operators, role);
     }
-    const Result<cbq::StoredMatrix> codes =
-        cbq::StoredMatrix::read(*source_.checkpoint(), module.name, scheme.weight);
+    const Result<cbq::StoredMatrix> codes = cbq::StoredMatrix::read(*source_.checkpoint(), module.name, scheme.weight);
     if (!codes) return strip(codes.error(), module.name);
     const cbq::QuantizedMatrixView view = codes->view();
     if (view.codes.rows != module.outputs || view.codes.columns != module.inputs) {
@@ -129,7 +128,8 @@ class Loader {
     const std::string_view where(error.where.c_str(), error.where.size);
     if (where.starts_with(name)) {
       std::string_view rest = where.substr(name.size());
-      while (!rest.empty() && (rest.front() == '.' || rest.front() == ':' || rest.front() == ' ')) rest.remove_prefix(1);
+      while (!rest.empty() && (rest.front() == '.' || rest.front() == ':' || rest.front() == ' '))
+        rest.remove_prefix(1);
       error.where = ErrorText(rest);
     }
     return error;
@@ -178,9 +178,10 @@ class Loader {
     if (!up) return up.error();
     Result<EngineLinear> down = matrix(modules[6], Operation::mlp_projections);
     if (!down) return down.error();
-    return LlamaBlock::create(llama_config(source_.config()),
-                              {*std::move(first), *std::move(attended), *std::move(second),
-                               {*std::move(gate), *std::move(up), *std::move(down)}});
+    return LlamaBlock::create(llama_config(source_.config()), {*std::move(first),
+                                                               *std::move(attended),
+                                                               *std::move(second),
+                                                               {*std::move(gate), *std::move(up), *std::move(down)}});
   }
 
   Result<OptBlock> opt_block(std::size_t layer) {
@@ -196,8 +197,9 @@ class Loader {
     if (!up) return up.error();
     Result<EngineLinear> down = matrix(modules[5], Operation::mlp_projections);
     if (!down) return down.error();
-    return OptBlock::create(opt_config(source_.config()), {*std::move(first), *std::move(attended), *std::move(second),
-                                                           {*std::move(up), *std::move(down)}});
+    return OptBlock::create(
+        opt_config(source_.config()),
+        {*std::move(first), *std::move(attended), *std::move(second), {*std::move(up), *std::move(down)}});
   }
 
   Result<cbq::RotaryPositions> positions(const cbq::LlamaConfig& config) const {
@@ -250,7 +252,8 @@ class Loader {
 
 std::string lower_case(std::string_view text) {
   std::string out(text);
-  std::transform(out.begin(), out.end(), out.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  std::transform(out.begin(), out.end(), out.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
   return out;
 }
 
@@ -352,7 +355,8 @@ Result<Session> Session::create(const Model& model, std::size_t capacity, const 
                  ErrorText("1 to ") << model.config().context};
   }
   auto state = std::make_unique<State>(*model.state_, machine);
-  Result<cbq::ModelCache<>> cache = std::visit([&](const auto& m) { return m.make_cache(capacity); }, model.state_->model);
+  Result<cbq::ModelCache<>> cache =
+      std::visit([&](const auto& m) { return m.make_cache(capacity); }, model.state_->model);
   if (!cache) return cache.error();
   state->cache = *std::move(cache);
   return Session(std::move(state));

@@ -31,7 +31,7 @@ struct QuantizationOnLoad {
 
 struct LoadOptions {
   Operators operators = Operators::packed;
-  Profile* profile = nullptr;                  ///< where sessions note their time; one session at a time then
+  Profile* profile = nullptr;  ///< where sessions note their time; one session at a time then
   const QuantizationOnLoad* on_load = nullptr;
 };
 

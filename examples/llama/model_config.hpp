@@ -33,8 +33,8 @@ struct ModelConfig {
   double norm_epsilon = 1e-5;
   cbq::RotaryConfig rotary = {};
   cbq::Activation activation = cbq::Activation::relu;  ///< of OPT
-  bool tied = false;            ///< the head is the embedding
-  bool attention_bias = false;  ///< Q, K, V and output projections have biases
+  bool tied = false;                                   ///< the head is the embedding
+  bool attention_bias = false;                         ///< Q, K, V and output projections have biases
   bool mlp_bias = false;
   std::optional<std::int64_t> bos;
   std::vector<std::int64_t> eos;  ///< any of them ends a text

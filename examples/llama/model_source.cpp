@@ -134,7 +134,8 @@ GgufVocabulary vocabulary_from_json(const cbq::Json& json) {
   vocabulary.pre = text(cbq::json_find(json, "pre"));
   list("tokens", vocabulary.tokens, is_text, get_text);
   list("merges", vocabulary.merges, is_text, get_text);
-  list("token_type", vocabulary.token_types, is_number, [](const cbq::Json& value) { return value.get<std::int32_t>(); });
+  list("token_type", vocabulary.token_types, is_number,
+       [](const cbq::Json& value) { return value.get<std::int32_t>(); });
   list("scores", vocabulary.scores, is_number, [](const cbq::Json& value) { return value.get<float>(); });
   vocabulary.bos = integer("bos_token_id");
   vocabulary.eos = integer("eos_token_id");

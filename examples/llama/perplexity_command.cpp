@@ -15,8 +15,8 @@ using cbq::Status;
 namespace {
 
 void print(const Report& report, const PerplexityCommand& command, const std::string& text, std::FILE* out) {
-  (void)std::fprintf(out, "model       %s (%s, %.3f bits per weight, %s)\n", report.model.c_str(), report.scheme.c_str(),
-                     *report.bits_per_weight, size_text(*report.file_bytes).c_str());
+  (void)std::fprintf(out, "model       %s (%s, %.3f bits per weight, %s)\n", report.model.c_str(),
+                     report.scheme.c_str(), *report.bits_per_weight, size_text(*report.file_bytes).c_str());
   (void)std::fprintf(out, "text        %s: %zu windows of %zu tokens, %zu predicted\n", text.c_str(), *report.windows,
                      *report.context, *report.tokens);
   (void)std::fprintf(out, "perplexity  %.4f (nll %.5f", *report.perplexity, *report.nll);
@@ -30,7 +30,8 @@ void print(const Report& report, const PerplexityCommand& command, const std::st
   (void)std::fprintf(out, "run         %.2f s", *report.seconds);
   if (report.prompt_tokens_per_second) (void)std::fprintf(out, ", %.0f tokens/s", *report.prompt_tokens_per_second);
   (void)std::fprintf(out, ", %zu threads, %s", *report.threads, report.isa.c_str());
-  if (report.peak_memory_bytes) (void)std::fprintf(out, ", peak memory %s", size_text(*report.peak_memory_bytes).c_str());
+  if (report.peak_memory_bytes)
+    (void)std::fprintf(out, ", peak memory %s", size_text(*report.peak_memory_bytes).c_str());
   (void)std::fprintf(out, "\n");
 }
 
@@ -87,8 +88,7 @@ Status run(const PerplexityCommand& command, const Console& console) {
     report.top1_agreement = evaluation->divergence->top1_agreement;
     report.probability_error_rms = evaluation->divergence->probability_error_rms;
   } else {
-    report.prompt_tokens_per_second =
-        static_cast<double>(evaluation->windows * command.context) / evaluation->seconds;
+    report.prompt_tokens_per_second = static_cast<double>(evaluation->windows * command.context) / evaluation->seconds;
   }
   report.peak_memory_bytes = peak_memory_bytes();
   if (prints_text(command.common)) print(report, command, *path, console.out);

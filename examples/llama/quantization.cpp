@@ -151,7 +151,8 @@ class FloatCopy {
     const std::string_view type = stored->type;
     // Matrices of other types come from quantized GGUF files; float16 holds their few digits.
     copy.plan_.dtype = type == "F32" || vector ? cbq::Dtype::f32 : type == "BF16" ? cbq::Dtype::bf16 : cbq::Dtype::f16;
-    if (vector && (type == "F16" || type == "BF16")) copy.plan_.dtype = type == "F16" ? cbq::Dtype::f16 : cbq::Dtype::bf16;
+    if (vector && (type == "F16" || type == "BF16"))
+      copy.plan_.dtype = type == "F16" ? cbq::Dtype::f16 : cbq::Dtype::bf16;
     copy.values_ = *std::move(values);
     return copy;
   }
@@ -240,7 +241,8 @@ Status write_tensors(const std::string& path, const Content& content) {
   std::vector<cbq::TensorPlan> plan;
   for (const Content::Codes& entry : content.codes) {
     const Grid& grid = entry.matrix.grid();
-    if (const Status ok = cbq::plan_tensors(cbq::plan_of(entry.module, entry.matrix.view(), grid), plan); !ok) return ok;
+    if (const Status ok = cbq::plan_tensors(cbq::plan_of(entry.module, entry.matrix.view(), grid), plan); !ok)
+      return ok;
   }
   for (const FloatCopy& copy : content.floats) plan.push_back(copy.plan());
   Result<cbq::SafetensorsWriter> writer = cbq::SafetensorsWriter::create(path, plan);
@@ -269,8 +271,8 @@ Status write_config(const std::string& path, const ModelSource& source, const Qu
   for (const ModuleReport& entry : plan) {
     const bool looked_up = entry.module.name == embedding;
     if (entry.scheme) {
-      record.modules.push_back({entry.module.name, *entry.scheme,
-                                looked_up ? cbq::ModuleKind::embedding : cbq::ModuleKind::linear});
+      record.modules.push_back(
+          {entry.module.name, *entry.scheme, looked_up ? cbq::ModuleKind::embedding : cbq::ModuleKind::linear});
     } else if (!looked_up) {
       record.ignore.push_back(entry.module.name);
     }
@@ -288,9 +290,15 @@ Status copy_companions(const cbq::AtomicFolder& folder, const ModelSource& sourc
     if (!vocabulary) return vocabulary.error();
     return cbq::write_file(folder.file(vocabulary_file), cbq::json_text(*vocabulary));
   }
-  constexpr std::array names = {"tokenizer.json",          "tokenizer_config.json", "special_tokens_map.json",
-                                "generation_config.json",  "tokenizer.model",       "vocab.json",
-                                "merges.txt",              "chat_template.jinja",   vocabulary_file};
+  constexpr std::array names = {"tokenizer.json",
+                                "tokenizer_config.json",
+                                "special_tokens_map.json",
+                                "generation_config.json",
+                                "tokenizer.model",
+                                "vocab.json",
+                                "merges.txt",
+                                "chat_template.jinja",
+                                vocabulary_file};
   for (const char* name : names) {
     const std::string path = source.path() + "/" + name;
     if (::access(path.c_str(), F_OK) != 0) continue;
@@ -319,8 +327,7 @@ Result<QuantizationReport> quantize(const ModelSource& source, const std::string
   }
   Result<std::vector<ModuleReport>> plan = plan_quantization(source.config(), options);
   if (!plan) return plan.error();
-  const cbq::Existing existing =
-      cbq::is_quantized_folder(output) ? cbq::Existing::replace : cbq::Existing::refuse;
+  const cbq::Existing existing = cbq::is_quantized_folder(output) ? cbq::Existing::replace : cbq::Existing::refuse;
   // Before the work: a folder that cannot be written is better known early.
   Result<cbq::AtomicFolder> folder = cbq::AtomicFolder::create(output, existing);
   if (!folder) return folder.error();

@@ -45,8 +45,8 @@ struct Report {
 /// The largest resident memory of this process so far; nothing where the system does not say.
 [[nodiscard]] std::optional<std::size_t> peak_memory_bytes();
 
-/// Starts the measurement of peak_memory_bytes() anew from what is resident now, where the system allows it; before, the
-/// heap's unused memory is given back. False where it does not.
+/// Starts the measurement of peak_memory_bytes() anew from what is resident now, where the system allows it; before,
+/// the heap's unused memory is given back. False where it does not.
 [[nodiscard]] bool restart_peak_memory();
 
 /// "97.3 MB" and the like, in powers of 1000.
