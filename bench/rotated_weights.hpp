@@ -60,7 +60,7 @@ class RotatedWeights {
   }
 
   std::shared_ptr<Rotation> rotation_;
-  cbq::PackedWeightsView<S> view_;
+  cbq::PackedWeightsView<S> view_ = {};
 };
 
 }  // namespace bench

@@ -5,8 +5,8 @@
 //
 // Functions and owning types live in an inline namespace whose name spells the version and the instruction sets that
 // the including file is compiled for. Two files compiled with different `-march` therefore hold different symbols, and
-// the linker can never pick the AVX-512 copy of a function for a baseline caller. Plain-data types (schemes, views,
-// element types, errors) live in flag-free `cbq` and may cross files.
+// the linker can never pick the AVX-512 copy of a function for a baseline caller. Plain data of pointers, integers and
+// enums (schemes, views, packed forms, element types) lives in flag-free `cbq` and may cross files.
 
 #define CBQ_VERSION_MAJOR 0
 #define CBQ_VERSION_MINOR 1

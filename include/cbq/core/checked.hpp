@@ -20,9 +20,9 @@ template <std::same_as<std::size_t>... Sizes>
 [[nodiscard]] constexpr Result<std::size_t> checked_product(Sizes... sizes) noexcept {
   std::size_t product = 1;
   bool overflow = false;
-  ((overflow = __builtin_mul_overflow(product, sizes, &product) || overflow), ...);
-  // A zero factor makes the product zero whatever overflowed before it.
-  if (((sizes == 0) || ...)) return std::size_t{0};
+  bool zero = false;
+  ((overflow = __builtin_mul_overflow(product, sizes, &product) || overflow, zero = zero || sizes == 0), ...);
+  if (zero) return std::size_t{0};  // whatever overflowed before it
   if (overflow) return Error{Errc::bad_shape, "the product of the sizes does not fit in 64 bits"};
   return product;
 }

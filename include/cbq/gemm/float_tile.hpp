@@ -12,6 +12,7 @@
 #include <cbq/gemm/float_panels.hpp>
 
 namespace cbq {
+inline namespace CBQ_ABI {
 
 /// Arguments of one tile: c = initial + a * panels, with 16 columns per panel. All columns of the panels are written.
 template <class T>
@@ -63,4 +64,5 @@ struct FloatNarrowKernels {
   void (*decode)(const T* from, std::size_t count, float* to) noexcept = nullptr;  ///< count: a multiple of 16
 };
 
+}  // namespace CBQ_ABI
 }  // namespace cbq

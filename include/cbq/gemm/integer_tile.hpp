@@ -11,6 +11,7 @@
 #include <cbq/config.hpp>
 
 namespace cbq {
+inline namespace CBQ_ABI {
 
 /// Rows of one activation panel. 20 is 4 x 5 and 5 x 4: the row tiles of AVX-512 and AVX2.
 inline constexpr std::size_t activation_panel_rows = 20;
@@ -62,4 +63,5 @@ struct RowRange {
   bool finite = true;
 };
 
+}  // namespace CBQ_ABI
 }  // namespace cbq

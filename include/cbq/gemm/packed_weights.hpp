@@ -17,10 +17,13 @@
 namespace cbq {
 
 /// Packed N x K weights of any scheme. Plain data: it may cross files and be rebuilt from a stored copy of the bytes.
+/// Write
+/// `= {}`: `multiplier` has no initializer, because one would make an unoptimized constructor of vector instructions
+/// that files with other flags share.
 struct PackedMatrix {
   const std::byte* data = nullptr;  ///< packed_bytes(layout) bytes, of any alignment
   PackedLayout layout = {};
-  float multiplier = 1.0f;  ///< the power of two that stored scales are multiplied with
+  float multiplier;  ///< the power of two that stored scales are multiplied with
 };
 
 /// Packed weights whose scheme the compiler knows.
@@ -172,7 +175,7 @@ class PackedWeights {
 
  private:
   AlignedBuffer<std::byte> memory_;
-  PackedWeightsView<S> view_;
+  PackedWeightsView<S> view_ = {};
 };
 
 /// Code, scale and zero point of one weight, read back from the packed bytes; for tests, tools and debuggers.

@@ -14,6 +14,7 @@
 #include <cbq/gemm/packed_weights.hpp>
 
 namespace cbq {
+inline namespace CBQ_ABI {
 
 /// Packed weights as the right-hand side of the float matmul (see PanelSource), whatever their scheme.
 struct DecodedPanels {
@@ -22,8 +23,6 @@ struct DecodedPanels {
   std::size_t outputs = 0;
   std::size_t inputs = 0;
 };
-
-inline namespace CBQ_ABI {
 
 /// The panels of `weights`, decoded by the kernel for `isa`, which the machine has.
 template <class Kernels = RegionKernels, Scheme S>

@@ -10,6 +10,7 @@
 #include <cbq/gemm/packed_layout.hpp>
 
 namespace cbq {
+inline namespace CBQ_ABI {
 
 /// Blocks of one packed panel to decode: out[input][16] = scale * multiplier * (code - zero).
 struct DecodeJob {
@@ -46,4 +47,5 @@ struct WeightOnlyTile {
 
 using WeightOnlyKernel = void (*)(const WeightOnlyTile&) noexcept;
 
+}  // namespace CBQ_ABI
 }  // namespace cbq

@@ -18,6 +18,7 @@
 #include <cbq/io/system_error.hpp>
 
 namespace cbq {
+inline namespace CBQ_ABI {
 
 /// Element types of the safetensors container.
 enum class Dtype : unsigned char {
@@ -61,8 +62,6 @@ struct TensorView {
 
 /// Whether a conversion checks that every number is finite.
 enum class Finite : unsigned char { required, unchecked };
-
-inline namespace CBQ_ABI {
 
 struct DtypeName {
   Dtype dtype;

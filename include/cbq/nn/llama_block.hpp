@@ -18,6 +18,7 @@
 #include <cbq/nn/self_attention.hpp>
 
 namespace cbq {
+inline namespace CBQ_ABI {
 
 /// A LLaMA model's configuration, as in config.json. `head_width` is head_dim, or hidden / heads.
 struct LlamaConfig {
@@ -27,8 +28,6 @@ struct LlamaConfig {
   float norm_epsilon = 1e-5f;
   RotaryConfig rotary = {};
 };
-
-inline namespace CBQ_ABI {
 
 [[nodiscard]] constexpr ModelShape model_shape(const LlamaConfig& config) noexcept {
   return config.shape;

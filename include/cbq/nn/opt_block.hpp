@@ -19,6 +19,7 @@
 #include <cbq/nn/self_attention.hpp>
 
 namespace cbq {
+inline namespace CBQ_ABI {
 
 /// An OPT model's configuration, as in config.json.
 struct OptConfig {
@@ -28,8 +29,6 @@ struct OptConfig {
   Activation activation = Activation::relu;
   float norm_epsilon = 1e-5f;
 };
-
-inline namespace CBQ_ABI {
 
 [[nodiscard]] constexpr ModelShape model_shape(const OptConfig& config) noexcept {
   return config.shape;

@@ -23,6 +23,7 @@
 #include <cbq/nn/context.hpp>
 
 namespace cbq {
+inline namespace CBQ_ABI {
 
 enum class RotaryScaling : unsigned char { none, linear, llama3 };
 
@@ -35,8 +36,6 @@ struct RotaryConfig {
   double high_frequency_factor = 4.0;
   double original_positions = 8192.0;
 };
-
-inline namespace CBQ_ABI {
 
 /// Radians per position of element pair `index` of a head of `width` elements.
 [[nodiscard]] inline double rotary_frequency(const RotaryConfig& config, std::size_t width,

@@ -21,6 +21,7 @@
 #endif
 
 namespace cbq {
+inline namespace CBQ_ABI {
 
 /// Scores of some queries and one block of keys, replaced by softmax weights relative to the running maximum.
 struct SoftmaxBlock {
@@ -44,8 +45,6 @@ struct SiluRow {
   float* out = nullptr;
   std::size_t size = 0;
 };
-
-inline namespace CBQ_ABI {
 
 #if defined(__x86_64__)
 namespace isa::avx512_vnni {

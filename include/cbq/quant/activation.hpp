@@ -20,6 +20,7 @@
 #include <cbq/scheme.hpp>
 
 namespace cbq {
+inline namespace CBQ_ABI {
 
 /// The grid of one token: x^ = scale * clamp(round(x * inverse), low, high).
 struct TokenGrid {
@@ -28,8 +29,6 @@ struct TokenGrid {
   float low = 0;
   float high = 0;
 };
-
-inline namespace CBQ_ABI {
 
 /// Whether activations can be quantized on `grid`: per token, 8 bits symmetric or 4 bits. Errc::unsupported.
 [[nodiscard]] constexpr Status check_activation_grid(const Grid& grid) noexcept {

@@ -21,6 +21,7 @@
 #include <cbq/quant/scale.hpp>
 
 namespace cbq {
+inline namespace CBQ_ABI {
 
 /// The grid of one row segment, in unsigned codes 0 .. max_code; x^ = scale * (code - zero).
 struct CodeGrid {
@@ -50,8 +51,6 @@ struct RowGradient {
 
 /// What order_statistic ranks.
 enum class Compare : unsigned char { values, magnitudes };
-
-inline namespace CBQ_ABI {
 
 namespace lanes {
 
