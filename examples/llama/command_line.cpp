@@ -4,6 +4,7 @@
 #include <functional>
 #include <map>
 #include <new>
+#include <sstream>
 #include <string>
 
 #include <CLI/CLI.hpp>
@@ -73,7 +74,7 @@ void add_quantize(CLI::App& app, Commands& commands) {
       ->type_name("NAME");
   const std::map<std::string, RangeSearch> ranges = {{"mse", RangeSearch::mse}, {"minmax", RangeSearch::minmax}};
   added->add_option("--range", command.range, "how scales are found: mse (default) or minmax")
-      ->transform(CLI::CheckedTransformer(ranges))
+      ->transform(CLI::CheckedTransformer(ranges).description("{mse,minmax}"))
       ->type_name("NAME");
   added->add_option("--calibration", command.calibration, "text for methods that need one")->type_name("FILE");
   added->add_option("--head-bits", command.head_bits, "of embedding and head")
@@ -95,7 +96,7 @@ void add_perplexity(CLI::App& app, Commands& commands) {
   added
       ->add_option("--operators", command.operators,
                    "packed (default), or fake_quantized: the same grids, computed in floating point")
-      ->transform(CLI::CheckedTransformer(operators))
+      ->transform(CLI::CheckedTransformer(operators).description("{packed,fake_quantized}"))
       ->type_name("NAME");
 }
 
@@ -174,13 +175,9 @@ int report_failure(const cbq::Error& error, const Console& console) {
 
 int report_usage(const CLI::App& app, const CLI::ParseError& error, const Console& console) {
   if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) {  // --help, --version
-    if (dynamic_cast<const CLI::CallForVersion*>(&error) != nullptr) {
-      (void)std::fprintf(console.out, "%s\n", error.what());
-      return 0;
-    }
-    const std::vector<CLI::App*> chosen = app.get_subcommands();
-    const std::string help = chosen.empty() ? app.help() : chosen.front()->help();
-    (void)std::fputs(help.c_str(), console.out);
+    std::ostringstream text;
+    (void)app.exit(error, text, text);
+    (void)std::fputs(text.str().c_str(), console.out);
     return 0;
   }
   std::string line = error.what();

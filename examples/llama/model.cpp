@@ -89,7 +89,7 @@ class Loader {
     const cbq::ModuleScheme* quantized = cbq::find_module(record_, module.name);
     Result<EngineLinear> op = quantized != nullptr ? quantized_matrix(module, quantized->scheme, values(bias), role)
                                                    : dense_matrix(module, values(bias), role);
-    if (!op) return cbq::in_context(op.error(), module.name);
+    if (!op) return in_module(op.error(), module.name);
     weight_bytes_ += op->info().bytes;
     return op;
   }
@@ -97,7 +97,7 @@ class Loader {
   Result<EngineLinear> dense_matrix(const MatrixModule& module, std::span<const float> bias, OperatorRole role) {
     const std::string name = module.name + ".weight";
     const Result<FloatMatrix> weights = source_.read_matrix(name, module.outputs, module.inputs);
-    if (!weights) return strip(weights.error(), module.name);
+    if (!weights) return weights.error();
     const std::string_view type = source_.find(name)->type;
     const DenseStorage storage = type == "F16"    ? DenseStorage::float16
                                  : type == "BF16" ? DenseStorage::bfloat16
@@ -109,30 +109,24 @@ class Loader {
                                         std::span<const float> bias, OperatorRole role) {
     if (options_.on_load != nullptr) {
       const Result<cbq::QuantizedMatrix> codes = options_.on_load->quantize(module, scheme.weight);
-      if (!codes) return strip(codes.error(), module.name);
+      if (!codes) return codes.error();
       return EngineLinear::quantized(codes->view(), scheme, bias, options_.operators, role);
     }
     const Result<cbq::StoredMatrix> codes = cbq::StoredMatrix::read(*source_.checkpoint(), module.name, scheme.weight);
-    if (!codes) return strip(codes.error(), module.name);
+    if (!codes) return codes.error();
     const cbq::QuantizedMatrixView view = codes->view();
     if (view.codes.rows != module.outputs || view.codes.columns != module.inputs) {
-      return Error{Errc::bad_shape, "a tensor has the wrong shape", "weight_shape",
+      return Error{Errc::bad_shape, "a tensor has the wrong shape", module.name + ".weight_shape",
                    ErrorText("[") << view.codes.rows << ", " << view.codes.columns << "]",
                    ErrorText("[") << module.outputs << ", " << module.inputs << "]"};
     }
     return EngineLinear::quantized(view, scheme, bias, options_.operators, role);
   }
 
-  // matrix() puts the module's name before every error; one is enough.
-  static Error strip(Error error, std::string_view name) {
+  // The same error, with the module's name unless it names a tensor of it already.
+  static Error in_module(const Error& error, std::string_view name) {
     const std::string_view where(error.where.c_str(), error.where.size);
-    if (where.starts_with(name)) {
-      std::string_view rest = where.substr(name.size());
-      while (!rest.empty() && (rest.front() == '.' || rest.front() == ':' || rest.front() == ' '))
-        rest.remove_prefix(1);
-      error.where = ErrorText(rest);
-    }
-    return error;
+    return where.starts_with(name) ? error : cbq::in_context(error, name);
   }
 
   Result<cbq::AttentionParts<EngineLinear>> attention(const std::vector<MatrixModule>& modules) {
