@@ -79,13 +79,15 @@ void check_shapes() {
 }  // namespace
 
 TEST_CASE("Weight-only products stay within the rounding of their sums on every instruction set") {
+  check_shapes<make_scheme(4, 16, 0, Zero::affine)>();
+  check_shapes<make_scheme(3, 16, 96, Zero::symmetric)>();
+#if !defined(__SANITIZE_ADDRESS__)  // each of these takes an instrumenting compiler a minute
   check_shapes<schemes::w4a16_g32>();
   check_shapes<schemes::w4a16_g128>();
-  check_shapes<make_scheme(4, 16, 0, Zero::affine)>();
   check_shapes<make_scheme(2, 16, 64, Zero::affine)>();
-  check_shapes<make_scheme(3, 16, 96, Zero::symmetric)>();
   check_shapes<make_scheme(8, 16, 32, Zero::symmetric)>();
   check_shapes<make_scheme(8, 16, 0, Zero::affine)>();
+#endif
 }
 
 TEST_CASE("Decoded panels are the dequantized weights bit for bit on every instruction set") {
