@@ -215,7 +215,7 @@ void add_dram(Read read) {
 void register_ceilings(const Selection& selection) {
   Read read = &read_baseline;
 #if defined(__x86_64__)
-  switch (selection.cap) {
+  switch (cbq::floating_point_isa(selection.cap)) {
     case cbq::Isa::avx512_vnni:
       add_peak("vnni", {&avx512::vnni, avx512::vnni_operations});
       add_peak("maddubs", {&avx2::maddubs, avx2::maddubs_operations});

@@ -64,7 +64,7 @@ void run(benchmark::State& state, const std::string& element, const Shape& shape
 template <class T>
 void register_element(const Selection& selection, const std::string& element) {
   for (const cbq::Isa isa : instruction_sets(selection.cap)) {
-    if (isa == cbq::Isa::portable) continue;  // has no kernels of its own here
+    if (isa == cbq::Isa::portable || cbq::floating_point_isa(isa) != isa) continue;  // has no kernels of its own here
     for (const Shape& shape : shapes(selection, isa == cbq::Isa::scalar ? 8 : 512)) {
       if (isa == cbq::Isa::scalar && shape.threads > 1) continue;
       add("float/" + element + "/" + cbq::isa_name(isa) + "/" + text(shape),

@@ -54,7 +54,7 @@ void run_quantize(benchmark::State& state, const Shape& shape, cbq::Isa isa) {
 
 /// Slow kernels are run on so few rows that a call stays under a second.
 std::size_t most_rows(cbq::Isa isa) {
-  return isa < cbq::Isa::avx2 ? 8 : 512;
+  return isa <= cbq::Isa::portable ? 8 : 512;
 }
 
 template <Scheme S>

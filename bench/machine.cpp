@@ -108,8 +108,8 @@ cbq::Result<cbq::Isa> isa_cap() {
 
 std::vector<cbq::Isa> instruction_sets(cbq::Isa cap) {
   std::vector<cbq::Isa> sets;
-  for (const cbq::Isa isa : {cbq::Isa::scalar, cbq::Isa::portable, cbq::Isa::avx2, cbq::Isa::avx512_vnni}) {
-    if (static_cast<unsigned>(isa) <= static_cast<unsigned>(cap)) sets.push_back(isa);
+  for (const cbq::Isa isa : cbq::all_isas) {
+    if (isa <= cap && cbq::capped(isa) == isa) sets.push_back(isa);
   }
   return sets;
 }

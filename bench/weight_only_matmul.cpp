@@ -37,7 +37,7 @@ void run(benchmark::State& state, const Shape& shape, cbq::Isa isa) {
 template <cbq::Scheme S>
 void register_scheme(const Selection& selection) {
   for (const cbq::Isa isa : instruction_sets(selection.cap)) {
-    if (isa == cbq::Isa::portable) continue;  // has no kernels of its own here
+    if (isa == cbq::Isa::portable || cbq::floating_point_isa(isa) != isa) continue;  // has no kernels of its own here
     const std::string family = std::string("gemm/") + cbq::scheme_name(S).c_str() + "/" + cbq::isa_name(isa) + "/";
     for (const Shape& shape : shapes(selection, isa == cbq::Isa::scalar ? 8 : 512)) {
       if (isa == cbq::Isa::scalar && shape.threads > 1) continue;

@@ -170,8 +170,12 @@ constexpr std::array<NamedPreTokenizer, 23> pre_tokenizers_by_name = {{
     if (token.special) continue;
     // Raw text is searched, which has spaces where the vocabulary has marks.
     token.spelling = token.text;
-    std::size_t at = 0;
-    while ((at = token.text.find(space_mark, at)) != std::string::npos) token.text.replace(at, space_mark.size(), " ");
+    token.text.clear();
+    for (std::size_t at = 0; at < token.spelling.size();) {
+      const bool is_mark = std::string_view(token.spelling).substr(at).starts_with(space_mark);
+      token.text += is_mark ? ' ' : token.spelling[at];
+      at += is_mark ? space_mark.size() : 1;
+    }
   }
   return add_scores(vocabulary, parts);
 }

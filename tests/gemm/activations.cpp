@@ -9,16 +9,11 @@
 
 #include "oracle/gemm.hpp"
 #include "support/guarded.hpp"
+#include "support/isas.hpp"
 
 using namespace cbq;
 
 namespace {
-
-std::vector<Isa> machine_isas() {
-  std::vector<Isa> isas = {Isa::scalar, Isa::avx2, Isa::avx512_vnni};
-  std::erase_if(isas, [](Isa isa) { return capped(isa) != isa; });
-  return isas;
-}
 
 struct Case {
   std::size_t tokens;
@@ -80,7 +75,7 @@ std::vector<float> normal_values(std::size_t count) {
 }  // namespace
 
 TEST_CASE("Codes, scales and sums follow the definition on every instruction set") {
-  const Isa isa = GENERATE(from_range(machine_isas()));
+  const Isa isa = GENERATE(from_range(support::machine_isas()));
   const Case shape = GENERATE(Case{1, 1}, Case{1, 15}, Case{2, 17}, Case{19, 31}, Case{20, 32}, Case{21, 33},
                               Case{41, 129}, Case{3, 257});
   const std::vector<float> values = normal_values(shape.tokens * shape.inputs);
@@ -91,7 +86,7 @@ TEST_CASE("Codes, scales and sums follow the definition on every instruction set
 }
 
 TEST_CASE("Rows of one sign, constant rows, zeros and ties") {
-  const Isa isa = GENERATE(from_range(machine_isas()));
+  const Isa isa = GENERATE(from_range(support::machine_isas()));
   constexpr Case shape{4, 40};
   std::vector<float> values(160);
   const int kind = GENERATE(0, 1, 2, 3, 4);
@@ -113,7 +108,7 @@ TEST_CASE("Rows of one sign, constant rows, zeros and ties") {
 }
 
 TEST_CASE("Denormal rows are zero, the largest floats are not infinite") {
-  const Isa isa = GENERATE(from_range(machine_isas()));
+  const Isa isa = GENERATE(from_range(support::machine_isas()));
   CAPTURE(isa_name(isa));
   std::vector<float> values(64, 1e-40f);
   std::fill(values.begin() + 32, values.end(), std::numeric_limits<float>::max());
@@ -133,7 +128,7 @@ TEST_CASE("Denormal rows are zero, the largest floats are not infinite") {
 }
 
 TEST_CASE("NaN and infinity are reported with their token") {
-  const Isa isa = GENERATE(from_range(machine_isas()));
+  const Isa isa = GENERATE(from_range(support::machine_isas()));
   const float bad = GENERATE(std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::quiet_NaN(),
                              std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity());
   const std::size_t at = GENERATE(std::size_t{0}, std::size_t{15}, std::size_t{16}, std::size_t{36});

@@ -14,19 +14,13 @@
 #include <catch2/catch_all.hpp>
 
 #include "support/guarded.hpp"
+#include "support/isas.hpp"
 
 using namespace cbq;
 
 namespace {
 
 constexpr float canary = -12345.0f;
-
-std::vector<Isa> machine_isas() {
-  std::vector<Isa> isas = {Isa::scalar, Isa::avx2, Isa::avx512_vnni};
-  std::erase_if(isas, [](Isa isa) { return capped(isa) != isa; });
-  if (isas.size() < 3) WARN("instruction sets that this machine lacks are skipped");
-  return isas;
-}
 
 struct Shape {
   std::size_t rows;
@@ -156,7 +150,7 @@ void check_shape(Shape shape, std::size_t extra, support::Edge edge) {
   REQUIRE(panels);
   const support::Guarded<float> workspace(*float_matmul_transposed_workspace(shape.rows, shape.inputs),
                                           support::Edge::end);
-  for (const Isa isa : machine_isas()) {
+  for (const Isa isa : support::machine_isas()) {
     CAPTURE(isa_name(isa));
     const auto check = [&](const char* what, auto&& multiply) {
       CAPTURE(what);
@@ -228,7 +222,7 @@ TEMPLATE_TEST_CASE("Panels of 16-bit elements multiply as their floats do", "", 
       const auto wide = FloatPanels<float>::pack(matrix_view<const float>(b.data(), shape.outputs, shape.inputs));
       REQUIRE((narrow && wide));
       const Oracle oracle(a, b, shape);
-      for (const Isa isa : machine_isas()) {
+      for (const Isa isa : support::machine_isas()) {
         CAPTURE(isa_name(isa));
         const FloatMatmulOptions<> options{.cap = isa};
         const std::vector<float> c = product(a, *narrow, rows, NoEpilogue{}, options);
@@ -260,7 +254,7 @@ TEMPLATE_TEST_CASE("Every 16-bit code arrives in a product as to_float gives it"
   for (std::size_t i = 0; i < outputs; ++i) codes[i].bits = static_cast<std::uint16_t>(i);
   const auto panels = FloatPanels<TestType>::pack(matrix_view<const TestType>(codes.data(), outputs, 1));
   REQUIRE(panels);
-  for (const Isa isa : machine_isas()) {
+  for (const Isa isa : support::machine_isas()) {
     for (const std::size_t rows : {std::size_t{1}, std::size_t{6}, std::size_t{9}}) {
       CAPTURE(isa_name(isa), rows);
       const std::vector<float> c =
@@ -282,7 +276,7 @@ TEST_CASE("Executors, column ranges and neighbouring rows do not change a bit") 
   const std::vector<float> b = random_floats(shape.outputs * shape.inputs, 6);
   const auto panels = FloatPanels<float>::pack(matrix_view<const float>(b.data(), shape.outputs, shape.inputs));
   REQUIRE(panels);
-  for (const Isa isa : machine_isas()) {
+  for (const Isa isa : support::machine_isas()) {
     CAPTURE(isa_name(isa));
     const std::vector<float> whole = product(a, *panels, shape.rows, NoEpilogue{}, FloatMatmulOptions<>{.cap = isa});
     CHECK(same_bits(whole, product(a, *panels, shape.rows, NoEpilogue{}, FloatMatmulOptions<Backwards>{.cap = isa})));
@@ -336,7 +330,7 @@ TEST_CASE("Accumulating continues from C") {
     }
     const auto panels = FloatPanels<float>::pack(matrix_view<const float>(b.data(), shape.outputs, shape.inputs));
     REQUIRE(panels);
-    for (const Isa isa : machine_isas()) {
+    for (const Isa isa : support::machine_isas()) {
       CAPTURE(isa_name(isa));
       const FloatMatmulOptions<> options{.accumulate = Accumulate::add, .cap = isa};
       const auto left = matrix_view<const float>(a.data(), shape.rows, shape.inputs);
@@ -361,7 +355,7 @@ TEST_CASE("Epilogues see each finished value once, with its place in the whole r
     const std::vector<float> other = random_floats(shape.rows * shape.outputs, 15);
     const auto panels = FloatPanels<float>::pack(matrix_view<const float>(b.data(), shape.outputs, shape.inputs));
     REQUIRE(panels);
-    for (const Isa isa : machine_isas()) {
+    for (const Isa isa : support::machine_isas()) {
       CAPTURE(isa_name(isa));
       const FloatMatmulOptions<> options{.cap = isa};
       const std::vector<float> plain = product(a, *panels, shape.rows, NoEpilogue{}, options);
@@ -395,7 +389,7 @@ TEST_CASE("NaN and infinity reach exactly the results that they belong to") {
   b[20 * shape.inputs + 9] = std::numeric_limits<float>::infinity();
   const auto panels = FloatPanels<float>::pack(matrix_view<const float>(b.data(), shape.outputs, shape.inputs));
   REQUIRE(panels);
-  for (const Isa isa : machine_isas()) {
+  for (const Isa isa : support::machine_isas()) {
     CAPTURE(isa_name(isa), shape.rows);
     const std::vector<float> c = product(a, *panels, shape.rows, NoEpilogue{}, FloatMatmulOptions<>{.cap = isa});
     std::size_t wrong = 0;

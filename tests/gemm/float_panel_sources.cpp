@@ -8,17 +8,11 @@
 #include <catch2/catch_all.hpp>
 
 #include "support/guarded.hpp"
+#include "support/isas.hpp"
 
 using namespace cbq;
 
 namespace {
-
-std::vector<Isa> machine_isas() {
-  std::vector<Isa> isas = {Isa::scalar, Isa::avx2, Isa::avx512_vnni};
-  std::erase_if(isas, [](Isa isa) { return capped(isa) != isa; });
-  if (isas.size() < 3) WARN("instruction sets that this machine lacks are skipped");
-  return isas;
-}
 
 bool same(float left, float right) {
   return std::isnan(left) ? std::isnan(right)
@@ -32,7 +26,7 @@ TEMPLATE_TEST_CASE("All 65536 codes become the float of to_float", "", half, bfl
   const support::Guarded<TestType> panel(inputs * 16, support::Edge::end);
   for (std::size_t i = 0; i < panel.size(); ++i) panel.data()[i].bits = static_cast<std::uint16_t>(i);
   const FloatPanelsView<TestType> view{panel.data(), 16, inputs};
-  for (const Isa isa : machine_isas()) {
+  for (const Isa isa : support::machine_isas()) {
     CAPTURE(isa_name(isa));
     std::size_t wrong = 0;
     for (std::size_t first = 0; first < inputs; first += 256) {
@@ -66,7 +60,7 @@ TEST_CASE("Unpacked operands give panels with zeros beyond the last output and r
   }
   const TransposedOperand as_weights = transposed({by_output.data(), outputs, inputs, inputs + extra});
   const RowMajorOperand as_values = row_major({by_input.data(), inputs, outputs, outputs + extra});
-  for (const Isa isa : machine_isas()) {
+  for (const Isa isa : support::machine_isas()) {
     CAPTURE(isa_name(isa));
     std::size_t wrong = 0;
     for (std::size_t panel = 0; panel < (outputs + 15) / 16; ++panel) {

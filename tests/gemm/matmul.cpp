@@ -11,16 +11,11 @@
 
 #include "oracle/gemm.hpp"
 #include "support/guarded.hpp"
+#include "support/isas.hpp"
 
 using namespace cbq;
 
 namespace {
-
-std::vector<Isa> machine_isas() {
-  std::vector<Isa> isas = {Isa::scalar, Isa::portable, Isa::avx2, Isa::avx512_vnni};
-  std::erase_if(isas, [](Isa isa) { return capped(isa) != isa; });
-  return isas;
-}
 
 struct Shape {
   std::size_t tokens;
@@ -72,7 +67,7 @@ void check_shape(Shape shape, oracle::Codes kind = oracle::Codes::random) {
                                           support::Edge::end);
   PackedWeightsView<S> weights = packed->view();
   weights.data = bytes.data();
-  for (const Isa isa : machine_isas()) {
+  for (const Isa isa : support::machine_isas()) {
     CAPTURE(scheme_name(S).c_str(), shape.tokens, shape.outputs, shape.inputs, isa_name(isa));
     QuantizedActivations<S> quantized;
     REQUIRE(quantized.quantize(matrix_view<const float>(x.data(), shape.tokens, shape.inputs), SerialExecutor{}, isa));

@@ -9,16 +9,11 @@
 
 #include "oracle/gemm.hpp"
 #include "support/guarded.hpp"
+#include "support/isas.hpp"
 
 using namespace cbq;
 
 namespace {
-
-std::vector<Isa> machine_isas() {
-  std::vector<Isa> isas = {Isa::scalar, Isa::portable, Isa::avx2, Isa::avx512_vnni};
-  std::erase_if(isas, [](Isa isa) { return capped(isa) != isa; });
-  return isas;
-}
 
 struct Shape {
   std::size_t tokens;
@@ -39,7 +34,7 @@ void check_shape(Shape shape) {
                                           support::Edge::end);
   PackedWeightsView<S> weights = packed->view();
   weights.data = bytes.data();
-  for (const Isa isa : machine_isas()) {
+  for (const Isa isa : support::machine_isas()) {
     CAPTURE(scheme_name(S).c_str(), shape.tokens, shape.outputs, shape.inputs, isa_name(isa));
     const support::Guarded<float> y(shape.tokens * shape.outputs, support::Edge::end);
     std::fill(y.span().begin(), y.span().end(), std::numeric_limits<float>::quiet_NaN());
@@ -97,7 +92,7 @@ TEST_CASE("Decoded panels are the dequantized weights bit for bit on every instr
   const oracle::Weights w = oracle::weights(S.weight, 16, inputs, oracle::Codes::random, random);
   const auto packed = PackedWeights<S>::from_codes(w.view());
   REQUIRE(packed);
-  for (const Isa isa : machine_isas()) {
+  for (const Isa isa : support::machine_isas()) {
     const DecodedPanels source = decoded_panels<PortableKernels>(packed->view(), isa);
     for (const std::size_t first : {0u, 32u, 96u}) {
       CAPTURE(isa_name(isa), first);

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "oracle/nn.hpp"
+#include "support/isas.hpp"
 #include "support/nn.hpp"
 
 using namespace cbq;

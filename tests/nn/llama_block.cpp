@@ -7,6 +7,7 @@
 #include <cbq/nn/dense_linear.hpp>
 #include <cbq/nn/packed_linear.hpp>
 
+#include "support/isas.hpp"
 #include "support/random_model.hpp"
 #include "support/rounded.hpp"
 

@@ -7,6 +7,7 @@
 #include <cbq/nn/dense_linear.hpp>
 
 #include "oracle/nn.hpp"
+#include "support/isas.hpp"
 #include "support/nn.hpp"
 
 using namespace cbq;

@@ -5,6 +5,7 @@
 
 #include <cbq/nn/dense_linear.hpp>
 
+#include "support/isas.hpp"
 #include "support/random_model.hpp"
 
 using namespace cbq;

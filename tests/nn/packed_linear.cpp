@@ -8,6 +8,7 @@
 #include <cbq/nn/dense_linear.hpp>
 
 #include "oracle/nn.hpp"
+#include "support/isas.hpp"
 #include "support/nn.hpp"
 #include "support/rounded.hpp"
 

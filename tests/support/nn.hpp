@@ -33,12 +33,6 @@ inline cbq::MatrixView<float> view(std::vector<float>& values, std::size_t colum
   return cbq::matrix_view(values.data(), values.size() / columns, columns);
 }
 
-inline std::vector<cbq::Isa> machine_isas() {
-  std::vector<cbq::Isa> isas = {cbq::Isa::scalar, cbq::Isa::portable, cbq::Isa::avx2, cbq::Isa::avx512_vnni};
-  std::erase_if(isas, [](cbq::Isa isa) { return cbq::capped(isa) != isa; });
-  return isas;
-}
-
 /// Threads that take indices from the last to the first, in stripes.
 struct ThreadExecutor {
   std::size_t threads = 3;

@@ -37,7 +37,7 @@ int main() {
   const float numbers[] = {1, 2, 3, 4, 5, 6};
   const auto view = cbq::matrix_view(&numbers[0], 2, 3);
   for (std::size_t i = 0; i < usable; ++i) {
-    for (const cbq::Isa cap : {cbq::Isa::scalar, cbq::Isa::portable, cbq::Isa::avx2, cbq::Isa::avx512_vnni}) {
+    for (const cbq::Isa cap : cbq::all_isas) {
       if (!parts[i].runs_right(cap)) {
         std::printf("part %s computes wrongly with cap %s\n", parts[i].name, cbq::isa_name(cap));
         return 1;

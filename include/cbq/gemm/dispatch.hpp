@@ -20,7 +20,7 @@ struct RegionKernels {
   /// Kernel for `Bits`-bit weights with zero points of kind `Z`.
   template <int Bits, Zero Z>
   [[nodiscard]] static IntegerKernel integer_tile(Isa isa) noexcept {
-    switch (isa) {
+    switch (floating_point_isa(isa)) {
 #if defined(__x86_64__)
       case Isa::avx512_vnni:
         return &isa::avx512_vnni::integer_tile<Bits, Z>;
@@ -35,7 +35,7 @@ struct RegionKernels {
   /// Decoder of packed panels to floats.
   template <int Bits, Zero Z>
   [[nodiscard]] static DecodeKernel decode_panel(Isa isa) noexcept {
-    switch (isa) {
+    switch (floating_point_isa(isa)) {
 #if defined(__x86_64__)
       case Isa::avx512_vnni:
         return &isa::avx512_vnni::decode_panel<Bits, Z>;
@@ -50,7 +50,7 @@ struct RegionKernels {
   /// Kernel for few rows of floats; null where panels are decoded for any number of rows.
   template <int Bits, Zero Z>
   [[nodiscard]] static WeightOnlyKernel weight_only_tile(Isa isa) noexcept {
-    switch (isa) {
+    switch (floating_point_isa(isa)) {
 #if defined(__x86_64__)
       case Isa::avx512_vnni:
         return &isa::avx512_vnni::weight_only_tile<Bits, Z>;
@@ -65,7 +65,7 @@ struct RegionKernels {
 
 /// Range of one row of activations.
 [[nodiscard]] inline RowRange row_range(const float* values, std::size_t count, Isa isa) noexcept {
-  switch (isa) {
+  switch (floating_point_isa(isa)) {
 #if defined(__x86_64__)
     case Isa::avx512_vnni:
       return isa::avx512_vnni::row_range(values, count);
@@ -79,7 +79,7 @@ struct RegionKernels {
 
 /// Quantizes one row of activations into its panel.
 inline void quantize_row(const ActivationRow& row, Isa isa) noexcept {
-  switch (isa) {
+  switch (floating_point_isa(isa)) {
 #if defined(__x86_64__)
     case Isa::avx512_vnni:
       return isa::avx512_vnni::quantize_row(row);

@@ -15,7 +15,7 @@ inline namespace CBQ_ABI {
 
 template <std::same_as<float> T>
 [[nodiscard]] FloatTallKernels float_tall_kernels(Isa isa) noexcept {
-  switch (isa) {
+  switch (floating_point_isa(isa)) {
 #if defined(__x86_64__)
     case Isa::avx512_vnni:
       return isa::avx512_vnni::float_tall_kernels<T>();
@@ -29,7 +29,7 @@ template <std::same_as<float> T>
 
 template <PanelElement T>
 [[nodiscard]] FloatNarrowKernels<T> float_narrow_kernels(Isa isa) noexcept {
-  switch (isa) {
+  switch (floating_point_isa(isa)) {
 #if defined(__x86_64__)
     case Isa::avx512_vnni:
       return isa::avx512_vnni::float_narrow_kernels<T>();
@@ -42,7 +42,7 @@ template <PanelElement T>
 }
 
 [[nodiscard]] inline FloatTransposeKernel float_transpose_kernel(Isa isa) noexcept {
-  switch (isa) {
+  switch (floating_point_isa(isa)) {
 #if defined(__x86_64__)
     case Isa::avx512_vnni:
       return &isa::avx512_vnni::transpose_block;

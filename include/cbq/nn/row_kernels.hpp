@@ -263,7 +263,7 @@ inline void silu_multiply(const SiluRow& row) noexcept {
 
 /// See SoftmaxBlock; `isa` is already capped to what the machine has.
 inline void softmax_block(const SoftmaxBlock& block, Isa isa) noexcept {
-  switch (isa) {
+  switch (floating_point_isa(isa)) {
 #if defined(__x86_64__)
     case Isa::avx512_vnni:
       return isa::avx512_vnni::softmax_block(block);
@@ -277,7 +277,7 @@ inline void softmax_block(const SoftmaxBlock& block, Isa isa) noexcept {
 
 /// See SiluRow; `isa` is already capped to what the machine has.
 inline void silu_multiply(const SiluRow& row, Isa isa) noexcept {
-  switch (isa) {
+  switch (floating_point_isa(isa)) {
 #if defined(__x86_64__)
     case Isa::avx512_vnni:
       return isa::avx512_vnni::silu_multiply(row);
