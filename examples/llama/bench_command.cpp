@@ -66,7 +66,7 @@ Status run(const BenchCommand& command, const Console& console) {
   const Result<Speed> speed = measure_speed(loaded->model, load.profile, options);
   if (!speed) return speed.error();
 
-  Report report = describe(command.common.model, *loaded, *machine);
+  Report report = describe(command.common.model.path, *loaded, *machine);
   report.seed = options.seed;
   if (command.prompt_tokens != 0) report.prompt_tokens_per_second = speed->prompt_tokens_per_second;
   if (command.new_tokens != 0) report.new_tokens_per_second = speed->new_tokens_per_second;

@@ -6,6 +6,7 @@
 #include <new>
 #include <sstream>
 #include <string>
+#include <vector>
 
 #include <CLI/CLI.hpp>
 
@@ -31,14 +32,24 @@ struct Commands {
   std::function<Status(const Console&)> chosen;
 };
 
+std::vector<std::string> isa_names() {
+  std::vector<std::string> names;
+  for (const cbq::Isa isa : cbq::all_isas) names.emplace_back(cbq::isa_name(isa));
+  return names;
+}
+
 void add_common(CLI::App& app, CommonOptions& common) {
-  app.add_option("MODEL", common.model, "Hugging Face folder, .gguf file, or folder that quantize wrote")->required();
+  app.add_option("MODEL", common.model.path, "Hugging Face folder, .gguf file, or folder that quantize wrote")
+      ->required();
   app.add_option("--threads", common.threads, "number of threads; 0: all")->check(CLI::Range(0, 1024))->type_name("N");
   app.add_option("--isa", common.isa, "highest instruction set to use")
-      ->check(CLI::IsMember({"scalar", "portable", "avx2", "avx512_vnni"}))
+      ->check(CLI::IsMember(isa_names()))
       ->type_name("NAME");
   app.add_option("--json", common.json, "write the figures as JSON; -: to standard output, and nothing else there")
       ->type_name("FILE");
+  app.add_option("--pre-tokenizer", common.model.pre_tokenizer,
+                 "how a GGUF vocabulary splits text, for example gpt-2 or smollm; default: as the file says")
+      ->type_name("NAME");
 }
 
 // Scheme names are read once here, so that a wrong one is a wrong command line.

@@ -29,14 +29,14 @@ Result<Machine> machine_of(const CommonOptions& common) {
   return machine;
 }
 
-Result<LoadedModel> load_model(const std::string& path, const LoadOptions& options) {
-  Result<ModelSource> source = ModelSource::open(path);
+Result<LoadedModel> load_model(const ModelPath& model, const LoadOptions& options) {
+  Result<ModelSource> source = ModelSource::open(model.path, model.pre_tokenizer);
   if (!source) return source.error();
   const Result<double> bits = bits_per_weight(*source);
   if (!bits) return bits.error();
-  Result<Model> model = Model::load(*source, options);
-  if (!model) return model.error();
-  return LoadedModel{*std::move(source), *std::move(model), *bits};
+  Result<Model> loaded = Model::load(*source, options);
+  if (!loaded) return loaded.error();
+  return LoadedModel{*std::move(source), *std::move(loaded), *bits};
 }
 
 Report describe(const std::string& path, const LoadedModel& loaded, const Machine& machine) {

@@ -25,9 +25,15 @@ struct Console {
   std::FILE* err = stderr;
 };
 
+/// Where a model is, and how to split text where its file is not to be asked.
+struct ModelPath {
+  std::string path;
+  std::string pre_tokenizer;  ///< for GGUF vocabularies; empty: the one that the file names
+};
+
 /// Options that every command has.
 struct CommonOptions {
-  std::string model;
+  ModelPath model;
   std::size_t threads = 0;  ///< 0 means all
   std::string isa;          ///< empty means the best
   std::string json;         ///< a file, "-" for standard output and nothing else there, or empty
@@ -111,7 +117,7 @@ struct LoadedModel {
   Model model;
   double bits_per_weight = 0;
 };
-[[nodiscard]] cbq::Result<LoadedModel> load_model(const std::string& path, const LoadOptions& options = {});
+[[nodiscard]] cbq::Result<LoadedModel> load_model(const ModelPath& model, const LoadOptions& options = {});
 
 /// The members of a report that describe a model and the machine.
 [[nodiscard]] Report describe(const std::string& path, const LoadedModel& loaded, const Machine& machine);

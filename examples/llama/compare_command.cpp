@@ -84,7 +84,7 @@ std::string one_line(std::string text) {
 // Speed and memory with nothing but this model in memory.
 Status measure_alone(Row& row, const Bench& bench) {
   const bool fresh = restart_peak_memory();
-  const Result<LoadedModel> loaded = load_model(row.path);
+  const Result<LoadedModel> loaded = load_model({row.path, {}});
   if (!loaded) return loaded.error();
   row.report = describe(row.path, *loaded, bench.machine);
   SpeedOptions options;
@@ -138,7 +138,7 @@ Status measure_quality(Row& row, const Model* reference, const Model& model, con
 
 void print_header(const Bench& bench, std::FILE* out) {
   (void)std::fprintf(out, "%s: %zu windows of %zu tokens, %zu threads, %s, embedding and head %d bits\n\n",
-                     bench.command.common.model.c_str(), bench.windows, bench.context, bench.machine.threads,
+                     bench.command.common.model.path.c_str(), bench.windows, bench.context, bench.machine.threads,
                      cbq::isa_name(bench.machine.isa), bench.command.head_bits);
   (void)std::fprintf(out, "%-17s %6s %9s %10s %9s %7s %17s %17s %9s\n", "scheme", "bits", "file", "perplexity", "KL",
                      "top-1", "prompt tokens/s", "new tokens/s", "memory");
@@ -182,7 +182,7 @@ std::string base_name(std::string path) {
 
 Status draw_chart(const std::vector<Row>& rows, const Bench& bench) {
   Chart chart;
-  chart.title = base_name(bench.command.common.model) + " in few bits: rounding to nearest, packed";
+  chart.title = base_name(bench.command.common.model.path) + " in few bits: rounding to nearest, packed";
   char subtitle[200] = {};
   (void)std::snprintf(subtitle, sizeof subtitle, "%zu windows of %zu tokens; embedding and head %d bits, counted",
                       bench.windows, bench.context, bench.command.head_bits);
@@ -202,7 +202,7 @@ Result<std::vector<Row>> quantize_all(const ModelSource& source, const Bench& be
   std::vector<Row> rows(1);
   const auto stored = source.find(all_block_modules(source.config()).front().name + ".weight");
   rows[0].name = "float (" + std::string(stored ? stored->type : "?") + ")";
-  rows[0].path = bench.command.common.model;
+  rows[0].path = bench.command.common.model.path;
   std::vector<std::string> names = bench.command.schemes;
   if (names.empty()) names.assign(std::begin(default_schemes), std::end(default_schemes));
   for (const std::string& name : names) {
@@ -226,7 +226,7 @@ Status measure_all(std::vector<Row>& rows, const Bench& bench) {
   for (Row& row : rows) {
     if (const Status ok = measure_alone(row, bench); !ok) return ok;
   }
-  const Result<LoadedModel> reference = load_model(rows.front().path);
+  const Result<LoadedModel> reference = load_model({rows.front().path, bench.command.common.model.pre_tokenizer});
   if (!reference) return reference.error();
   const Result<Tokenizer> tokenizer = reference->source.tokenizer();
   if (!tokenizer) return tokenizer.error();
@@ -236,7 +236,7 @@ Status measure_all(std::vector<Row>& rows, const Bench& bench) {
     if (&row == &rows.front()) {
       if (const Status ok = measure_quality(row, nullptr, reference->model, *tokenizer, bench); !ok) return ok;
     } else {
-      const Result<LoadedModel> packed = load_model(row.path);
+      const Result<LoadedModel> packed = load_model({row.path, {}});
       if (!packed) return packed.error();
       if (const Status ok = measure_quality(row, &reference->model, packed->model, *tokenizer, bench); !ok) return ok;
     }
@@ -250,11 +250,11 @@ Status measure_all(std::vector<Row>& rows, const Bench& bench) {
 Status run(const CompareCommand& command, const Console& console) {
   const Result<Machine> machine = machine_of(command.common);
   if (!machine) return machine.error();
-  const Result<std::string> path = command.text.empty() ? default_text(command.common.model) : command.text;
+  const Result<std::string> path = command.text.empty() ? default_text(command.common.model.path) : command.text;
   if (!path) return path.error();
   const Result<std::string> text = read_text(*path);
   if (!text) return text.error();
-  const Result<ModelSource> source = ModelSource::open(command.common.model);
+  const Result<ModelSource> source = ModelSource::open(command.common.model.path, command.common.model.pre_tokenizer);
   if (!source) return source.error();
   const Result<Tokenizer> tokenizer = source->tokenizer();
   if (!tokenizer) return tokenizer.error();
@@ -282,9 +282,9 @@ Status run(const CompareCommand& command, const Console& console) {
   if (!command.svg.empty()) {
     if (const Status ok = draw_chart(*rows, bench); !ok) return ok;
   }
-  cbq::Json json = {{"model", command.common.model}, {"prompt", prompt}, {"results", cbq::Json::array()}};
+  cbq::Json json = {{"model", command.common.model.path}, {"prompt", prompt}, {"results", cbq::Json::array()}};
   for (Row& row : *rows) {
-    row.report.model = command.common.model;
+    row.report.model = command.common.model.path;
     cbq::Json entry = to_json(row.report);
     entry["generated"] = row.generated;
     json["results"].push_back(std::move(entry));

@@ -41,7 +41,7 @@ Status run(const GenerateCommand& command, const Console& console) {
   if (streams) (void)std::fputc('\n', console.out);
   if (!done) return done.error();
 
-  Report report = describe(command.common.model, *loaded, *machine);
+  Report report = describe(command.common.model.path, *loaded, *machine);
   report.seed = command.seed;
   report.tokens = done->tokens.size();
   report.seconds = done->prompt_seconds + done->new_seconds;
@@ -74,7 +74,7 @@ Status run(const SampleCommand& command, const Console& console) {
   if (!text) return text.error();
   if (const Status written = cbq::write_file(command.output, *text); !written) return written;
 
-  Report report = describe(command.common.model, *loaded, *machine);
+  Report report = describe(command.common.model.path, *loaded, *machine);
   report.seed = command.seed;
   report.tokens = command.tokens;
   report.context = command.context;

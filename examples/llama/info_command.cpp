@@ -46,13 +46,13 @@ Status run(const InfoCommand& command, const Console& console) {
   if (!loaded) return loaded.error();
   const Result<Tokenizer> tokenizer = loaded->source.tokenizer();
   if (!tokenizer) return tokenizer.error();
-  Report report = describe(command.common.model, *loaded, *machine);
+  Report report = describe(command.common.model.path, *loaded, *machine);
   report.peak_memory_bytes = peak_memory_bytes();
   const ModelConfig& config = loaded->model.config();
   const std::size_t parameters = parameter_count(config);
   if (prints_text(command.common)) {
     std::FILE* out = console.out;
-    (void)std::fprintf(out, "model         %s\n", command.common.model.c_str());
+    (void)std::fprintf(out, "model         %s\n", command.common.model.path.c_str());
     (void)std::fprintf(out, "architecture  %s, %.4g M parameters, %zu layers, hidden %zu, intermediate %zu\n",
                        architecture_name(config.architecture), static_cast<double>(parameters) * 1e-6, config.layers,
                        config.hidden, config.intermediate);

@@ -148,8 +148,8 @@ GgufVocabulary vocabulary_from_json(const cbq::Json& json) {
 
 }  // namespace
 
-Result<ModelSource> ModelSource::open(const std::string& path) {
-  ModelSource source(path);
+Result<ModelSource> ModelSource::open(const std::string& path, const std::string& pre_tokenizer) {
+  ModelSource source(path, pre_tokenizer);
   struct stat status = {};
   if (::stat(path.c_str(), &status) != 0) return cbq::system_error("cannot open the model", path, errno);
   if (!S_ISDIR(status.st_mode)) {
@@ -192,21 +192,28 @@ std::size_t ModelSource::file_bytes() const {
   return checkpoint()->file_bytes();
 }
 
+Result<Tokenizer> ModelSource::tokenizer_of(GgufVocabulary vocabulary, const std::string& file) const {
+  if (!pre_tokenizer_.empty()) vocabulary.pre = pre_tokenizer_;
+  Result<Tokenizer> tokenizer = Tokenizer::from_gguf(vocabulary);
+  if (!tokenizer) return cbq::in_context(tokenizer.error(), file);
+  return tokenizer;
+}
+
 Result<Tokenizer> ModelSource::tokenizer() const {
   if (const auto* file = std::get_if<cbq::GgufFile>(&files_)) {
-    Result<Tokenizer> tokenizer = Tokenizer::from_gguf(read_vocabulary(file->content.metadata()));
-    if (!tokenizer) return cbq::in_context(tokenizer.error(), path_);
-    return tokenizer;
+    return tokenizer_of(read_vocabulary(file->content.metadata()), path_);
   }
   const std::string own = path_ + "/" + vocabulary_file;
   if (::access(own.c_str(), F_OK) == 0) {
     const Result<cbq::Json> json = cbq::read_json_file(own);
     if (!json) return json.error();
-    Result<Tokenizer> tokenizer = Tokenizer::from_gguf(vocabulary_from_json(*json));
-    if (!tokenizer) return cbq::in_context(tokenizer.error(), own);
-    return tokenizer;
+    return tokenizer_of(vocabulary_from_json(*json), own);
   }
   const std::string file = path_ + "/tokenizer.json";
+  if (!pre_tokenizer_.empty()) {
+    return Error{Errc::bad_argument, "only a GGUF vocabulary can have another pre-tokenizer", "pre-tokenizer",
+                 pre_tokenizer_, file};
+  }
   const Result<cbq::FileBytes> bytes = cbq::FileBytes::open(file, cbq::FileMode::read, std::size_t{1} << 28);
   if (!bytes) return bytes.error();
   const std::string_view text(reinterpret_cast<const char*>(bytes->bytes().data()), bytes->bytes().size());
@@ -221,7 +228,8 @@ Result<Tokenizer> ModelSource::tokenizer() const {
 Result<cbq::Json> ModelSource::vocabulary_json() const {
   const auto* file = std::get_if<cbq::GgufFile>(&files_);
   if (file == nullptr) return Error{Errc::bad_argument, "the model is no GGUF file", path_};
-  const GgufVocabulary vocabulary = read_vocabulary(file->content.metadata());
+  GgufVocabulary vocabulary = read_vocabulary(file->content.metadata());
+  if (!pre_tokenizer_.empty()) vocabulary.pre = pre_tokenizer_;
   return cbq::Json{{"model", vocabulary.model},
                    {"pre", vocabulary.pre},
                    {"tokens", vocabulary.tokens},

@@ -42,8 +42,9 @@ struct FloatMatrix {
 
 class ModelSource {
  public:
-  /// Opens a folder or a `.gguf` file and reads its configuration. Errc::io, Errc::bad_file, Errc::unsupported.
-  [[nodiscard]] static cbq::Result<ModelSource> open(const std::string& path);
+  /// Opens a folder or a `.gguf` file and reads its configuration. `pre_tokenizer`, if not empty, takes the place of
+  /// the one that GGUF metadata names. Errc::io, Errc::bad_file, Errc::unsupported.
+  [[nodiscard]] static cbq::Result<ModelSource> open(const std::string& path, const std::string& pre_tokenizer = {});
 
   [[nodiscard]] const std::string& path() const { return path_; }
   [[nodiscard]] const ModelConfig& config() const { return config_; }
@@ -55,7 +56,8 @@ class ModelSource {
   /// Bytes of the files that hold the weights.
   [[nodiscard]] std::size_t file_bytes() const;
 
-  /// The tokenizer that belongs to the model. Errc::io, Errc::bad_file, Errc::unsupported.
+  /// The tokenizer that belongs to the model. Errc::io, Errc::bad_file, Errc::unsupported; Errc::bad_argument when a
+  /// pre-tokenizer was named for a tokenizer.json, which describes its own.
   [[nodiscard]] cbq::Result<Tokenizer> tokenizer() const;
 
   /// The tokenizer metadata of a GGUF file, for `vocabulary_file`. Errc::bad_argument for a folder.
@@ -76,13 +78,16 @@ class ModelSource {
                                                      std::size_t columns) const;
 
  private:
-  explicit ModelSource(std::string path) : path_(std::move(path)) {}
+  ModelSource(std::string path, std::string pre_tokenizer)
+      : path_(std::move(path)), pre_tokenizer_(std::move(pre_tokenizer)) {}
 
   [[nodiscard]] const cbq::TensorView* find_stored(std::string_view name) const;
   [[nodiscard]] const cbq::GgufTensor* find_gguf(std::string_view name) const;
   [[nodiscard]] cbq::Status read_gguf(std::string_view name, const cbq::MatrixView<float>& out) const;
+  [[nodiscard]] cbq::Result<Tokenizer> tokenizer_of(GgufVocabulary vocabulary, const std::string& file) const;
 
   std::string path_;
+  std::string pre_tokenizer_;
   std::variant<std::monostate, cbq::Checkpoint, cbq::GgufFile> files_;
   cbq::Json json_;
   ModelConfig config_;

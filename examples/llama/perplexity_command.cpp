@@ -38,7 +38,7 @@ void print(const Report& report, const PerplexityCommand& command, const std::st
 // The text named on the command line, else the one beside the model, else the one beside the reference.
 Result<std::string> text_path(const PerplexityCommand& command) {
   if (!command.text.empty()) return command.text;
-  Result<std::string> beside = default_text(command.common.model);
+  Result<std::string> beside = default_text(command.common.model.path);
   if (beside || command.reference.empty()) return beside;
   return default_text(command.reference);
 }
@@ -62,7 +62,7 @@ Status run(const PerplexityCommand& command, const Console& console) {
   if (!tokens) return cbq::in_context(tokens.error(), *path);
   std::optional<LoadedModel> reference;
   if (!command.reference.empty()) {
-    Result<LoadedModel> other = load_model(command.reference);
+    Result<LoadedModel> other = load_model({command.reference, {}});
     if (!other) return other.error();
     reference.emplace(*std::move(other));
   }
@@ -74,7 +74,7 @@ Status run(const PerplexityCommand& command, const Console& console) {
       evaluate(loaded->model, reference ? &reference->model : nullptr, *tokens, options);
   if (!evaluation) return evaluation.error();
 
-  Report report = describe(command.common.model, *loaded, *machine);
+  Report report = describe(command.common.model.path, *loaded, *machine);
   report.perplexity = evaluation->perplexity;
   report.nll = evaluation->nll;
   report.nll_stderr = evaluation->nll_stderr;

@@ -54,7 +54,7 @@ Status run(const QuantizeCommand& command, const Console& console) {
                        command.calibration.c_str());
   }
   const auto start = std::chrono::steady_clock::now();
-  const Result<ModelSource> source = ModelSource::open(command.common.model);
+  const Result<ModelSource> source = ModelSource::open(command.common.model.path, command.common.model.pre_tokenizer);
   if (!source) return source.error();
   QuantizationOptions options;
   options.rules = {{"*", *scheme}};

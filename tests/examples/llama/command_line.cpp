@@ -131,6 +131,7 @@ TEST_CASE("errors end with 1 and say in a line what and where") {
       {{"quantize", pocket_llama(), "-o", scratch / "q", "--scheme", "w5a8"}, "no packed kernel"},
       {{"quantize", pocket_llama(), "-o", scratch / "q", "--scheme", "w4a8_g48"}, "no packed kernel"},
       {{"generate", pocket_llama(), "--prompt", ""}, "prompt"},
+      {{"generate", pocket_llama(), "--prompt", "a", "--pre-tokenizer", "gpt-2"}, "tokenizer.json"},
       {{"bench", pocket_llama(), "--prompt-tokens", "2000"}, "1024"},
       {{"sample", pocket_llama(), "-o", missing + "/x.txt", "--tokens", "10"}, missing},
   };

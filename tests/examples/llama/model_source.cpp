@@ -155,6 +155,22 @@ TEST_CASE("a GGUF file and a folder of the same weights are the same model") {
   CHECK(logits_of(unwrap(Model::load(one)), tokens) == logits_of(unwrap(Model::load(other)), tokens));
 }
 
+TEST_CASE("another pre-tokenizer can take the place of the one that a GGUF file names") {
+  const support::ScratchFolder scratch;
+  PocketGguf().write(scratch / "model.gguf");
+  const std::string text = "In 1995\n\n42";
+  const auto ids = [&](const std::string& pre_tokenizer) {
+    return unwrap(unwrap(unwrap(ModelSource::open(scratch / "model.gguf", pre_tokenizer)).tokenizer()).encode(text));
+  };
+  CHECK(ids("gpt-2") == ids(""));
+  CHECK(ids("smollm") != ids(""));
+  const ModelSource source = unwrap(ModelSource::open(scratch / "model.gguf", "smollm"));
+  CHECK(unwrap(source.vocabulary_json())["pre"] == "smollm");  // what quantize writes
+  const auto unknown = unwrap(ModelSource::open(scratch / "model.gguf", "somebody-elses")).tokenizer();
+  REQUIRE_FALSE(unknown);
+  CHECK(unknown.error().code == Errc::unsupported);
+}
+
 TEST_CASE("GGUF files that the engine would get wrong are refused") {
   const support::ScratchFolder scratch;
   const std::vector<std::byte> some(64);
