@@ -60,6 +60,7 @@ int main(int argc, char** argv) {
   bench::register_weight_only_matmul(selection);
   bench::register_float_matmul(selection);
   bench::register_eigen(selection);
+  bench::register_packing(selection);
   const std::size_t ran = benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
   return ran == 0 || bench::skipped_any() ? 1 : 0;

@@ -55,5 +55,6 @@ void register_integer_matmul(const Selection& selection);
 void register_weight_only_matmul(const Selection& selection);
 void register_float_matmul(const Selection& selection);
 void register_eigen(const Selection& selection);
+void register_packing(const Selection& selection);
 
 }  // namespace bench
