@@ -6,10 +6,11 @@
 
 #include <bit>
 #include <cstddef>
+#include <cstdint>
 #include <type_traits>
 
-#include <cbq/gemm/epilogue.hpp>
 #include <cbq/gemm/float_panel_sources.hpp>
+#include <cbq/gemm/output.hpp>
 
 namespace cbq {
 
@@ -42,27 +43,27 @@ struct PanelTraits<FloatPanelsView<T>> {
 };
 
 /// One call, shared by all its tasks.
-template <PanelSource B, Epilogue E>
+template <PanelSource B, Epilogue E, OutputElement T>
 struct Multiplication {
   using Stored = typename PanelTraits<B>::Stored;
 
-  Multiplication(const MatrixView<const float>& a_view, const B& b_source, const MatrixView<float>& c_view,
-                 const E& post, How with) noexcept
-      : a(a_view), b(b_source), c(c_view), epilogue(post), how(with) {}
+  Multiplication(const MatrixView<const float>& a_view, const B& b_source, const MatrixView<T>& c_view, const E& post,
+                 How with) noexcept
+      : a(a_view), b(b_source), c(c_view), how(with), output(driver::output(c_view, post, with.isa)) {}
 
   MatrixView<const float> a;
   const B& b;
-  MatrixView<float> c;
-  const E& epilogue;
+  MatrixView<T> c;
   How how;
+  driver::Output<E, T> output;
   FloatTallKernels tall = float_tall_kernels<float>(how.isa);
   FloatNarrowKernels<float> narrow = float_narrow_kernels<float>(how.isa);
   FloatNarrowKernels<Stored> narrow_stored = float_narrow_kernels<Stored>(how.isa);
 };
 
 /// Whether one panel at a time is read for all rows.
-template <class B, class E>
-[[nodiscard]] bool is_narrow(const Multiplication<B, E>& work) noexcept {
+template <class B, class E, class T>
+[[nodiscard]] bool is_narrow(const Multiplication<B, E, T>& work) noexcept {
   const std::size_t rows = work.a.rows;
   return rows <= float_narrow_rows || (rows <= float_tile_most_rows && work.narrow_stored.tile[rows] != nullptr);
 }
@@ -77,8 +78,8 @@ struct Cut {
   std::size_t end_column = 0;
 };
 
-template <class B, class E>
-[[nodiscard]] Cut cut_work(const Multiplication<B, E>& work, std::size_t first_column, std::size_t count) noexcept {
+template <class B, class E, class T>
+[[nodiscard]] Cut cut_work(const Multiplication<B, E, T>& work, std::size_t first_column, std::size_t count) noexcept {
   // Multiply-adds per task: 10 to 40 microseconds, well above the cost of handing out a task. Reading weights for few
   // rows costs about as much as multiplying them with 8.
   constexpr std::size_t task = std::size_t{1} << 19;
@@ -100,13 +101,7 @@ template <class B, class E>
   return cut;
 }
 
-/// A tile's place in C. `columns` may be fewer than the tile's panels have.
-struct Patch {
-  std::size_t row = 0;
-  std::size_t rows = 0;
-  std::size_t column = 0;
-  std::size_t columns = 0;
-};
+using driver::Patch;  // a tile's place in C; `columns` may be fewer than the tile's panels have
 
 /// Sums of a patch between K blocks; `from` or `to` is null in the first or last block.
 struct Partial {
@@ -114,43 +109,55 @@ struct Partial {
   float* to = nullptr;
 };
 
-/// Runs one kernel on one patch: whole tiles without an epilogue go straight to C, others through the stack.
+/// A patch of C as floats, zero beyond its columns, where products are added to it through the stack.
 template <class B, class E, class T>
-void run_tile(const Multiplication<B, E>& work, FloatTileKernel<T> kernel, FloatTile<T> tile, const Patch& patch,
-              const Partial& partial) noexcept {
-  float staging[float_tile_most_rows * strip_width];
-  const bool whole = patch.columns % width == 0;
-  float* c = row(work.c, patch.row) + patch.column;
-  if (partial.from != nullptr) {
-    tile.initial = partial.from;
-    tile.initial_stride = strip_width;
-  } else if (work.how.accumulate == Accumulate::add && whole) {
-    tile.initial = c;
-    tile.initial_stride = work.c.stride;
-  } else if (work.how.accumulate == Accumulate::add) {
+void load_patch(const Multiplication<B, E, T>& work, const Patch& patch, float* staging) noexcept {
+  if constexpr (!std::is_same_v<T, std::int8_t>) {
     for (std::size_t r = 0; r < patch.rows; ++r) {
+      const T* c = row(work.c, patch.row + r) + patch.column;
       for (std::size_t j = 0; j < strip_width; ++j) {
-        staging[r * strip_width + j] = j < patch.columns ? c[r * work.c.stride + j] : 0.0f;
+        staging[r * strip_width + j] = j < patch.columns ? to_float(c[j]) : 0.0f;
       }
-    }
-    tile.initial = staging;
-    tile.initial_stride = strip_width;
-  }
-  const bool direct = whole && std::is_same_v<E, NoEpilogue>;
-  tile.c = partial.to != nullptr ? partial.to : direct ? c : staging;
-  tile.c_stride = tile.c == c ? work.c.stride : strip_width;
-  kernel(tile);
-  if (partial.to != nullptr || direct) return;
-  for (std::size_t r = 0; r < patch.rows; ++r) {
-    for (std::size_t j = 0; j < patch.columns; ++j) {
-      c[r * work.c.stride + j] = work.epilogue(staging[r * strip_width + j], patch.row + r, patch.column + j);
     }
   }
 }
 
+/// Where whole panels of C can be read and written in place; null where C holds no floats.
+template <class B, class E, class T>
+[[nodiscard]] float* floats_of(const Multiplication<B, E, T>& work, const Patch& patch) noexcept {
+  if constexpr (std::is_same_v<T, float>) {
+    if (patch.columns % width == 0) return row(work.c, patch.row) + patch.column;
+  }
+  return nullptr;
+}
+
+/// Runs one kernel on one patch: whole tiles without an epilogue go straight to C, others through the stack.
+template <class B, class E, class T, class Stored>
+void run_tile(const Multiplication<B, E, T>& work, FloatTileKernel<Stored> kernel, FloatTile<Stored> tile,
+              const Patch& patch, const Partial& partial) noexcept {
+  float staging[float_tile_most_rows * strip_width];
+  float* c = floats_of(work, patch);
+  if (partial.from != nullptr) {
+    tile.initial = partial.from;
+    tile.initial_stride = strip_width;
+  } else if (work.how.accumulate == Accumulate::add && c != nullptr) {
+    tile.initial = c;
+    tile.initial_stride = work.c.stride;
+  } else if (work.how.accumulate == Accumulate::add) {
+    load_patch(work, patch, staging);
+    tile.initial = staging;
+    tile.initial_stride = strip_width;
+  }
+  const bool direct = c != nullptr && std::is_same_v<E, NoEpilogue>;
+  tile.c = partial.to != nullptr ? partial.to : direct ? c : staging;
+  tile.c_stride = tile.c == c ? work.c.stride : strip_width;
+  kernel(tile);
+  if (partial.to == nullptr && !direct) driver::store_patch(staging, strip_width, work.output, patch);
+}
+
 /// More than 4 rows: rows [first_row, end_row), at most block_rows, times the strip of `panels` panels from `panel`.
-template <class B, class E>
-void run_tall_strip(const Multiplication<B, E>& work, const Patch& strip, std::size_t panels) noexcept {
+template <class B, class E, class T>
+void run_tall_strip(const Multiplication<B, E, T>& work, const Patch& strip, std::size_t panels) noexcept {
   constexpr bool in_place = PanelTraits<B>::in_place;
   constexpr std::size_t depth = in_place ? in_place_inputs : decoded_inputs;
   alignas(64) float scratch[in_place ? 1 : strip_width * depth];
@@ -171,7 +178,7 @@ void run_tall_strip(const Multiplication<B, E>& work, const Patch& strip, std::s
       float* partial = sums + begin * strip_width;
       tile.a = row(work.a, strip.row + begin) + first;
       run_tile(work, work.tall.tile[panels - 1][end - begin], tile,
-               {strip.row + begin, end - begin, strip.column, strip.columns},
+               {strip.row + begin, strip.column, end - begin, strip.columns},
                {first != 0 ? partial : nullptr, first + count < inputs ? partial : nullptr});
     }
     first += count;
@@ -185,8 +192,8 @@ struct NarrowPanel {
   std::size_t stride = 0;
 };
 
-template <class B, class E>
-[[nodiscard]] NarrowPanel<typename PanelTraits<B>::Stored> narrow_panel(const Multiplication<B, E>& work,
+template <class B, class E, class T>
+[[nodiscard]] NarrowPanel<typename PanelTraits<B>::Stored> narrow_panel(const Multiplication<B, E, T>& work,
                                                                         std::size_t column) noexcept {
   if constexpr (std::is_same_v<B, RowMajorOperand>) {
     if (work.b.outputs - column >= width) return {work.b.data + column, work.b.stride};
@@ -197,8 +204,8 @@ template <class B, class E>
 }
 
 /// Few rows (see is_narrow()) times one panel.
-template <class B, class E>
-void run_narrow_panel(const Multiplication<B, E>& work, const Patch& patch) noexcept {
+template <class B, class E, class T>
+void run_narrow_panel(const Multiplication<B, E, T>& work, const Patch& patch) noexcept {
   const std::size_t inputs = work.a.columns;
   if (const auto panel = narrow_panel(work, patch.column); panel.stride != 0) {
     using Stored = typename PanelTraits<B>::Stored;
@@ -228,8 +235,8 @@ void run_narrow_panel(const Multiplication<B, E>& work, const Patch& patch) noex
   } while (first < inputs);
 }
 
-template <class B, class E>
-void run_task(const Multiplication<B, E>& work, const Cut& cut, std::size_t task) noexcept {
+template <class B, class E, class T>
+void run_task(const Multiplication<B, E, T>& work, const Cut& cut, std::size_t task) noexcept {
   const std::size_t chunk = task / cut.row_blocks;
   const std::size_t block = task % cut.row_blocks;
   const std::size_t first_row = work.a.rows * block / cut.row_blocks;
@@ -238,7 +245,7 @@ void run_task(const Multiplication<B, E>& work, const Cut& cut, std::size_t task
     const std::size_t column = (cut.first_panel + s * cut.strip_panels) * width;
     const std::size_t left = cut.end_column - column;
     const std::size_t columns = left < cut.strip_panels * width ? left : cut.strip_panels * width;
-    const Patch patch{first_row, rows, column, columns};
+    const Patch patch{first_row, column, rows, columns};
     if (is_narrow(work)) {
       run_narrow_panel(work, patch);
     } else {

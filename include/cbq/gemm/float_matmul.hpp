@@ -17,17 +17,11 @@
 #include <type_traits>
 
 #include <cbq/core/executor.hpp>
-#include <cbq/gemm/epilogue.hpp>
 #include <cbq/gemm/float_driver.hpp>
 #include <cbq/gemm/float_panel_sources.hpp>
+#include <cbq/gemm/output.hpp>
 
 namespace cbq {
-
-/// Columns [first, first + count) of a result; `first` is a multiple of 16. By default all.
-struct ColumnRange {
-  std::size_t first = 0;
-  std::size_t count = static_cast<std::size_t>(-1);  ///< cut at the last column
-};
 
 inline namespace CBQ_ABI {
 
@@ -35,23 +29,23 @@ inline namespace CBQ_ABI {
 template <Executor X = SerialExecutor>
 struct FloatMatmulOptions {
   X executor = {};
-  ColumnRange columns = {};
+  OutputRange columns = {};
   Accumulate accumulate = Accumulate::overwrite;
   Isa cap = Isa::avx512_vnni;       ///< highest instruction set to use
   std::span<float> workspace = {};  ///< only for float_matmul_transposed()
 };
 
 /// C [M x N] = epilogue(A [M x K] * B), or with Accumulate::add epilogue(C + A * B); columns outside options.columns
-/// are left alone. C must not overlap A or B; the epilogue may read the element of C that it replaces. Errors:
-/// Errc::bad_shape, Errc::bad_argument for a range that does not start at a multiple of 16.
+/// are left alone. C is float, half, bfloat16 or int8, rounded once; it must not overlap A or B; the epilogue may read
+/// the element of C that it replaces. Errors: Errc::bad_shape; Errc::bad_argument for null memory, for a range that
+/// does not start at a multiple of 16 or leaves C, and for adding to int8.
 ///
 ///   float_matmul(x, panels.view(), y);                                  // y = x W^T
 ///   float_matmul(q, transposed(k), scores, Scale{s}, {.cap = Isa::avx2});
-template <PanelSource B, Epilogue E = NoEpilogue, Executor X = SerialExecutor>
-[[nodiscard]] Status float_matmul(const MatrixView<const float>& a, const B& b, const MatrixView<float>& c,
+template <PanelSource B, Epilogue E = NoEpilogue, Executor X = SerialExecutor, OutputElement T = float>
+[[nodiscard]] Status float_matmul(const MatrixView<const float>& a, const B& b, const MatrixView<T>& c,
                                   const E& epilogue = {}, const FloatMatmulOptions<X>& options = {}) {
   const std::size_t outputs = b.outputs;
-  const ColumnRange& range = options.columns;
   if (a.columns != b.inputs || c.rows != a.rows || c.columns != outputs) {
     return Error{Errc::bad_shape, "[cbq] float_matmul: A is M x K, B has N outputs of K inputs, C is M x N", "",
                  ErrorText(a.rows) << " x " << a.columns << ", " << outputs << " of " << b.inputs << ", " << c.rows
@@ -60,16 +54,21 @@ template <PanelSource B, Epilogue E = NoEpilogue, Executor X = SerialExecutor>
   if (a.rows > 1 && (a.stride < a.columns || c.stride < c.columns)) {
     return Error{Errc::bad_shape, "[cbq] float_matmul: a stride is shorter than a row"};
   }
-  if (range.first % float_panel_width != 0 || range.first > outputs) {
-    return Error{Errc::bad_argument, "[cbq] float_matmul: a column range starts inside C at a multiple of 16", "",
-                 range.first};
+  const bool reads = a.rows != 0 && a.columns != 0;
+  const bool writes = a.rows != 0 && outputs != 0;
+  if ((reads && a.data == nullptr) || (writes && c.data == nullptr)) {
+    return Error{Errc::bad_argument, "[cbq] float_matmul: memory is null", reads && a.data == nullptr ? "A" : "C"};
   }
-  const std::size_t rest = outputs - range.first;
-  const std::size_t count = range.count < rest ? range.count : rest;
-  if (a.rows == 0 || count == 0) return {};
+  if (std::is_same_v<T, std::int8_t> && options.accumulate == Accumulate::add) {
+    return Error{Errc::bad_argument, "[cbq] float_matmul: products cannot be added to int8"};
+  }
+  const Result<OutputRange> range = driver::resolve(options.columns, outputs);
+  if (!range) return range.error();
+  if (const Status fits = check_epilogue(epilogue, c.rows, range->first + range->count); !fits) return fits;
+  if (a.rows == 0 || range->count == 0) return {};
   const Isa isa = capped(options.cap);
-  const float_driver::Multiplication<B, E> work(a, b, c, epilogue, {.accumulate = options.accumulate, .isa = isa});
-  const float_driver::Cut cut = float_driver::cut_work(work, range.first, count);
+  const float_driver::Multiplication<B, E, T> work(a, b, c, epilogue, {.accumulate = options.accumulate, .isa = isa});
+  const float_driver::Cut cut = float_driver::cut_work(work, range->first, range->count);
   options.executor.for_each_index(cut.row_blocks * cut.chunks,
                                   [&](std::size_t task) { float_driver::run_task(work, cut, task); });
   return {};
@@ -86,8 +85,8 @@ template <PanelSource B, Epilogue E = NoEpilogue, Executor X = SerialExecutor>
 /// C [M x N] = epilogue(A^T * B) for A stored as [K x M], as in the gradient of weights; otherwise as float_matmul(). A
 /// is transposed into options.workspace first. Errors: those of float_matmul(), and Errc::bad_argument for a short
 /// workspace.
-template <PanelSource B, Epilogue E = NoEpilogue, Executor X = SerialExecutor>
-[[nodiscard]] Status float_matmul_transposed(const MatrixView<const float>& a, const B& b, const MatrixView<float>& c,
+template <PanelSource B, Epilogue E = NoEpilogue, Executor X = SerialExecutor, OutputElement T = float>
+[[nodiscard]] Status float_matmul_transposed(const MatrixView<const float>& a, const B& b, const MatrixView<T>& c,
                                              const E& epilogue, const FloatMatmulOptions<X>& options) {
   const Result<std::size_t> needed = float_matmul_transposed_workspace(a.columns, a.rows);
   if (!needed) return needed.error();
@@ -97,6 +96,9 @@ template <PanelSource B, Epilogue E = NoEpilogue, Executor X = SerialExecutor>
   }
   if (a.rows > 1 && a.stride < a.columns) {
     return Error{Errc::bad_shape, "[cbq] float_matmul_transposed: a stride is shorter than a row"};
+  }
+  if (a.data == nullptr && a.rows != 0 && a.columns != 0) {
+    return Error{Errc::bad_argument, "[cbq] float_matmul_transposed: memory is null", "A"};
   }
   // An odd number of cache lines per row keeps the rows of a tile in different sets of L1.
   const std::size_t stride = divide_up(a.rows, float_panel_width) / 2 * 2 * float_panel_width + float_panel_width;

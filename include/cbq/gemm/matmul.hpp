@@ -2,85 +2,94 @@
 #pragma once
 
 // y = x W^T with quantized activations and packed weights: the driver around the kernels. It allocates nothing. Work is
-// cut by shape alone into pieces of 32 outputs x at most 240 tokens, in an order in which contiguous pieces read
-// contiguous weights, so a statically scheduled executor gives every thread one sequential stream. Results are the same
-// bits for any executor. A strip of 32 packed outputs stays in cache while all its tokens pass: weights are read from
-// memory once per 240 tokens.
+// cut by shape alone, in an order in which contiguous pieces read contiguous weights, so a statically scheduled
+// executor gives every thread one sequential stream. Results are the same bits for any executor. A strip of 32 packed
+// outputs stays in cache while all tokens of a piece pass: weights are read from memory once per 240 tokens.
+//
+// There is no blocking over inputs: a strip of 32 outputs x 28672 4-bit inputs and the activations of 20 tokens are 1
+// MB, and 512 tokens still run at the speed of 4096 inputs (431 against 430 GOPS on one Zen 4 core with 1 MB of L2),
+// because both are read in sequence and the prefetchers keep up from L3.
 
 #include <cstddef>
-#include <type_traits>
+#include <span>
 
 #include <cbq/core/executor.hpp>
 #include <cbq/gemm/activations.hpp>
 #include <cbq/gemm/dispatch.hpp>
-#include <cbq/gemm/epilogue.hpp>
+#include <cbq/gemm/output.hpp>
 #include <cbq/gemm/packed_weights.hpp>
 
 namespace cbq {
-
-/// Outputs [first, first + count) of a matmul, for hosts that cut the work themselves. `first` is a multiple of 16.
-struct OutputRange {
-  std::size_t first = 0;
-  std::size_t count = 0;
-};
-
 inline namespace CBQ_ABI {
 namespace driver {
 
-/// Outputs of one piece: the two panels of the register tile.
-inline constexpr std::size_t piece_outputs = 2 * panel_outputs;
+/// Outputs of one strip: the two panels of the register tile.
+inline constexpr std::size_t strip_outputs = 2 * panel_outputs;
 /// Most tokens of one piece: their codes stay in the L2 cache.
 inline constexpr std::size_t most_piece_tokens = 12 * activation_panel_rows;
 
-/// Rows and columns of a piece of the result.
-struct Patch {
-  std::size_t row = 0;
-  std::size_t column = 0;
-  std::size_t rows = 0;
-  std::size_t columns = 0;
+/// One matmul: what, with which kernel, and where to.
+template <class Post, OutputElement T>
+struct IntegerProduct {
+  IntegerKernel kernel = nullptr;
+  QuantizedTokens x = {};
+  PackedMatrix weights = {};
+  OutputRange range = {};  ///< resolved
+  Output<Post, T> output = {};
 };
 
-/// Tokens and inputs of the activations.
-struct ActivationShape {
+/// How the work of one product is cut: into pieces of token rows x outputs, chunk after chunk of outputs, and within a
+/// chunk one row of pieces after another.
+struct Cut {
+  std::size_t token_pieces = 0;
+  std::size_t piece_tokens = 0;
+  std::size_t output_pieces = 0;
+  std::size_t piece_outputs = 0;
+  std::size_t chunk = 1;  ///< output pieces per chunk
+};
+
+/// Activations of `tokens` x `inputs` times `outputs` outputs.
+struct ProductShape {
   std::size_t tokens = 0;
   std::size_t inputs = 0;
+  std::size_t outputs = 0;
 };
 
-[[nodiscard]] inline Status check_shapes(ActivationShape x, const PackedLayout& weights, OutputRange range,
-                                         const MatrixView<float>& y) {
-  if (x.inputs != weights.inputs) {
-    return Error{Errc::bad_shape, "[cbq] matmul: activations and weights have different inputs", "inputs", x.inputs,
-                 weights.inputs};
-  }
-  if (y.rows != x.tokens || y.columns != weights.outputs || (y.rows > 1 && y.stride < y.columns)) {
-    return Error{Errc::bad_shape, "[cbq] matmul: the result must be tokens x outputs", "y",
-                 ErrorText(y.rows) << " x " << y.columns << ", stride " << y.stride,
-                 ErrorText(x.tokens) << " x " << weights.outputs};
-  }
-  if (range.first % panel_outputs != 0 || range.first > y.columns || range.count > y.columns - range.first) {
-    return Error{Errc::bad_argument, "[cbq] matmul: a range of outputs starts at a multiple of 16 and ends inside y",
-                 "range", ErrorText(range.first) << " + " << range.count, y.columns};
-  }
-  return {};
+[[nodiscard]] constexpr Cut cut_work(const ProductShape& shape) noexcept {
+  // Enough that 16 threads end within a tenth of each other, and few enough that handing them out costs nothing.
+  constexpr std::size_t enough_pieces = 128;
+  constexpr std::size_t most_output_pieces = 512;
+  constexpr std::size_t cached_activations = std::size_t{1} << 19;  // half of an L2 cache
+  Cut cut;
+  if (shape.tokens == 0 || shape.outputs == 0) return cut;
+  const std::size_t strips = divide_up(shape.outputs, strip_outputs);
+  cut.piece_outputs = strip_outputs * divide_up(strips, most_output_pieces);
+  cut.output_pieces = divide_up(shape.outputs, cut.piece_outputs);
+  const std::size_t panels = divide_up(shape.tokens, activation_panel_rows);
+  const std::size_t wanted = divide_up(enough_pieces, cut.output_pieces);
+  const std::size_t for_cache = divide_up(shape.tokens, most_piece_tokens);
+  const std::size_t pieces = for_cache > wanted ? for_cache : wanted;
+  const std::size_t piece_panels = divide_up(panels, pieces < panels ? pieces : panels);
+  cut.piece_tokens = piece_panels * activation_panel_rows;
+  cut.token_pieces = divide_up(panels, piece_panels);
+  // The last row of pieces is shorter. Where the activations of all rows stay in cache every row of pieces is visited
+  // for each strip; otherwise for 8 strips, whose products take long enough to hide that activations come from L3.
+  cut.chunk = shape.tokens * shape.inputs <= cached_activations ? 1 : 8;
+  return cut;
 }
 
-/// Applies an epilogue to a finished patch while it is in the L1 cache.
-template <class E>
-void apply_epilogue(const E& epilogue, const MatrixView<float>& y, const Patch& patch) {
-  if constexpr (!std::is_same_v<E, NoEpilogue>) {
-    for (std::size_t r = patch.row; r < patch.row + patch.rows; ++r) {
-      float* values = row(y, r);
-      for (std::size_t c = patch.column; c < patch.column + patch.columns; ++c) values[c] = epilogue(values[c], r, c);
-    }
-  }
+template <class Post, OutputElement T>
+[[nodiscard]] Cut cut_work(const IntegerProduct<Post, T>& product) noexcept {
+  return cut_work({product.x.tokens, product.weights.layout.inputs, product.range.count});
 }
 
 /// One patch of the result: one panel of activations, at most 32 outputs from the start of a panel of weights.
-inline void multiply_patch(IntegerKernel kernel, const QuantizedTokens& x, const PackedMatrix& weights,
-                           const MatrixView<float>& y, const Patch& patch) {
-  const PackedLayout& layout = weights.layout;
+template <class Post, OutputElement T>
+void multiply_patch(const IntegerProduct<Post, T>& product, const Patch& patch) {
+  const PackedLayout& layout = product.weights.layout;
+  const QuantizedTokens& x = product.x;
   IntegerTile tile;
-  tile.panel = weights.data + patch.column / panel_outputs * layout.panel_bytes;
+  tile.panel = product.weights.data + patch.column / panel_outputs * layout.panel_bytes;
   tile.panel_bytes = layout.panel_bytes;
   tile.header_bytes = layout.header_bytes;
   tile.group_bytes = layout.group_bytes;
@@ -88,75 +97,121 @@ inline void multiply_patch(IntegerKernel kernel, const QuantizedTokens& x, const
   tile.groups = layout.groups;
   tile.blocks_per_group = layout.blocks_per_group;
   tile.blocks = layout.blocks;
-  tile.weight_multiplier = weights.multiplier;
+  tile.weight_multiplier = product.weights.multiplier;
   tile.codes = x.codes + patch.row * layout.blocks * block_inputs;
   tile.zero_terms = x.zero_terms + patch.row * layout.groups;
   tile.row_scales = x.scales + patch.row;
   tile.panel_rows = patch.rows;
-  if (patch.columns % panel_outputs == 0) {
-    tile.out = row(y, patch.row) + patch.column;
-    tile.out_stride = y.stride;
-    kernel(tile);
-    return;
+  if constexpr (stores_directly<Post, T>(panel_outputs)) {
+    if (patch.columns % panel_outputs == 0) {
+      tile.out = row(product.output.y, patch.row) + patch.column;
+      tile.out_stride = product.output.y.stride;
+      product.kernel(tile);
+      return;
+    }
   }
-  float whole[activation_panel_rows * piece_outputs];  // kernels store whole panels; y has no room for the last one
-  tile.out = whole;
-  tile.out_stride = piece_outputs;
-  kernel(tile);
-  for (std::size_t r = 0; r < patch.rows; ++r) {
-    float* values = row(y, patch.row + r) + patch.column;
-    for (std::size_t c = 0; c < patch.columns; ++c) values[c] = whole[r * piece_outputs + c];
+  if (patch.rows > 1) prefetch_patch(product.output, patch);
+  float sums[activation_panel_rows * strip_outputs];  // whole panels, for which y has no room at its end
+  tile.out = sums;
+  tile.out_stride = strip_outputs;
+  product.kernel(tile);
+  store_patch(sums, strip_outputs, product.output, patch);
+}
+
+/// Piece `index` of a product.
+template <class Post, OutputElement T>
+void multiply_piece(const IntegerProduct<Post, T>& product, const Cut& cut, std::size_t index) {
+  std::size_t first_token = 0;
+  std::size_t output_piece = index;
+  if (cut.token_pieces > 1) {
+    const std::size_t chunk = index / (cut.chunk * cut.token_pieces);
+    const std::size_t inside = index - chunk * cut.chunk * cut.token_pieces;
+    const std::size_t left = cut.output_pieces - chunk * cut.chunk;
+    const std::size_t width = left < cut.chunk ? left : cut.chunk;
+    first_token = inside / width * cut.piece_tokens;
+    output_piece = chunk * cut.chunk + inside % width;
+  }
+  const std::size_t first_output = output_piece * cut.piece_outputs;
+  const std::size_t tokens = product.x.tokens;
+  const std::size_t outputs = product.range.count;
+  const std::size_t end_token = tokens - first_token < cut.piece_tokens ? tokens : first_token + cut.piece_tokens;
+  const std::size_t end_output =
+      outputs - first_output < cut.piece_outputs ? outputs : first_output + cut.piece_outputs;
+  for (std::size_t output = first_output; output < end_output; output += strip_outputs) {
+    for (std::size_t token = first_token; token < end_token; token += activation_panel_rows) {
+      Patch patch{.row = token, .column = product.range.first + output};
+      patch.rows = end_token - token < activation_panel_rows ? end_token - token : activation_panel_rows;
+      patch.columns = end_output - output < strip_outputs ? end_output - output : strip_outputs;
+      multiply_patch(product, patch);
+    }
   }
 }
 
-/// All pieces of the outputs in `range`. Nothing here depends on the scheme any more.
-template <class Post, class E>
-void multiply(IntegerKernel kernel, const QuantizedTokens& x, const PackedMatrix& weights, OutputRange range,
-              const MatrixView<float>& y, const Post& epilogue, const E& executor) {
-  const std::size_t tokens = x.tokens;
-  // Pieces of equal height, in whole panels: a short last one would leave threads idle.
-  const std::size_t token_pieces = divide_up(tokens, most_piece_tokens);
-  const std::size_t piece_panels =
-      token_pieces == 0 ? 0 : divide_up(divide_up(tokens, token_pieces), activation_panel_rows);
-  const std::size_t piece_tokens = piece_panels * activation_panel_rows;
-  const std::size_t output_pieces = divide_up(range.count, piece_outputs);
-  executor.for_each_index(token_pieces * output_pieces, [&](std::size_t piece) {
-    const std::size_t inside = piece % output_pieces * piece_outputs;
-    const std::size_t first_output = range.first + inside;
-    const std::size_t count = range.count - inside < piece_outputs ? range.count - inside : piece_outputs;
-    const std::size_t first_token = piece / output_pieces * piece_tokens;
-    const std::size_t end = tokens - first_token < piece_tokens ? tokens : first_token + piece_tokens;
-    for (std::size_t token = first_token; token < end; token += activation_panel_rows) {
-      const std::size_t count_rows = end - token < activation_panel_rows ? end - token : activation_panel_rows;
-      const Patch patch{token, first_output, count_rows, count};
-      multiply_patch(kernel, x, weights, y, patch);
-      apply_epilogue(epilogue, y, patch);
-    }
-  });
+/// All pieces of a product, whose operands were checked. Nothing here depends on the scheme any more.
+template <class Post, OutputElement T, class E>
+void multiply(const IntegerProduct<Post, T>& product, const E& executor) {
+  const Cut cut = cut_work(product);
+  executor.for_each_index(cut.token_pieces * cut.output_pieces,
+                          [&](std::size_t piece) { multiply_piece(product, cut, piece); });
+}
+
+/// Whether operands fit each other and can be read; activations of the layout that the weights have.
+[[nodiscard]] inline Status check_operands(const QuantizedTokens& x, const PackedMatrix& weights) noexcept {
+  const PackedLayout& layout = weights.layout;
+  if (x.layout.inputs != layout.inputs || x.layout.groups != layout.groups || x.layout.blocks != layout.blocks) {
+    return Error{Errc::bad_shape, "[cbq] matmul: activations and weights have different inputs", "inputs",
+                 ErrorText(x.layout.inputs) << " in " << x.layout.groups << " groups",
+                 ErrorText(layout.inputs) << " in " << layout.groups << " groups"};
+  }
+  if (x.tokens != 0 && (x.codes == nullptr || x.zero_terms == nullptr || x.scales == nullptr)) {
+    return Error{Errc::bad_argument, "[cbq] matmul: the activations' memory is null", "x"};
+  }
+  if (weights.data == nullptr && packed_bytes(layout) != 0) {
+    return Error{Errc::bad_argument, "[cbq] matmul: the weights' memory is null", "weights"};
+  }
+  return {};
+}
+
+/// What check_operands(), check_result() and the epilogue have against a product; resolves its range.
+template <class Post, OutputElement T>
+[[nodiscard]] Status check_product(IntegerProduct<Post, T>& product) noexcept {
+  const MatrixView<T>& y = product.output.y;
+  if (const Status fit = check_operands(product.x, product.weights); !fit) return fit;
+  if (const Status fits = check_result(y, product.x.tokens, product.weights.layout.outputs); !fits) return fits;
+  const Result<OutputRange> range = resolve(product.range, product.weights.layout.outputs);
+  if (!range) return range.error();
+  product.range = *range;
+  return check_epilogue(product.output.epilogue, y.rows, product.range.first + product.range.count);
 }
 
 }  // namespace driver
 
 /// Outputs `range` of y = x W^T followed by the epilogue; the other columns of y are left alone. See matmul().
-template <Scheme S, Epilogue Post = NoEpilogue, class Kernels = RegionKernels, Executor E = SerialExecutor>
+template <Scheme S, Epilogue Post = NoEpilogue, class Kernels = RegionKernels, Executor E = SerialExecutor,
+          OutputElement T = float>
 [[nodiscard]] Status matmul_outputs(const QuantizedActivationsView<S>& x, const PackedWeightsView<S>& weights,
-                                    OutputRange range, const MatrixView<float>& y, const Post& epilogue = {},
+                                    OutputRange range, const MatrixView<T>& y, const Post& epilogue = {},
                                     const E& executor = {}, Isa cap = detect()) {
-  if (const Status shapes = driver::check_shapes({x.tokens, x.layout.inputs}, weights.layout, range, y); !shapes)
-    return shapes;
-  const IntegerKernel kernel = Kernels::template integer_tile<S.weight.bits, S.weight.zero>(capped(cap));
-  driver::multiply(kernel, x, weights, range, y, epilogue, executor);
+  const Isa isa = capped(cap);
+  driver::IntegerProduct<Post, T> product{.kernel = Kernels::template integer_tile<S.weight.bits, S.weight.zero>(isa),
+                                          .x = x,
+                                          .weights = weights,
+                                          .range = range,
+                                          .output = driver::output(y, epilogue, isa)};
+  if (const Status fit = driver::check_product(product); !fit) return fit;
+  driver::multiply(product, executor);
   return {};
 }
 
-/// y = x W^T followed by the epilogue. x: M tokens; y: M x N floats, fully written. Errors: bad_shape.
-/// `cap` lowers the instruction set; what the machine lacks is never used.
-template <Scheme S, Epilogue Post = NoEpilogue, class Kernels = RegionKernels, Executor E = SerialExecutor>
+/// y = x W^T followed by the epilogue, rounded once to the type of y. x: M tokens; y: M x N float, half, bfloat16 or
+/// int8, fully written. Errors: bad_shape, bad_argument (null memory), before any work. `cap` lowers the instruction
+/// set; what the machine lacks is never used.
+template <Scheme S, Epilogue Post = NoEpilogue, class Kernels = RegionKernels, Executor E = SerialExecutor,
+          OutputElement T = float>
 [[nodiscard]] Status matmul(const QuantizedActivationsView<S>& x, const PackedWeightsView<S>& weights,
-                            const MatrixView<float>& y, const Post& epilogue = {}, const E& executor = {},
+                            const MatrixView<T>& y, const Post& epilogue = {}, const E& executor = {},
                             Isa cap = detect()) {
-  return matmul_outputs<S, Post, Kernels, E>(x, weights, {.first = 0, .count = weights.layout.outputs}, y, epilogue,
-                                             executor, cap);
+  return matmul_outputs<S, Post, Kernels, E, T>(x, weights, OutputRange{}, y, epilogue, executor, cap);
 }
 
 }  // namespace CBQ_ABI

@@ -53,10 +53,24 @@ static_assert(PanelSource<DecodedPanels>);
 
 namespace driver {
 
+/// Whether float activations fit the weights and both can be read.
+[[nodiscard]] inline Status check_operands(const MatrixView<const float>& x, const PackedMatrix& weights) noexcept {
+  if (x.columns != weights.layout.inputs || (x.rows > 1 && x.stride < x.columns)) {
+    return Error{Errc::bad_shape, "[cbq] matmul: activations and weights have different inputs", "x",
+                 ErrorText(x.rows) << " x " << x.columns << ", stride " << x.stride,
+                 ErrorText("tokens x ") << weights.layout.inputs};
+  }
+  const bool no_x = x.data == nullptr && x.rows != 0 && x.columns != 0;
+  if (no_x || (weights.data == nullptr && packed_bytes(weights.layout) != 0)) {
+    return Error{Errc::bad_argument, "[cbq] matmul: memory is null", no_x ? "x" : "weights"};
+  }
+  return {};
+}
+
 /// All tokens (at most 4) times the panels of outputs [first, first + count), count at most 32.
-template <class E>
+template <class E, OutputElement T>
 void multiply_few(WeightOnlyKernel kernel, const MatrixView<const float>& x, const PackedMatrix& weights,
-                  OutputRange range, const MatrixView<float>& y, const E& epilogue) {
+                  OutputRange range, const Output<E, T>& result) {
   for (std::size_t inside = 0; inside < range.count; inside += panel_outputs) {
     const std::size_t output = range.first + inside;
     const std::size_t count = range.count - inside < panel_outputs ? range.count - inside : panel_outputs;
@@ -75,28 +89,31 @@ void multiply_few(WeightOnlyKernel kernel, const MatrixView<const float>& x, con
     tile.out = sums;
     tile.out_stride = panel_outputs;
     kernel(tile);
-    for (std::size_t r = 0; r < x.rows; ++r) {
-      for (std::size_t c = 0; c < count; ++c)
-        row(y, r)[output + c] = epilogue(sums[r * panel_outputs + c], r, output + c);
-    }
+    store_patch(sums, panel_outputs, result, {.row = 0, .column = output, .rows = x.rows, .columns = count});
   }
 }
 
 /// y = x W^T once nothing depends on the scheme any more; `few` is null where panels are decoded for any number of
 /// tokens.
-template <class Post, class E>
+template <class Post, class E, OutputElement T>
 [[nodiscard]] Status multiply_decoded(WeightOnlyKernel few, const MatrixView<const float>& x,
-                                      const DecodedPanels& weights, OutputRange range, const MatrixView<float>& y,
+                                      const DecodedPanels& weights, OutputRange wanted, const MatrixView<T>& y,
                                       const Post& epilogue, const E& executor, Isa isa) {
-  if (const Status shapes = check_shapes({x.rows, x.columns}, weights.weights.layout, range, y); !shapes) return shapes;
+  if (const Status fit = check_operands(x, weights.weights); !fit) return fit;
+  if (const Status fits = check_result(y, x.rows, weights.outputs); !fits) return fits;
+  const Result<OutputRange> range = resolve(wanted, weights.outputs);
+  if (!range) return range.error();
   if (x.rows > weight_only_rows || few == nullptr) {
-    const FloatMatmulOptions<E> options{.executor = executor, .columns = {range.first, range.count}, .cap = isa};
+    const FloatMatmulOptions<E> options{.executor = executor, .columns = *range, .cap = isa};
     return float_matmul(x, weights, y, epilogue, options);
   }
-  executor.for_each_index(divide_up(range.count, piece_outputs), [&](std::size_t piece) {
-    const std::size_t inside = piece * piece_outputs;
-    const std::size_t count = range.count - inside < piece_outputs ? range.count - inside : piece_outputs;
-    multiply_few(few, x, weights.weights, {range.first + inside, count}, y, epilogue);
+  if (const Status fits = check_epilogue(epilogue, y.rows, range->first + range->count); !fits) return fits;
+  if (x.rows == 0) return {};
+  const Output<Post, T> result = output(y, epilogue, isa);
+  executor.for_each_index(divide_up(range->count, strip_outputs), [&](std::size_t piece) {
+    const std::size_t inside = piece * strip_outputs;
+    const std::size_t count = range->count - inside < strip_outputs ? range->count - inside : strip_outputs;
+    multiply_few(few, x, weights.weights, {range->first + inside, count}, result);
   });
   return {};
 }
@@ -104,12 +121,13 @@ template <class Post, class E>
 }  // namespace driver
 
 /// Outputs `range` of y = x W^T followed by the epilogue, for schemes with floating-point activations. x: M x K; y: M x
-/// N, its other columns are left alone. Errors: bad_shape, bad_argument (a range that does not start at a multiple of
-/// 16).
-template <Scheme S, Epilogue Post = NoEpilogue, class Kernels = RegionKernels, Executor E = SerialExecutor>
+/// N float, half, bfloat16 or int8, its other columns are left alone. Errors: bad_shape, bad_argument (null memory, a
+/// range that does not start at a multiple of 16 or leaves y).
+template <Scheme S, Epilogue Post = NoEpilogue, class Kernels = RegionKernels, Executor E = SerialExecutor,
+          OutputElement T = float>
   requires(S.activation.bits == 16)
 [[nodiscard]] Status matmul_outputs(const MatrixView<const float>& x, const PackedWeightsView<S>& weights,
-                                    OutputRange range, const MatrixView<float>& y, const Post& epilogue = {},
+                                    OutputRange range, const MatrixView<T>& y, const Post& epilogue = {},
                                     const E& executor = {}, Isa cap = detect()) {
   const Isa isa = capped(cap);
   return driver::multiply_decoded(Kernels::template weight_only_tile<S.weight.bits, S.weight.zero>(isa), x,
@@ -117,13 +135,14 @@ template <Scheme S, Epilogue Post = NoEpilogue, class Kernels = RegionKernels, E
 }
 
 /// y = x W^T followed by the epilogue, for schemes with floating-point activations. x: M x K; y: M x N, fully written.
-/// Errors: bad_shape.
-template <Scheme S, Epilogue Post = NoEpilogue, class Kernels = RegionKernels, Executor E = SerialExecutor>
+/// Errors: bad_shape, bad_argument (null memory).
+template <Scheme S, Epilogue Post = NoEpilogue, class Kernels = RegionKernels, Executor E = SerialExecutor,
+          OutputElement T = float>
   requires(S.activation.bits == 16)
 [[nodiscard]] Status matmul(const MatrixView<const float>& x, const PackedWeightsView<S>& weights,
-                            const MatrixView<float>& y, const Post& epilogue = {}, const E& executor = {},
+                            const MatrixView<T>& y, const Post& epilogue = {}, const E& executor = {},
                             Isa cap = detect()) {
-  return matmul_outputs<S, Post, Kernels, E>(x, weights, {0, weights.layout.outputs}, y, epilogue, executor, cap);
+  return matmul_outputs<S, Post, Kernels, E, T>(x, weights, OutputRange{}, y, epilogue, executor, cap);
 }
 
 }  // namespace CBQ_ABI

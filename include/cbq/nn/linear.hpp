@@ -110,22 +110,13 @@ concept LinearOperator = std::movable<Op> && requires(const Op& op, LinearInput&
 
 namespace linear {
 
-/// Bias and residual after the product.
-struct AddBiasAndResidual {
-  const float* bias = nullptr;
-  MatrixView<const float> residual = {};
-  float operator()(float value, std::size_t r, std::size_t column) const noexcept {
-    return value + bias[column] + row(residual, r)[column];
-  }
-};
-
 /// Calls multiply(epilogue) with the epilogue that bias (null: none) and residual (empty: none) ask for.
 template <class Multiply>
 [[nodiscard]] Status with_epilogue(const float* bias, const MatrixView<const float>& residual,
                                    const Multiply& multiply) {
   if (residual.data == nullptr) return bias == nullptr ? multiply(NoEpilogue{}) : multiply(AddBias{bias});
   if (bias == nullptr) return multiply(AddResidual{residual});
-  return multiply(AddBiasAndResidual{bias, residual});
+  return multiply(Then{AddBias{bias}, AddResidual{residual}});
 }
 
 /// Whether operands fit a weight matrix; strides are checked too.

@@ -73,21 +73,27 @@ template <Executor E>
                                      LinearInput& x, const LinearOutput& out, ExecutionContext<E>& context) noexcept {
   if (const Status valid = check_operands(packed_info(storage, scheme), x.values(), out); !valid) return valid;
   const PackedMatrix& weights = storage.matrix;
-  const OutputRange all{.first = 0, .count = weights.layout.outputs};
   if (scheme.activation.bits == 16) {
     const DecodedPanels panels{.weights = weights,
                                .decode = kernels.decode,
                                .outputs = weights.layout.outputs,
                                .inputs = weights.layout.inputs};
     return with_epilogue(storage.bias.data(), out.residual, [&](const auto& epilogue) {
-      return driver::multiply_decoded(kernels.few, x.values(), panels, all, out.y, epilogue, context.executor(),
-                                      context.isa());
+      return driver::multiply_decoded(kernels.few, x.values(), panels, OutputRange{}, out.y, epilogue,
+                                      context.executor(), context.isa());
     });
   }
   const Result<QuantizedTokens> tokens = x.quantized(scheme, context);
   if (!tokens) return tokens.error();
   return with_epilogue(storage.bias.data(), out.residual, [&](const auto& epilogue) -> Status {
-    driver::multiply(kernels.integer, *tokens, weights, all, out.y, epilogue, context.executor());
+    driver::IntegerProduct<std::decay_t<decltype(epilogue)>, float> product{
+        .kernel = kernels.integer,
+        .x = *tokens,
+        .weights = weights,
+        .range = {},
+        .output = driver::output(out.y, epilogue, context.isa())};
+    if (const Status fit = driver::check_product(product); !fit) return fit;
+    driver::multiply(product, context.executor());
     return {};
   });
 }
