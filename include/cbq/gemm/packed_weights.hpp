@@ -169,7 +169,7 @@ struct CodeRows {
 
 /// Scales and zero points that lie as numbers in rows; see pack_panel().
 struct Parameters {
-  void header(const Panel& panel, std::size_t group, std::byte* bytes) const noexcept {
+  [[nodiscard]] bool header(const Panel& panel, std::size_t group, std::byte* bytes) const noexcept {
     const auto scale = [&](std::size_t o) {
       return o < panel.count ? row(numbers.scales, panel.first + o)[group] * inverse_multiplier : 0.0f;
     };
@@ -179,10 +179,11 @@ struct Parameters {
       scales[i] = Floats{scale(o), scale(o + 2), scale(o + 4), scale(o + 6)};
     }
     store_scales(scales, bytes);
-    if (panel.layout->zero == Zero::symmetric) return;
+    if (panel.layout->zero == Zero::symmetric) return true;
     std::uint8_t zeros[panel_outputs] = {};
     for (std::size_t o = 0; o < panel.count; ++o) zeros[o] = row(numbers.zeros, panel.first + o)[group];
     __builtin_memcpy(bytes + group_scales_bytes, zeros, sizeof zeros);
+    return true;
   }
 
   QuantizedMatrixView numbers;
