@@ -4,12 +4,19 @@
 // One switch from Isa to function pointer. The caller's Isa was capped to what the machine has.
 
 #include <cbq/core/cpu.hpp>
+#include <cbq/gemm/activation_kernels_neon.hpp>
+#include <cbq/gemm/integer_kernels_amx.hpp>
 #include <cbq/gemm/integer_kernels_avx2.hpp>
 #include <cbq/gemm/integer_kernels_avx512.hpp>
+#include <cbq/gemm/integer_kernels_avx_vnni.hpp>
+#include <cbq/gemm/integer_kernels_neon.hpp>
+#include <cbq/gemm/integer_kernels_neon_dotprod.hpp>
+#include <cbq/gemm/integer_kernels_neon_i8mm.hpp>
 #include <cbq/gemm/integer_kernels_scalar.hpp>
 #include <cbq/gemm/integer_tile.hpp>
 #include <cbq/gemm/weight_only_kernels_avx2.hpp>
 #include <cbq/gemm/weight_only_kernels_avx512.hpp>
+#include <cbq/gemm/weight_only_kernels_neon.hpp>
 #include <cbq/gemm/weight_only_kernels_scalar.hpp>
 
 namespace cbq {
@@ -20,12 +27,23 @@ struct RegionKernels {
   /// Kernel for `Bits`-bit weights with zero points of kind `Z`.
   template <int Bits, Zero Z>
   [[nodiscard]] static IntegerKernel integer_tile(Isa isa) noexcept {
-    switch (floating_point_isa(isa)) {
+    switch (isa) {
 #if defined(__x86_64__)
+      case Isa::amx_int8:
+        return &isa::amx_int8::integer_tile<Bits, Z>;
       case Isa::avx512_vnni:
         return &isa::avx512_vnni::integer_tile<Bits, Z>;
+      case Isa::avx_vnni:
+        return &isa::avx_vnni::integer_tile<Bits, Z>;
       case Isa::avx2:
         return &isa::avx2::integer_tile<Bits, Z>;
+#elif defined(__aarch64__)
+      case Isa::neon_i8mm:
+        return &isa::neon_i8mm::integer_tile<Bits, Z>;
+      case Isa::neon_dotprod:
+        return &isa::neon_dotprod::integer_tile<Bits, Z>;
+      case Isa::neon:
+        return &isa::neon::integer_tile<Bits, Z>;
 #endif
       default:
         return &isa::scalar::integer_tile<Bits, Z>;
@@ -41,6 +59,9 @@ struct RegionKernels {
         return &isa::avx512_vnni::decode_panel<Bits, Z>;
       case Isa::avx2:
         return &isa::avx2::decode_panel<Bits, Z>;
+#elif defined(__aarch64__)
+      case Isa::neon:
+        return &isa::neon::decode_panel<Bits, Z>;
 #endif
       default:
         return &isa::scalar::decode_panel<Bits, Z>;
@@ -56,6 +77,9 @@ struct RegionKernels {
         return &isa::avx512_vnni::weight_only_tile<Bits, Z>;
       case Isa::avx2:
         return &isa::avx2::weight_only_tile<Bits, Z>;
+#elif defined(__aarch64__)
+      case Isa::neon:
+        return &isa::neon::weight_only_tile<Bits, Z>;
 #endif
       default:
         return nullptr;
@@ -71,6 +95,9 @@ struct RegionKernels {
       return isa::avx512_vnni::row_range(values, count);
     case Isa::avx2:
       return isa::avx2::row_range(values, count);
+#elif defined(__aarch64__)
+    case Isa::neon:
+      return isa::neon::row_range(values, count);
 #endif
     default:
       return isa::scalar::row_range(values, count);
@@ -79,12 +106,18 @@ struct RegionKernels {
 
 /// Quantizes one row of activations into its panel.
 inline void quantize_row(const ActivationRow& row, Isa isa) noexcept {
+#if defined(__x86_64__)
+  if (row.slice_inputs != block_inputs) return isa::amx_int8::quantize_row(row);
+#endif
   switch (floating_point_isa(isa)) {
 #if defined(__x86_64__)
     case Isa::avx512_vnni:
       return isa::avx512_vnni::quantize_row(row);
     case Isa::avx2:
       return isa::avx2::quantize_row(row);
+#elif defined(__aarch64__)
+    case Isa::neon:
+      return isa::neon::quantize_row(row);
 #endif
     default:
       return isa::scalar::quantize_row(row);

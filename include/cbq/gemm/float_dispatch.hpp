@@ -8,6 +8,7 @@
 #include <cbq/core/cpu.hpp>
 #include <cbq/gemm/float_kernels_avx2.hpp>
 #include <cbq/gemm/float_kernels_avx512.hpp>
+#include <cbq/gemm/float_kernels_neon.hpp>
 #include <cbq/gemm/float_kernels_scalar.hpp>
 
 namespace cbq {
@@ -21,6 +22,9 @@ template <std::same_as<float> T>
       return isa::avx512_vnni::float_tall_kernels<T>();
     case Isa::avx2:
       return isa::avx2::float_tall_kernels<T>();
+#elif defined(__aarch64__)
+    case Isa::neon:
+      return isa::neon::float_tall_kernels<T>();
 #endif
     default:
       return isa::scalar::float_tall_kernels<T>();
@@ -35,6 +39,9 @@ template <PanelElement T>
       return isa::avx512_vnni::float_narrow_kernels<T>();
     case Isa::avx2:
       return isa::avx2::float_narrow_kernels<T>();
+#elif defined(__aarch64__)
+    case Isa::neon:
+      return isa::neon::float_narrow_kernels<T>();
 #endif
     default:
       return isa::scalar::float_narrow_kernels<T>();
@@ -48,6 +55,9 @@ template <PanelElement T>
       return &isa::avx512_vnni::transpose_block;
     case Isa::avx2:
       return &isa::avx2::transpose_block;
+#elif defined(__aarch64__)
+    case Isa::neon:
+      return &isa::neon::transpose_block;
 #endif
     default:
       return &isa::scalar::transpose_block;
