@@ -4,7 +4,6 @@
 // What ggml and its fork in ik_llama.cpp have in common: a graph of matrix products over the copies of one matrix, all
 // from one input to one output. What differs is declared here and defined in each peer's file.
 
-#include <ggml-alloc.h>
 #include <ggml-backend.h>
 #include <ggml.h>
 
@@ -50,7 +49,7 @@ class GgmlMatrix final : public Matrix {
   }
 
   ~GgmlMatrix() override {
-    graphs_.clear();
+    graphs_ = {};
     ggml_backend_buffer_free(memory_);
     ggml_free(context_);
   }
@@ -64,22 +63,26 @@ class GgmlMatrix final : public Matrix {
   }
 
   std::size_t run(const Product& product) override {
-    std::vector<Graph>& graphs = graphs_for(product);
-    const Graph& graph = graphs[turn_++ % graphs.size()];
-    if (ggml_backend_graph_compute(backend(product.threads), graph.graph) != GGML_STATUS_SUCCESS)
+    const Product& known = graphs_.product;
+    if (known.m != product.m || known.x != product.x || known.y != product.y) make_graphs(product);
+    const std::size_t turn = turn_++ % graphs_.graphs.size();
+    if (ggml_backend_graph_compute(backend(product.threads), graphs_.graphs[turn]) != GGML_STATUS_SUCCESS)
       throw std::runtime_error("the graph failed");
-    return graph.products;
+    return graphs_.products[turn];
   }
 
  private:
-  struct Graph {
+  /// Graphs over all copies, which share one context: the fork has 64 of them per process.
+  struct Graphs {
     struct Free {
       void operator()(ggml_context* context) const { ggml_free(context); }
+      void operator()(ggml_backend_buffer* buffer) const { ggml_backend_buffer_free(buffer); }
     };
+    Product product;
     std::unique_ptr<ggml_context, Free> context;
-    std::shared_ptr<ggml_backend_buffer> input, output;
-    ggml_cgraph* graph = nullptr;
-    std::size_t products = 0;
+    std::unique_ptr<ggml_backend_buffer, Free> input, output;
+    std::vector<ggml_cgraph*> graphs;
+    std::vector<std::size_t> products;
   };
 
   void make_copies(Order order, const std::vector<char>& all) {
@@ -99,48 +102,31 @@ class GgmlMatrix final : public Matrix {
     }
   }
 
-  /// Graphs that together visit every copy; each is long enough that starting it costs little.
-  std::vector<Graph>& graphs_for(const Product& product) {
-    if (graphs_m_ != product.m || graphs_x_ != product.x || graphs_y_ != product.y) graphs_.clear();
-    if (graphs_.empty()) {
-      graphs_m_ = product.m;
-      graphs_x_ = product.x;
-      graphs_y_ = product.y;
-      const double operations = 2.0 * static_cast<double>(product.m * n_ * k_);
-      const auto length = static_cast<std::size_t>(std::clamp(2e9 / operations, 1.0, 1000.0));
-      for (std::size_t first = 0; first < copies_.size(); first += length) {
-        graphs_.push_back(make_graph(product, first, std::min(length, copies_.size() - first)));
+  /// Each graph is long enough that starting it costs little.
+  void make_graphs(const Product& product) {
+    const double operations = 2.0 * static_cast<double>(product.m * n_ * k_);
+    const auto length = static_cast<std::size_t>(std::clamp(2e9 / operations, 1.0, 1000.0));
+    const std::size_t count = (copies_.size() + length - 1) / length;
+    graphs_ = {};
+    graphs_.product = product;
+    graphs_.context.reset(ggml_init(
+        {ggml_tensor_overhead() * (copies_.size() + 8) + count * ggml_graph_overhead_custom(length + 8, false), nullptr,
+         true}));
+    ggml_context* context = graphs_.context.get();
+    ggml_tensor* x =
+        ggml_new_tensor_2d(context, GGML_TYPE_F32, static_cast<std::int64_t>(k_), static_cast<std::int64_t>(product.m));
+    graphs_.input.reset(ggml_backend_cpu_buffer_from_ptr(const_cast<float*>(product.x), ggml_nbytes(x)));
+    graphs_.output.reset(ggml_backend_cpu_buffer_from_ptr(product.y, product.m * n_ * sizeof(float)));
+    ggml_backend_tensor_alloc(graphs_.input.get(), x, const_cast<float*>(product.x));
+    for (std::size_t i = 0; i < copies_.size(); ++i) {
+      if (i % length == 0) {
+        graphs_.graphs.push_back(ggml_new_graph_custom(context, length + 8, false));
+        graphs_.products.push_back(std::min(length, copies_.size() - i));
       }
+      ggml_tensor* y = ggml_mul_mat(context, copies_[i], x);
+      ggml_backend_tensor_alloc(graphs_.output.get(), y, product.y);
+      ggml_build_forward_expand(graphs_.graphs.back(), y);
     }
-    return graphs_;
-  }
-
-  Graph make_graph(const Product& product, std::size_t first, std::size_t count) const {
-    const auto extent = [](std::size_t size) { return static_cast<std::int64_t>(size); };
-    const auto place = [](ggml_tensor* tensor, const float* memory) {
-      void* at = const_cast<float*>(memory);
-      auto* buffer = ggml_backend_cpu_buffer_from_ptr(at, ggml_nbytes(tensor));
-      ggml_backend_tensor_alloc(buffer, tensor, at);
-      return buffer;
-    };
-    Graph graph;
-    graph.products = count;
-    graph.context.reset(ggml_init(
-        {ggml_tensor_overhead() * (count + 8) + ggml_graph_overhead_custom(count + 8, false), nullptr, true}));
-    ggml_context* context = graph.context.get();
-    graph.graph = ggml_new_graph_custom(context, count + 8, false);
-    ggml_tensor* x = ggml_new_tensor_2d(context, GGML_TYPE_F32, extent(k_), extent(product.m));
-    graph.input.reset(place(x, product.x), &ggml_backend_buffer_free);
-    for (std::size_t i = 0; i < count; ++i) {
-      ggml_tensor* y = ggml_mul_mat(context, copies_[first + i], x);
-      if (graph.output) {
-        ggml_backend_tensor_alloc(graph.output.get(), y, product.y);
-      } else {
-        graph.output.reset(place(y, product.y), &ggml_backend_buffer_free);
-      }
-      ggml_build_forward_expand(graph.graph, y);
-    }
-    return graph;
   }
 
   ggml_type type_;
@@ -149,10 +135,8 @@ class GgmlMatrix final : public Matrix {
   ggml_context* context_ = nullptr;
   ggml_backend_buffer_t memory_ = nullptr;
   std::vector<ggml_tensor*> copies_;
-  std::vector<Graph> graphs_;
-  std::size_t graphs_m_ = 0, turn_ = 0;
-  const float* graphs_x_ = nullptr;
-  const float* graphs_y_ = nullptr;
+  Graphs graphs_;
+  std::size_t turn_ = 0;
 };
 
 }  // namespace peers::ggml

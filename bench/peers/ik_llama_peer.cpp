@@ -45,15 +45,15 @@ class IkLlama final : public Peer {
   std::string name() const override { return "ik_llama.cpp"; }
 
   std::vector<Format> formats() const override {
-    return {{"Q4_0_R8", "w4_g32"}, {"Q4_0", "w4_g32"}, {"IQ4_KS", "w4_g128"}, {"Q2_K_R4", "w2"},
-            {"Q2_K", "w2"},        {"IQ2_KS", "w2"},   {"Q8_0_R8", "w8"}};
+    return {{"Q4_0_R8", "w4_g32"}, {"Q4_0", "w4_g32"}, {"IQ4_KS", "w4_g128"}, {"Q4_K_R4", "w4_g128"},
+            {"Q2_K_R4", "w2"},     {"Q2_K", "w2"},     {"IQ2_KS", "w2"},      {"Q8_0_R8", "w8"}};
   }
 
   std::unique_ptr<Matrix> prepare(std::size_t format, const Weights& weights) override {
     constexpr Type types[] = {{GGML_TYPE_Q4_0, Order::repacked}, {GGML_TYPE_Q4_0, Order::plain},
-                              {GGML_TYPE_IQ4_KS, Order::plain},  {GGML_TYPE_Q2_K, Order::repacked},
-                              {GGML_TYPE_Q2_K, Order::plain},    {GGML_TYPE_IQ2_KS, Order::plain},
-                              {GGML_TYPE_Q8_0, Order::repacked}};
+                              {GGML_TYPE_IQ4_KS, Order::plain},  {GGML_TYPE_Q4_K, Order::repacked},
+                              {GGML_TYPE_Q2_K, Order::repacked}, {GGML_TYPE_Q2_K, Order::plain},
+                              {GGML_TYPE_IQ2_KS, Order::plain},  {GGML_TYPE_Q8_0, Order::repacked}};
     return std::make_unique<GgmlMatrix>(types[format], weights);
   }
 };
