@@ -9,6 +9,7 @@
 #include <cbq/core/result.hpp>
 #include <cbq/gemm/activations.hpp>
 #include <cbq/gemm/epilogue.hpp>
+#include <cbq/gemm/grouped_matmul.hpp>
 #include <cbq/gemm/matmul.hpp>
 #include <cbq/gemm/packed_weights.hpp>
 #include <cbq/gemm/weight_only_matmul.hpp>

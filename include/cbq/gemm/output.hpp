@@ -46,6 +46,7 @@ struct Output {
   MatrixView<T> y = {};
   E epilogue = {};
   OutputKernel<E, T> store = nullptr;
+  std::size_t epilogue_row = 0;  ///< what the epilogue is told for the first row of y
 };
 
 template <class E, OutputElement T>
@@ -88,7 +89,7 @@ template <class E, OutputElement T>
 void prefetch_patch(const Output<E, T>& output, const Patch& patch) noexcept {
   constexpr std::size_t line = 64 / sizeof(T);
   for (std::size_t r = patch.row; r < patch.row + patch.rows; ++r) {
-    prefetch_epilogue(output.epilogue, r, patch.column);
+    prefetch_epilogue(output.epilogue, output.epilogue_row + r, patch.column);
     for (std::size_t c = 0; c < patch.columns; c += line) __builtin_prefetch(row(output.y, r) + patch.column + c, 1, 2);
   }
 }
@@ -99,7 +100,7 @@ void store_patch(const float* sums, std::size_t stride, const Output<E, T>& outp
   output.store({.sums = sums,
                 .stride = stride,
                 .epilogue = &output.epilogue,
-                .row = patch.row,
+                .row = output.epilogue_row + patch.row,
                 .column = patch.column,
                 .to = row(output.y, patch.row) + patch.column,
                 .to_stride = output.y.stride,

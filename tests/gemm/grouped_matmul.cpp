@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cbq/gemm/grouped_matmul.hpp>
+
+#include <atomic>
+#include <limits>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include <catch2/catch_all.hpp>
+
+#include "oracle/gemm.hpp"
+#include "support/isas.hpp"
+
+using namespace cbq;
+
+namespace {
+
+constexpr Scheme S = schemes::w4a8_g32;
+using Packed = PackedWeights<S>;
+
+Packed packed_weights(std::size_t outputs, std::size_t inputs, std::mt19937& random) {
+  auto packed = Packed::from_codes(oracle::weights(S.weight, outputs, inputs, oracle::Codes::random, random).view());
+  REQUIRE(packed);
+  return *std::move(packed);
+}
+
+std::vector<float> normal_floats(std::size_t count, std::mt19937& random) {
+  std::vector<float> values(count);
+  std::normal_distribution<float> normal;
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+/// Indices dealt out to threads backwards; counts its calls.
+struct CountingExecutor {
+  std::size_t threads;
+  std::size_t* calls;
+  [[nodiscard]] std::size_t concurrency() const { return threads; }
+  template <class Task>
+  void for_each_index(std::size_t count, Task&& task) const {
+    ++*calls;
+    std::vector<std::thread> workers;
+    for (std::size_t t = 0; t < threads; ++t) {
+      workers.emplace_back([&, t] {
+        for (std::size_t i = t; i < count; i += threads) task(count - 1 - i);
+      });
+    }
+    for (std::thread& worker : workers) worker.join();
+  }
+};
+
+/// Adds the place, so that an epilogue that is told the wrong row shows.
+struct AddPlace {
+  float operator()(float value, std::size_t row, std::size_t column) const {
+    return value + static_cast<float>(row * 1000 + column);
+  }
+};
+
+void check_group(std::size_t tokens, std::size_t inputs) {
+  std::mt19937 random(static_cast<unsigned>(tokens + inputs));
+  const std::size_t outputs[] = {37, 0, 16, 1, 300};
+  const std::vector<float> x = normal_floats(tokens * inputs, random);
+  QuantizedActivations<S> quantized;
+  REQUIRE(quantized.quantize(matrix_view<const float>(x.data(), tokens, inputs)));
+  std::vector<Packed> weights;
+  std::vector<std::vector<float>> want, got;
+  for (const std::size_t n : outputs) {
+    weights.push_back(packed_weights(n, inputs, random));
+    want.emplace_back(tokens * n);
+    got.emplace_back(tokens * n, std::numeric_limits<float>::quiet_NaN());
+    REQUIRE(matmul(quantized.view(), weights.back().view(), matrix_view(want.back().data(), tokens, n), AddPlace{}));
+  }
+  std::vector<GroupMember<S, AddPlace>> members;
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    members.push_back({weights[i].view(), matrix_view(got[i].data(), tokens, outputs[i]), {}});
+  }
+  for (const std::size_t threads : {1u, 3u}) {
+    std::size_t calls = 0;
+    for (auto& y : got) std::fill(y.begin(), y.end(), std::numeric_limits<float>::quiet_NaN());
+    REQUIRE(matmul_group(quantized.view(), std::span<const GroupMember<S, AddPlace>>(members),
+                         CountingExecutor{threads, &calls}));
+    CAPTURE(tokens, inputs, threads);
+    CHECK(calls == 1);
+    CHECK(got == want);
+  }
+}
+
+struct Mixture {
+  std::vector<std::size_t> offsets = {0};
+  std::vector<Packed> weights;
+  std::vector<PackedWeightsView<S>> views;
+  std::vector<float> x;
+  std::size_t inputs = 0;
+};
+
+Mixture mixture(std::span<const std::size_t> tokens, std::size_t outputs, std::size_t inputs) {
+  std::mt19937 random(static_cast<unsigned>(tokens.size() * outputs));
+  Mixture m;
+  m.inputs = inputs;
+  for (const std::size_t count : tokens) {
+    m.offsets.push_back(m.offsets.back() + count);
+    m.weights.push_back(packed_weights(outputs, inputs, random));
+    m.views.push_back(m.weights.back().view());
+  }
+  m.x = normal_floats(m.offsets.back() * inputs, random);
+  return m;
+}
+
+void check_experts(std::span<const std::size_t> tokens, std::size_t outputs, std::size_t inputs) {
+  const Mixture m = mixture(tokens, outputs, inputs);
+  const std::size_t total = m.offsets.back();
+  std::vector<float> want(total * outputs);
+  for (std::size_t e = 0; e < tokens.size(); ++e) {
+    QuantizedActivations<S> quantized;
+    REQUIRE(quantized.quantize(matrix_view<const float>(m.x.data() + m.offsets[e] * inputs, tokens[e], inputs)));
+    const auto y = matrix_view(want.data() + m.offsets[e] * outputs, tokens[e], outputs);
+    REQUIRE(matmul(quantized.view(), m.views[e], y));
+    for (std::size_t i = 0; i < tokens[e] * outputs; ++i)
+      y.data[i] = AddPlace{}(y.data[i], m.offsets[e] + i / outputs, i % outputs);
+  }
+  const auto size = expert_activations_size<S>(m.offsets, inputs);
+  REQUIRE(size);
+  std::vector<std::byte> memory(*size);
+  for (const std::size_t threads : {1u, 5u}) {
+    std::size_t calls = 0;
+    const CountingExecutor executor{threads, &calls};
+    std::fill(memory.begin(), memory.end(), std::byte{0xa5});
+    const auto activations =
+        quantize_experts<S>(matrix_view<const float>(m.x.data(), total, inputs), m.offsets, memory, executor);
+    REQUIRE(activations);
+    std::vector<float> y(want.size(), std::numeric_limits<float>::quiet_NaN());
+    REQUIRE(matmul_experts<S>(*activations, m.views, matrix_view(y.data(), total, outputs), AddPlace{}, executor));
+    CAPTURE(tokens.size(), outputs, inputs, threads);
+    CHECK(calls == 2);
+    CHECK(y == want);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("A group equals its members one by one, in one executor call") {
+  for (const std::size_t tokens : {0u, 1u, 2u, 21u, 250u}) check_group(tokens, 64);
+  check_group(3, 33);
+}
+
+TEST_CASE("A mixture of experts equals separate calls, in one executor call") {
+  check_experts(std::vector<std::size_t>{3, 0, 1, 41, 0, 20}, 37, 64);
+  check_experts(std::vector<std::size_t>{0, 0}, 16, 32);
+  check_experts(std::vector<std::size_t>{}, 16, 32);
+  check_experts(std::vector<std::size_t>{5}, 48, 33);
+}
+
+TEST_CASE("A mixture may have more experts than the search has entries") {
+  std::vector<std::size_t> tokens(131);
+  for (std::size_t e = 0; e < tokens.size(); ++e) tokens[e] = e * 7 % 4;  // also none
+  check_experts(tokens, 33, 32);
+}
+
+TEST_CASE("Groups and mixtures with operands that do not fit are refused before any work") {
+  std::mt19937 random(1);
+  const Packed wide = packed_weights(16, 64, random);
+  const Packed narrow = packed_weights(16, 32, random);
+  const std::vector<float> x = normal_floats(3 * 64, random);
+  QuantizedActivations<S> quantized;
+  REQUIRE(quantized.quantize(matrix_view<const float>(x.data(), 3, 64)));
+  std::vector<float> y(2 * 3 * 16, -1.0f);
+  const auto first = matrix_view(y.data(), 3, 16);
+  const auto second = matrix_view(y.data() + 48, 3, 16);
+  using Members = std::vector<GroupMember<S>>;
+  const auto run = [&](const Members& members) {
+    return matmul_group(quantized.view(), std::span<const GroupMember<S>>(members));
+  };
+  const Status refused = run({{wide.view(), first, {}}, {narrow.view(), second, {}}});
+  REQUIRE_FALSE(refused);
+  CHECK(refused.error().code == Errc::bad_shape);
+  CHECK(std::string(refused.error().where.c_str()).starts_with("member 1"));
+  CHECK_FALSE(run({{wide.view(), first, {}}, {wide.view(), matrix_view(y.data(), 3, 15), {}}}));
+  CHECK_FALSE(run({{wide.view(), first, {}}, {wide.view(), matrix_view<float>(nullptr, 3, 16), {}}}));
+  CHECK(y == std::vector<float>(y.size(), -1.0f));
+  CHECK(run({}));
+
+  const std::vector<std::size_t> offsets = {0, 1, 3};
+  std::vector<std::byte> memory(*expert_activations_size<S>(offsets, 64));
+  const auto input = matrix_view<const float>(x.data(), 3, 64);
+  const auto code = [](const auto& result) { return result.error().code; };
+  CHECK(code(quantize_experts<S>(input, std::vector<std::size_t>{0, 2, 1, 3}, memory)) == Errc::bad_argument);
+  CHECK(code(quantize_experts<S>(input, std::vector<std::size_t>{1, 3}, memory)) == Errc::bad_argument);
+  CHECK(code(quantize_experts<S>(input, std::vector<std::size_t>{0, 2}, memory)) == Errc::bad_argument);
+  CHECK(code(quantize_experts<S>(input, std::vector<std::size_t>{}, memory)) == Errc::bad_argument);
+  CHECK(code(quantize_experts<S>(input, offsets, std::span(memory).first(memory.size() - 1))) == Errc::bad_shape);
+  CHECK(code(quantize_experts<S>(matrix_view<const float>(nullptr, 3, 64), offsets, memory)) == Errc::bad_argument);
+  std::vector<float> bad = x;
+  bad[2 * 64 + 5] = std::numeric_limits<float>::infinity();
+  const auto not_finite = quantize_experts<S>(matrix_view<const float>(bad.data(), 3, 64), offsets, memory);
+  REQUIRE_FALSE(not_finite);
+  CHECK(not_finite.error().code == Errc::not_finite);
+  CHECK(std::string(not_finite.error().where.c_str()) == "expert 1: token 1");
+
+  const auto activations = quantize_experts<S>(input, offsets, memory);
+  REQUIRE(activations);
+  const std::vector<PackedWeightsView<S>> experts = {wide.view(), wide.view()};
+  CHECK(matmul_experts<S>(*activations, experts, first));
+  CHECK_FALSE(matmul_experts<S>(*activations, std::span(experts).first(1), first));
+  CHECK_FALSE(matmul_experts<S>(*activations, experts, matrix_view(y.data(), 4, 16)));
+  CHECK_FALSE(matmul_experts<S>(*activations, experts, matrix_view(y.data(), 3, 15)));
+  CHECK_FALSE(matmul_experts<S>(*activations, experts, matrix_view<float>(nullptr, 3, 16)));
+  const std::vector<PackedWeightsView<S>> mixed = {wide.view(), narrow.view()};
+  const Status unfit = matmul_experts<S>(*activations, mixed, first);
+  REQUIRE_FALSE(unfit);
+  CHECK(std::string(unfit.error().where.c_str()).starts_with("expert 1"));
+}
