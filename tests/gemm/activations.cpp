@@ -54,8 +54,8 @@ void check_codes(const std::vector<float>& values, Case shape, Isa isa) {
       wrong += got != static_cast<int>(code);
       sums[k / group] += got;
     }
-    const std::size_t first = t / activation_panel_rows * activation_panel_rows;
-    const std::size_t rows = std::min(activation_panel_rows, shape.tokens - first);
+    const std::size_t first = t / view->shape.rows * view->shape.rows;
+    const std::size_t rows = std::min(view->shape.rows, shape.tokens - first);
     for (std::size_t g = 0; g < groups; ++g) {
       const int factor = S.weight.zero == Zero::affine ? -1 : -(1 << (S.weight.bits - 1));
       wrong += view->zero_terms[first * groups + g * rows + t - first] != factor * sums[g];
@@ -77,7 +77,7 @@ std::vector<float> normal_values(std::size_t count) {
 TEST_CASE("Codes, scales and sums follow the definition on every instruction set") {
   const Isa isa = GENERATE(from_range(support::machine_isas()));
   const Case shape = GENERATE(Case{1, 1}, Case{1, 15}, Case{2, 17}, Case{19, 31}, Case{20, 32}, Case{21, 33},
-                              Case{41, 129}, Case{3, 257});
+                              Case{41, 129}, Case{3, 257}, Case{16, 64}, Case{33, 97});
   const std::vector<float> values = normal_values(shape.tokens * shape.inputs);
   check_codes<schemes::w4a8_g32>(values, shape, isa);
   check_codes<make_scheme(4, 8, 0, Zero::affine)>(values, shape, isa);
@@ -139,6 +139,26 @@ TEST_CASE("NaN and infinity are reported with their token") {
   REQUIRE_FALSE(quantized);
   CHECK(quantized.error().code == Errc::not_finite);
   CHECK(std::string(quantized.error().where.c_str()) == "token 23");
+}
+
+TEST_CASE("AMX gets panels of its own where its tiles are filled") {
+  const PackedLayout groups_of_32 = *packed_layout(schemes::w4a8_g32.weight, 0, 100);
+  const PackedLayout groups_of_96 = *packed_layout(make_scheme(4, 8, 96, Zero::symmetric).weight, 0, 2 * 96 + 20);
+  for (const Isa isa : all_isas) {
+    CAPTURE(isa_name(isa));
+    const std::size_t rows = isa == Isa::amx_int8 ? 32 : 20;
+    CHECK(panel_shape(groups_of_96, 15, isa).rows == 20);
+    CHECK(panel_shape(groups_of_96, 15, isa).inputs == 32);
+    CHECK(panel_shape(groups_of_96, 16, isa).rows == rows);
+    CHECK(panel_shape(groups_of_96, 16, isa).inputs == (isa == Isa::amx_int8 ? 64 : 32));
+    CHECK(panel_shape(groups_of_32, 16, isa).rows == rows);
+    CHECK(panel_shape(groups_of_32, 16, isa).inputs == 32);
+  }
+  CHECK(row_codes(groups_of_96, {20, 32}) == (3 + 3 + 1) * 32);
+  CHECK(row_codes(groups_of_96, {32, 64}) == (2 + 2 + 1) * 64);
+  // Sizes do not depend on the machine.
+  CHECK(activation_layout(make_scheme(4, 8, 96, Zero::symmetric).weight, 16, 2 * 96 + 20)->bytes ==
+        16 * (5 * 64 + 3 * 4 + 4));
 }
 
 TEST_CASE("Memory that does not fit is refused") {

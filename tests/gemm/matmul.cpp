@@ -84,7 +84,8 @@ template <Scheme S>
 void check_shapes() {
   for (const Shape shape :
        {Shape{1, 1, 1}, Shape{2, 15, 31}, Shape{3, 16, 32}, Shape{4, 17, 33}, Shape{5, 31, 97}, Shape{6, 32, 128},
-        Shape{19, 33, 160}, Shape{20, 48, 256}, Shape{21, 37, 257}, Shape{41, 64, 65}}) {
+        Shape{19, 33, 160}, Shape{20, 48, 256}, Shape{21, 37, 257}, Shape{41, 64, 65}, Shape{16, 16, 64},
+        Shape{31, 48, 192}, Shape{33, 32, 320}, Shape{65, 33, 127}}) {
     check_shape<S>(shape);
   }
   check_shape<S>({3, 33, 256}, oracle::Codes::lowest);
@@ -130,11 +131,50 @@ TEST_CASE("Every kernel equals the definition bit for bit: 4-bit activations") {
   check_shapes<make_scheme(8, 4, 0, Zero::symmetric)>();
 }
 
+TEST_CASE("Every height of an activation panel equals the definition") {
+  // Kernels have a tile of their own for most heights; per channel, 5 blocks are more than one piece of a group.
+  for (std::size_t tokens = 1; tokens <= activation_panel_rows; ++tokens) {
+    check_shape<schemes::w4a8_g32>({tokens, 17, 65}, oracle::Codes::highest);
+    check_shape<make_scheme(3, 8, 0, Zero::affine)>({tokens, 33, 160});
+    check_shape<make_scheme(8, 8, 32, Zero::affine)>({tokens, 31, 33}, oracle::Codes::lowest);
+    check_shape<schemes::w8a8>({tokens, 16, 161});
+  }
+}
+
 TEST_CASE("Long sums of extreme codes stay exact") {
   // 8-bit codes at 65536 inputs per channel come closest to the end of int32.
   check_shape<schemes::w8a8>({1, 3, 65536}, oracle::Codes::highest);
   check_shape<make_scheme(8, 8, 0, Zero::affine)>({1, 3, 65536}, oracle::Codes::lowest);
   check_shape<schemes::w4a8>({2, 3, 16384}, oracle::Codes::highest);
+  check_shape<schemes::w8a8>({4, 3, 65536}, oracle::Codes::highest);
+  check_shape<make_scheme(2, 8, 0, Zero::affine)>({5, 3, 8192}, oracle::Codes::highest);
+  // AMX subtracts 128 from 8-bit codes and, where they are affine, adds what is left of the zero point afterwards.
+  check_shape<schemes::w8a8>({16, 3, 65536}, oracle::Codes::highest);
+  check_shape<make_scheme(8, 8, 0, Zero::affine)>({17, 3, 65536}, oracle::Codes::lowest);
+}
+
+TEST_CASE("Groups longer than what AMX kernels decode at a time, and more rows than they keep sums of") {
+  check_shape<schemes::w4a8>({130, 48, 2048 + 33});
+  check_shape<make_scheme(4, 8, 0, Zero::affine)>({161, 17, 1100});
+  check_shape<schemes::w4a8_g128>({300, 32, 2304});
+  check_shape<schemes::w4a8_g32>({257, 16, 1120});
+}
+
+TEST_CASE("Activations in panels for AMX want AMX kernels") {
+  if (capped(Isa::amx_int8) != Isa::amx_int8) SKIP("no AMX here");
+  constexpr Scheme S = schemes::w4a8_g32;
+  std::mt19937 random(5);
+  const oracle::Weights w = oracle::weights(S.weight, 16, 32, oracle::Codes::random, random);
+  const std::vector<float> x = activations(16, 32, oracle::Codes::random, random);
+  const auto packed = PackedWeights<S>::from_codes(w.view());
+  QuantizedActivations<S> quantized;
+  REQUIRE((packed && quantized.quantize(matrix_view<const float>(x.data(), 16, 32))));
+  std::vector<float> y(16 * 16, -1.0f);
+  const auto view = matrix_view(y.data(), 16, 16);
+  const Status lower = matmul(quantized.view(), packed->view(), view, NoEpilogue{}, SerialExecutor{}, Isa::avx512_vnni);
+  REQUIRE_FALSE(lower);
+  CHECK(lower.error().code == Errc::bad_argument);
+  CHECK(y[0] == -1.0f);
 }
 
 TEST_CASE("Executors, thread counts and ranges of outputs do not change a bit") {

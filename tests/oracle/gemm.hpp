@@ -76,12 +76,16 @@ inline Weights weights(const cbq::Grid& grid, std::size_t outputs, std::size_t i
 template <class View>
 int activation_code(const View& x, std::size_t token, std::size_t input, std::size_t group,
                     std::size_t blocks_per_group) {
-  constexpr std::size_t panel_rows = 20;
-  constexpr std::size_t block = 32;
+  const std::size_t panel_rows = x.shape.rows;
+  const std::size_t slice = x.shape.inputs;
   const std::size_t first = token / panel_rows * panel_rows;
   const std::size_t rows = x.tokens - first < panel_rows ? x.tokens - first : panel_rows;
-  const std::size_t index = input / group * blocks_per_group + input % group / block;
-  return x.codes[first * x.layout.blocks * block + (index * rows + token - first) * block + input % group % block];
+  // Slices of one row: each group has its own.
+  const std::size_t group_slices = (blocks_per_group * 32 + slice - 1) / slice;
+  const std::size_t last_inputs = (x.layout.blocks - (x.layout.groups - 1) * blocks_per_group) * 32;
+  const std::size_t slices = (x.layout.groups - 1) * group_slices + (last_inputs + slice - 1) / slice;
+  const std::size_t index = input / group * group_slices + input % group / slice;
+  return x.codes[first * slices * slice + (index * rows + token - first) * slice + input % group % slice];
 }
 
 }  // namespace oracle

@@ -9,9 +9,10 @@
 //   zero
 //                           in [0, 15]; what is stored is code - zero, so that the product needs no correction
 //
-// Memory: codes[panel][block][row][32] int8, zero_terms[panel][group][row] int32, scales[row] float. A panel has 20
-// rows, the last fewer. zero_terms are -zero * sum(codes of the group), or -sum for affine weights. Rows whose values
-// all lie below 2^-100 in magnitude are quantized to zero.
+// Memory: codes[panel][slice][row][inputs] int8, zero_terms[panel][group][row] int32, scales[row] float. A panel has 20
+// rows, the last fewer, and its slices are blocks of 32 inputs; for AMX, whose tiles hold 16 rows x 64 inputs, it has
+// 32 rows and slices of 64 inputs where groups are that long. zero_terms are -zero * sum(codes of the group), or -sum
+// for affine weights. Rows whose values all lie below 2^-100 in magnitude are quantized to zero.
 
 #include <cstddef>
 #include <cstdint>
@@ -30,6 +31,7 @@ struct QuantizedTokens {
   const float* scales = nullptr;  ///< one per token
   PackedLayout layout = {};       ///< of weights with these inputs and no outputs: groups and blocks
   std::size_t tokens = 0;
+  PanelShape shape = {};
 };
 
 /// Quantized activations whose scheme the compiler knows.
@@ -37,6 +39,21 @@ template <Scheme S>
 struct QuantizedActivationsView : QuantizedTokens {};
 
 inline namespace CBQ_ABI {
+
+/// The panels that kernels of `isa` read fastest for this many tokens. Fewer than 16 leave AMX tiles unfilled.
+[[nodiscard]] constexpr PanelShape panel_shape(const PackedLayout& groups, std::size_t tokens, Isa isa) noexcept {
+  if (isa != Isa::amx_int8 || tokens < 16) return {};
+  return {.rows = amx_panel_rows, .inputs = groups.blocks_per_group == 1 ? block_inputs : 2 * block_inputs};
+}
+
+/// Codes of one row: the inputs, with every group filled up to whole slices.
+[[nodiscard]] constexpr std::size_t row_codes(const PackedLayout& groups, const PanelShape& shape) noexcept {
+  if (groups.groups == 0) return 0;
+  const std::size_t slice_blocks = shape.inputs / block_inputs;
+  const std::size_t last = groups.blocks - (groups.groups - 1) * groups.blocks_per_group;
+  const std::size_t slices = (groups.groups - 1) * divide_up(groups.blocks_per_group, slice_blocks);
+  return (slices + divide_up(last, slice_blocks)) * shape.inputs;
+}
 
 /// Where the parts lie in the memory of quantized activations.
 struct ActivationLayout {
@@ -51,7 +68,9 @@ struct ActivationLayout {
                                                                    std::size_t inputs) noexcept {
   const Result<PackedLayout> groups = packed_layout(weight, 0, inputs);
   if (!groups) return groups.error();
-  const Result<std::size_t> codes = checked_product(tokens, groups->blocks, block_inputs);
+  // Room for the largest shape of panels: sizes do not depend on the machine.
+  const std::size_t row_bytes = row_codes(*groups, panel_shape(*groups, tokens, Isa::amx_int8));
+  const Result<std::size_t> codes = checked_product(tokens, row_bytes);
   const Result<std::size_t> zero_terms = checked_product(tokens, groups->groups, sizeof(std::int32_t));
   const Result<std::size_t> scales = checked_product(tokens, sizeof(float));
   if (!codes || !zero_terms || !scales)
@@ -127,10 +146,12 @@ template <Executor E>
   auto* zero_terms = reinterpret_cast<std::int32_t*>(memory.data() + layout->zero_terms_offset);
   auto* scales = reinterpret_cast<float*>(memory.data() + layout->scales_offset);
   const PackedLayout& groups = layout->groups;
+  const PanelShape shape = panel_shape(groups, x.rows, isa);
+  const std::size_t row_bytes = row_codes(groups, shape);
 
-  executor.for_each_index(divide_up(x.rows, activation_panel_rows), [&](std::size_t panel) {
-    const std::size_t first = panel * activation_panel_rows;
-    const std::size_t count = x.rows - first < activation_panel_rows ? x.rows - first : activation_panel_rows;
+  executor.for_each_index(divide_up(x.rows, shape.rows), [&](std::size_t panel) {
+    const std::size_t first = panel * shape.rows;
+    const std::size_t count = x.rows - first < shape.rows ? x.rows - first : shape.rows;
     for (std::size_t r = 0; r < count; ++r) {
       const float* values = row(x, first + r);
       const RowRange range = row_range(values, x.columns, isa);
@@ -142,7 +163,8 @@ template <Executor E>
       job.inputs = range.finite ? x.columns : 0;
       job.group = group_length(scheme.weight, x.columns);
       job.panel_rows = count;
-      job.codes = codes + first * groups.blocks * block_inputs + r * block_inputs;
+      job.slice_inputs = shape.inputs;
+      job.codes = codes + first * row_bytes + r * shape.inputs;
       job.zero_terms = zero_terms + first * groups.groups + r;
       job.zero_factor = scheme.weight.zero == Zero::affine ? -1 : -symmetric_zero(scheme.weight);
       job.inverse_scale = token.inverse_scale;
@@ -157,7 +179,7 @@ template <Executor E>
                    ErrorText("token ") << token};
     }
   }
-  return QuantizedTokens{codes, zero_terms, scales, groups, x.rows};
+  return QuantizedTokens{codes, zero_terms, scales, groups, x.rows, shape};
 }
 
 }  // namespace driver

@@ -11,10 +11,20 @@
 #include <cbq/config.hpp>
 
 namespace cbq {
+
+/// How the codes of activations lie: codes[panel][slice][row][inputs]. Slices cut each group on its own; the last one
+/// of a group is filled with code 0.
+struct PanelShape {
+  std::size_t rows = 20;    ///< of a panel; the last panel has fewer
+  std::size_t inputs = 32;  ///< of a slice: 32 or 64
+};
+
 inline namespace CBQ_ABI {
 
 /// Rows of one activation panel. 20 is 4 x 5 and 5 x 4: the row tiles of AVX-512 and AVX2.
 inline constexpr std::size_t activation_panel_rows = 20;
+/// Rows of one activation panel for AMX: two of its registers. No other kernel reads such panels.
+inline constexpr std::size_t amx_panel_rows = 32;
 
 /// One or two panels of packed weights times one panel of quantized activations:
 /// out[r][c] = row_scales[r] * weight_multiplier * sum over groups of scale[g][c] * (sum over k of code * activation -
@@ -30,11 +40,13 @@ struct IntegerTile {
   std::size_t blocks_per_group = 0;
   std::size_t blocks = 0;
   float weight_multiplier = 1.0f;
-  // Activations: codes[block][row][32]; zero_terms[group][row]; row_scales[row].
+  // Activations: codes[slice][row][shape.inputs]; zero_terms[group][row]; row_scales[row].
+  PanelShape shape = {};
   const std::int8_t* codes = nullptr;
   const std::int32_t* zero_terms = nullptr;
   const float* row_scales = nullptr;
   std::size_t panel_rows = 0;  // rows that share the panel: the strides of codes and zero_terms
+  std::size_t rows = 0;        // panel_rows, but in panels for AMX: of several panels that follow one another
   // Result, rows x 16 * panels.
   float* out = nullptr;
   std::size_t out_stride = 0;  // floats
@@ -48,7 +60,8 @@ struct ActivationRow {
   std::size_t inputs = 0;
   std::size_t group = 0;               // inputs per group
   std::size_t panel_rows = 0;          // rows that share the panel
-  std::int8_t* codes = nullptr;        // of this row in block 0; the next block lies 32 * panel_rows behind
+  std::size_t slice_inputs = 32;       // PanelShape::inputs
+  std::int8_t* codes = nullptr;        // of this row in slice 0; the next slice lies slice_inputs * panel_rows behind
   std::int32_t* zero_terms = nullptr;  // of this row in group 0; the next group lies panel_rows behind
   std::int32_t zero_factor = 0;        // zero_terms = zero_factor * sum of the group's codes
   float inverse_scale = 0.0f;

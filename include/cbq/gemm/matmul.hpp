@@ -25,8 +25,8 @@ namespace driver {
 
 /// Outputs of one strip: the two panels of the register tile.
 inline constexpr std::size_t strip_outputs = 2 * panel_outputs;
-/// Most tokens of one piece: their codes stay in the L2 cache.
-inline constexpr std::size_t most_piece_tokens = 12 * activation_panel_rows;
+/// Most tokens of one piece: their codes stay in the L2 cache. 12 panels of activations, 8 for AMX.
+inline constexpr std::size_t most_piece_tokens = 256;
 
 /// One matmul: what, with which kernel, and where to.
 template <class Post, OutputElement T>
@@ -48,11 +48,12 @@ struct Cut {
   std::size_t chunk = 1;  ///< output pieces per chunk
 };
 
-/// Activations of `tokens` x `inputs` times `outputs` outputs.
+/// Activations of `tokens` x `inputs`, in panels of `panel_rows`, times `outputs` outputs.
 struct ProductShape {
   std::size_t tokens = 0;
   std::size_t inputs = 0;
   std::size_t outputs = 0;
+  std::size_t panel_rows = activation_panel_rows;
 };
 
 [[nodiscard]] constexpr Cut cut_work(const ProductShape& shape) noexcept {
@@ -65,12 +66,12 @@ struct ProductShape {
   const std::size_t strips = divide_up(shape.outputs, strip_outputs);
   cut.piece_outputs = strip_outputs * divide_up(strips, most_output_pieces);
   cut.output_pieces = divide_up(shape.outputs, cut.piece_outputs);
-  const std::size_t panels = divide_up(shape.tokens, activation_panel_rows);
+  const std::size_t panels = divide_up(shape.tokens, shape.panel_rows);
   const std::size_t wanted = divide_up(enough_pieces, cut.output_pieces);
-  const std::size_t for_cache = divide_up(shape.tokens, most_piece_tokens);
+  const std::size_t for_cache = divide_up(panels, most_piece_tokens / shape.panel_rows);
   const std::size_t pieces = for_cache > wanted ? for_cache : wanted;
   const std::size_t piece_panels = divide_up(panels, pieces < panels ? pieces : panels);
-  cut.piece_tokens = piece_panels * activation_panel_rows;
+  cut.piece_tokens = piece_panels * shape.panel_rows;
   cut.token_pieces = divide_up(panels, piece_panels);
   // The last row of pieces is shorter. Where the activations of all rows stay in cache every row of pieces is visited
   // for each strip; otherwise for 8 strips, whose products take long enough to hide that activations come from L3.
@@ -80,10 +81,21 @@ struct ProductShape {
 
 template <class Post, OutputElement T>
 [[nodiscard]] Cut cut_work(const IntegerProduct<Post, T>& product) noexcept {
-  return cut_work({product.x.tokens, product.weights.layout.inputs, product.range.count});
+  return cut_work({product.x.tokens, product.weights.layout.inputs, product.range.count, product.x.shape.rows});
 }
 
-/// One patch of the result: one panel of activations, at most 32 outputs from the start of a panel of weights.
+/// Computes a patch of at most `Rows` rows beside the result, whole panels, for which y has no room at its end.
+template <std::size_t Rows, class Post, OutputElement T>
+[[gnu::noinline]] void multiply_aside(const IntegerProduct<Post, T>& product, IntegerTile& tile, const Patch& patch) {
+  float sums[Rows * strip_outputs];
+  tile.out = sums;
+  tile.out_stride = strip_outputs;
+  product.kernel(tile);
+  store_patch(sums, strip_outputs, product.output, patch);
+}
+
+/// One patch of the result: at most 32 outputs from the start of a panel of weights, and one panel of activations. AMX
+/// takes all panels of a piece at once, because it decodes weights into memory.
 template <class Post, OutputElement T>
 void multiply_patch(const IntegerProduct<Post, T>& product, const Patch& patch) {
   const PackedLayout& layout = product.weights.layout;
@@ -98,10 +110,12 @@ void multiply_patch(const IntegerProduct<Post, T>& product, const Patch& patch) 
   tile.blocks_per_group = layout.blocks_per_group;
   tile.blocks = layout.blocks;
   tile.weight_multiplier = product.weights.multiplier;
-  tile.codes = x.codes + patch.row * layout.blocks * block_inputs;
+  tile.shape = x.shape;
+  tile.codes = x.codes + patch.row * row_codes(layout, x.shape);
   tile.zero_terms = x.zero_terms + patch.row * layout.groups;
   tile.row_scales = x.scales + patch.row;
   tile.panel_rows = patch.rows;
+  tile.rows = patch.rows;
   if constexpr (stores_directly<Post, T>(panel_outputs)) {
     if (patch.columns % panel_outputs == 0) {
       tile.out = row(product.output.y, patch.row) + patch.column;
@@ -111,11 +125,11 @@ void multiply_patch(const IntegerProduct<Post, T>& product, const Patch& patch) 
     }
   }
   if (patch.rows > 1) prefetch_patch(product.output, patch);
-  float sums[activation_panel_rows * strip_outputs];  // whole panels, for which y has no room at its end
-  tile.out = sums;
-  tile.out_stride = strip_outputs;
-  product.kernel(tile);
-  store_patch(sums, strip_outputs, product.output, patch);
+  if (x.shape.rows == activation_panel_rows) {
+    multiply_aside<activation_panel_rows>(product, tile, patch);
+  } else {
+    multiply_aside<most_piece_tokens>(product, tile, patch);
+  }
 }
 
 /// Piece `index` of a product.
@@ -137,10 +151,11 @@ void multiply_piece(const IntegerProduct<Post, T>& product, const Cut& cut, std:
   const std::size_t end_token = tokens - first_token < cut.piece_tokens ? tokens : first_token + cut.piece_tokens;
   const std::size_t end_output =
       outputs - first_output < cut.piece_outputs ? outputs : first_output + cut.piece_outputs;
+  const std::size_t patch_rows = product.x.shape.rows == amx_panel_rows ? most_piece_tokens : product.x.shape.rows;
   for (std::size_t output = first_output; output < end_output; output += strip_outputs) {
-    for (std::size_t token = first_token; token < end_token; token += activation_panel_rows) {
+    for (std::size_t token = first_token; token < end_token; token += patch_rows) {
       Patch patch{.row = token, .column = product.range.first + output};
-      patch.rows = end_token - token < activation_panel_rows ? end_token - token : activation_panel_rows;
+      patch.rows = end_token - token < patch_rows ? end_token - token : patch_rows;
       patch.columns = end_output - output < strip_outputs ? end_output - output : strip_outputs;
       multiply_patch(product, patch);
     }
@@ -172,6 +187,14 @@ void multiply(const IntegerProduct<Post, T>& product, const E& executor) {
   return {};
 }
 
+/// Whether kernels of `isa` read panels of this shape: those for AMX are read by no other kernel.
+[[nodiscard]] inline Status check_panels(const PanelShape& shape, Isa isa) noexcept {
+  if (shape.rows == activation_panel_rows || isa == Isa::amx_int8) return {};
+  return Error{Errc::bad_argument,
+               "[cbq] matmul: the activations were quantized for AMX; quantize them with the same cap", "cap",
+               isa_name(isa), isa_name(Isa::amx_int8)};
+}
+
 /// What check_operands(), check_result() and the epilogue have against a product; resolves its range.
 template <class Post, OutputElement T>
 [[nodiscard]] Status check_product(IntegerProduct<Post, T>& product) noexcept {
@@ -193,6 +216,7 @@ template <Scheme S, Epilogue Post = NoEpilogue, class Kernels = RegionKernels, E
                                     OutputRange range, const MatrixView<T>& y, const Post& epilogue = {},
                                     const E& executor = {}, Isa cap = detect()) {
   const Isa isa = capped(cap);
+  if (const Status readable = driver::check_panels(x.shape, isa); !readable) return readable;
   driver::IntegerProduct<Post, T> product{.kernel = Kernels::template integer_tile<S.weight.bits, S.weight.zero>(isa),
                                           .x = x,
                                           .weights = weights,
@@ -204,8 +228,8 @@ template <Scheme S, Epilogue Post = NoEpilogue, class Kernels = RegionKernels, E
 }
 
 /// y = x W^T followed by the epilogue, rounded once to the type of y. x: M tokens; y: M x N float, half, bfloat16 or
-/// int8, fully written. Errors: bad_shape, bad_argument (null memory), before any work. `cap` lowers the instruction
-/// set; what the machine lacks is never used.
+/// int8, fully written. Errors: bad_shape, bad_argument (null memory, or x quantized for AMX and `cap` below it),
+/// before any work. `cap` lowers the instruction set; what the machine lacks is never used.
 template <Scheme S, Epilogue Post = NoEpilogue, class Kernels = RegionKernels, Executor E = SerialExecutor,
           OutputElement T = float>
 [[nodiscard]] Status matmul(const QuantizedActivationsView<S>& x, const PackedWeightsView<S>& weights,
