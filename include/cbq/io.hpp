@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Model files: safetensors checkpoints (single and sharded), GGUF, quantized checkpoints, atomic writes. Needs
-// nlohmann_json (CMake target cbq::io), which nothing else in cbq does; hence not part of <cbq/cbq.hpp>.
+// Model files: safetensors checkpoints (single and sharded), GGUF, quantized checkpoints, packed files, atomic writes.
+// Needs nlohmann_json (CMake target cbq::io), which nothing else in cbq does; hence not part of <cbq/cbq.hpp>.
 
 #include <cbq/io/atomic_file.hpp>
 #include <cbq/io/atomic_folder.hpp>
@@ -14,8 +14,12 @@
 #include <cbq/io/gguf.hpp>
 #include <cbq/io/gguf_blocks.hpp>
 #include <cbq/io/gguf_metadata.hpp>
+#include <cbq/io/gguf_packing.hpp>
 #include <cbq/io/json.hpp>
 #include <cbq/io/mapped_file.hpp>
+#include <cbq/io/packed_file.hpp>
+#include <cbq/io/packed_file_format.hpp>
+#include <cbq/io/packed_file_writer.hpp>
 #include <cbq/io/quantization_config.hpp>
 #include <cbq/io/safetensors.hpp>
 #include <cbq/io/safetensors_writer.hpp>
