@@ -123,3 +123,90 @@ TEST_CASE("A variant refuses schemes outside its list, and matrices that break t
   REQUIRE_FALSE(failed);
   CHECK(failed.error().code == Errc::not_finite);
 }
+
+namespace {
+
+/// Runs on the calling thread and counts calls that have work for several threads.
+struct CountingExecutor {
+  std::size_t* calls;
+  [[nodiscard]] static std::size_t concurrency() { return 1; }
+  template <class Task>
+  void for_each_index(std::size_t count, Task&& task) const {
+    *calls += count > 1 ? 1u : 0u;
+    for (std::size_t i = 0; i < count; ++i) task(i);
+  }
+};
+
+using TwoSchemes = VariantLinear<PackedLinear<schemes::w4a8_g32>, PackedLinear<schemes::w8a8>>;
+
+TwoSchemes packed_part(std::size_t outputs, const Scheme& scheme, std::span<const float> bias) {
+  const auto weights = support::normal(outputs * 64, static_cast<unsigned>(outputs));
+  auto packed = TwoSchemes::packed(support::rounded(weights, 64, scheme.weight).view(), scheme, bias);
+  REQUIRE(packed);
+  return *std::move(packed);
+}
+
+/// Calls that forward_all() of the parts makes; checks results against forward() one by one.
+std::size_t grouped_calls(std::span<const TwoSchemes> parts) {
+  std::size_t calls = 0;
+  const CountingExecutor executor{&calls};
+  ExecutionContext<CountingExecutor> context(executor);
+  const Workspace::Frame frame(context.workspace());
+  const auto x = support::normal(2 * 64, 9);
+  LinearInput input(support::input(x, 64));
+  std::vector<std::vector<float>> wanted, got;
+  std::vector<LinearCall<TwoSchemes>> group;
+  for (const TwoSchemes& part : parts) {
+    const std::size_t outputs = part.info().outputs;
+    wanted.emplace_back(2 * outputs);
+    REQUIRE(part.forward(input, {support::view(wanted.back(), outputs), {}}, context));
+    got.emplace_back(2 * outputs);
+  }
+  for (std::size_t i = 0; i < parts.size(); ++i)
+    group.push_back({&parts[i], {support::view(got[i], parts[i].info().outputs), {}}});
+  calls = 0;
+  REQUIRE(linear::forward_all<TwoSchemes>(group, input, context));
+  CHECK(got == wanted);
+  return calls;
+}
+
+}  // namespace
+
+TEST_CASE("Operators with a common input share one executor call when their schemes agree") {
+  const auto bias = support::normal(96, 7);
+  const auto plain = [](std::size_t outputs) { return packed_part(outputs, schemes::w4a8_g32, {}); };
+  const auto biased = [&](std::size_t n) { return packed_part(n, schemes::w4a8_g32, std::span(bias).first(n)); };
+  std::vector<TwoSchemes> parts;
+  CHECK(grouped_calls(parts) == 0);
+  parts.push_back(plain(96));
+  CHECK(grouped_calls(parts) == 1);
+  parts.push_back(plain(33));
+  parts.push_back(plain(48));
+  CHECK(grouped_calls(parts) == 1);
+  parts.push_back(biased(40));  // another epilogue
+  CHECK(grouped_calls(parts) == 4);
+  parts.clear();
+  parts.push_back(biased(96));
+  parts.push_back(biased(40));
+  CHECK(grouped_calls(parts) == 1);
+  parts.push_back(packed_part(40, schemes::w8a8, std::span(bias).first(40)));
+  CHECK(grouped_calls(parts) == 3);
+  parts.clear();
+  for (int i = 0; i < 5; ++i) parts.push_back(plain(40));  // more than a group holds
+  CHECK(grouped_calls(parts) == 5);
+}
+
+TEST_CASE("A group refuses operands that do not fit, before any work") {
+  std::size_t calls = 0;
+  const CountingExecutor executor{&calls};
+  ExecutionContext<CountingExecutor> context(executor);
+  const Workspace::Frame frame(context.workspace());
+  const auto x = support::normal(2 * 64, 9);
+  LinearInput input(support::input(x, 64));
+  const TwoSchemes first = packed_part(40, schemes::w4a8_g32, {});
+  std::vector<float> y(2 * 40, -1.0f), wrong(2 * 39, -1.0f);
+  const LinearCall<TwoSchemes> group[] = {{&first, {support::view(y, 40), {}}},
+                                          {&first, {support::view(wrong, 39), {}}}};
+  CHECK(linear::forward_all<TwoSchemes>(group, input, context).error().code == Errc::bad_shape);
+  CHECK(y == std::vector<float>(y.size(), -1.0f));
+}

@@ -59,6 +59,19 @@ class VariantLinear {
   [[nodiscard]] Status forward(LinearInput& x, const LinearOutput& out, ExecutionContext<E>& context) const noexcept {
     return std::visit([&](const auto& op) { return op.forward(x, out, context); }, op_);
   }
+
+  /// See linear::forward_all(): grouped where all operators are of one kind that can be.
+  template <Executor E>
+  [[nodiscard]] static Status forward_group(std::span<const LinearCall<VariantLinear>> calls, LinearInput& x,
+                                            ExecutionContext<E>& context) noexcept {
+    Status done;
+    if ((forward_kind<Ops>(calls, x, context, done) || ...)) return done;
+    for (const LinearCall<VariantLinear>& call : calls) {
+      if (done = call.op->forward(x, call.out, context); !done) return done;
+    }
+    return {};
+  }
+
   void weight_row(std::size_t output, float* weights) const noexcept {
     std::visit([&](const auto& op) { op.weight_row(output, weights); }, op_);
   }
@@ -70,6 +83,24 @@ class VariantLinear {
   }
 
  private:
+  /// Runs the group if all its operators are Op and Op can run groups; says whether it did.
+  template <class Op, Executor E>
+  [[nodiscard]] static bool forward_kind(std::span<const LinearCall<VariantLinear>> calls, LinearInput& x,
+                                         ExecutionContext<E>& context, Status& done) noexcept {
+    if constexpr (requires(std::span<const LinearCall<Op>> same) { Op::forward_group(same, x, context); }) {
+      LinearCall<Op> same[linear::most_grouped];
+      if (calls.size() > linear::most_grouped) return false;
+      for (std::size_t i = 0; i < calls.size(); ++i) {
+        same[i] = {.op = calls[i].op->template get_if<Op>(), .out = calls[i].out};
+        if (same[i].op == nullptr) return false;
+      }
+      done = Op::forward_group(std::span<const LinearCall<Op>>(same, calls.size()), x, context);
+      return true;
+    } else {
+      return false;
+    }
+  }
+
   std::variant<Ops...> op_;
 };
 

@@ -34,6 +34,13 @@ struct LinearOutput {
   MatrixView<const float> residual = {};
 };
 
+/// One of several operators with a common input, and where it writes.
+template <class Linear>
+struct LinearCall {
+  const Linear* op = nullptr;
+  LinearOutput out = {};
+};
+
 inline namespace CBQ_ABI {
 
 /// The input [tokens x inputs] of linear operators, and what it was quantized to last. Its memory comes from the
@@ -147,6 +154,21 @@ template <LinearOperator Linear>
   if (info.outputs == outputs && info.inputs == inputs) return {};
   return Error{Errc::bad_shape, "a weight matrix does not have the shape that the configuration asks for", where,
                ErrorText(info.outputs) << " x " << info.inputs, ErrorText(outputs) << " x " << inputs};
+}
+
+/// out = op(x) for all calls, in one executor call where the operators can do that (see matmul_group()): handing out
+/// the work of a layer of 576 x 576 costs as much as the work of one token. Errors as forward().
+template <LinearOperator Linear, Executor E>
+[[nodiscard]] Status forward_all(std::span<const LinearCall<Linear>> calls, LinearInput& x,
+                                 ExecutionContext<E>& context) noexcept {
+  if constexpr (requires { Linear::forward_group(calls, x, context); }) {
+    return Linear::forward_group(calls, x, context);
+  } else {
+    for (const LinearCall<Linear>& call : calls) {
+      if (const Status done = call.op->forward(x, call.out, context); !done) return done;
+    }
+    return {};
+  }
 }
 
 /// A copy of `bias`, which is empty or holds one float per output.

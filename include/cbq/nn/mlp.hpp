@@ -2,8 +2,7 @@
 #pragma once
 
 // Feed-forward layers over any linear operator: gated (LLaMA's SwiGLU) and plain with ReLU or GELU (OPT and others).
-// The gate is applied by a row kernel after both products, not as an epilogue: a scalar exp per element costs more than
-// the product.
+// The gate is applied by a row kernel after both products, not as an epilogue: so the products share one executor call.
 //
 //   gated   y = W_down (silu(W_gate x) * (W_up x)),   silu(g) = g / (1 + exp(-g))                    Shazeer, 2020
 //   plain   y = W_2 act(W_1 x),   gelu_tanh(x) = x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))),
@@ -86,8 +85,8 @@ class GatedMlp {
     const auto up = context.workspace().take_matrix(x.rows, intermediate_);
     if (!gate || !up) return Error{Errc::out_of_memory, "no memory for the feed-forward layer"};
     LinearInput input(x);
-    if (const Status done = parts_.gate.forward(input, {*gate}, context); !done) return done;
-    if (const Status done = parts_.up.forward(input, {*up}, context); !done) return done;
+    const LinearCall<Linear> products[] = {{&parts_.gate, {*gate}}, {&parts_.up, {*up}}};
+    if (const Status done = linear::forward_all<Linear>(products, input, context); !done) return done;
     for_each_row_block(context.executor(), x.rows, [&](const RowBlock& block) {
       for (std::size_t r = block.first; r < block.first + block.count; ++r) {
         silu_multiply({.gate = row(*gate, r), .up = row(*up, r), .out = row(*up, r), .size = intermediate_},

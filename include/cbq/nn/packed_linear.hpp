@@ -9,6 +9,7 @@
 #include <span>
 #include <utility>
 
+#include <cbq/gemm/grouped_matmul.hpp>
 #include <cbq/gemm/kernels_portable.hpp>
 #include <cbq/gemm/matmul.hpp>
 #include <cbq/gemm/packed_weights.hpp>
@@ -98,6 +99,85 @@ template <Executor E>
   });
 }
 
+/// Most operators that share one executor call: Q, K and V, and one to spare.
+inline constexpr std::size_t most_grouped = 4;
+
+/// One packed operator of a group.
+struct PackedCall {
+  IntegerKernel kernel = nullptr;
+  const PackedStorage* storage = nullptr;
+  LinearOutput out = {};
+};
+
+/// Products with operands that were checked and one kind of epilogue for all.
+template <class MakeEpilogue, Executor E>
+[[nodiscard]] Status multiply_group(std::span<const PackedCall> calls, const QuantizedTokens& x,
+                                    const MakeEpilogue& epilogue_of, ExecutionContext<E>& context) noexcept {
+  using Post = decltype(epilogue_of(calls.front()));
+  driver::IntegerProduct<Post, float> products[most_grouped] = {};
+  for (std::size_t i = 0; i < calls.size(); ++i) {
+    products[i] = {.kernel = calls[i].kernel,
+                   .x = x,
+                   .weights = calls[i].storage->matrix,
+                   .range = {},
+                   .output = driver::output(calls[i].out.y, epilogue_of(calls[i]), context.isa())};
+    if (const Status fit = driver::check_product(products[i]); !fit) return fit;
+  }
+  const auto product_at = [&](std::size_t i) -> const driver::IntegerProduct<Post, float>& { return products[i]; };
+  driver::multiply_all(calls.size(), product_at, context.executor());
+  return {};
+}
+
+/// Whether `calls`, under one scheme, can share an executor call: quantized activations, no residual, a bias for all or
+/// for none.
+[[nodiscard]] inline bool can_group(std::span<const PackedCall> calls, const Scheme& scheme) noexcept {
+  if (calls.size() < 2 || calls.size() > most_grouped || scheme.activation.bits == 16) return false;
+  const bool biased = calls.front().storage->bias.size() != 0;
+  for (const PackedCall& call : calls) {
+    if (call.out.residual.data != nullptr || (call.storage->bias.size() != 0) != biased) return false;
+  }
+  return true;
+}
+
+/// All calls of a group that can_group(), in one executor call.
+template <Executor E>
+[[nodiscard]] Status multiply_packed_group(std::span<const PackedCall> calls, const Scheme& scheme, LinearInput& x,
+                                           ExecutionContext<E>& context) noexcept {
+  for (const PackedCall& call : calls) {
+    const Status valid = check_operands(packed_info(*call.storage, scheme), x.values(), call.out);
+    if (!valid) return valid;
+  }
+  const Result<QuantizedTokens> tokens = x.quantized(scheme, context);
+  if (!tokens) return tokens.error();
+  if (calls.front().storage->bias.size() == 0) {
+    return multiply_group(
+        calls, *tokens, [](const PackedCall&) { return NoEpilogue{}; }, context);
+  }
+  return multiply_group(
+      calls, *tokens, [](const PackedCall& c) { return AddBias{c.storage->bias.data()}; }, context);
+}
+
+/// forward_group() of packed operators, through their packed_call(); one after another where they cannot be grouped.
+template <class Op, Executor E>
+[[nodiscard]] Status forward_packed_group(std::span<const LinearCall<Op>> calls, LinearInput& x,
+                                          ExecutionContext<E>& context) noexcept {
+  PackedCall packed[most_grouped] = {};
+  bool grouped = calls.size() <= most_grouped;
+  for (std::size_t i = 0; grouped && i < calls.size(); ++i) {
+    packed[i] = calls[i].op->packed_call(calls[i].out, context.isa());
+    grouped = calls[i].op->info().scheme == calls.front().op->info().scheme;
+  }
+  if (grouped) {
+    const Scheme scheme = calls.empty() ? Scheme{} : calls.front().op->info().scheme;
+    const std::span<const PackedCall> group(packed, calls.size());
+    if (can_group(group, scheme)) return multiply_packed_group(group, scheme, x, context);
+  }
+  for (const LinearCall<Op>& call : calls) {
+    if (const Status done = call.op->forward(x, call.out, context); !done) return done;
+  }
+  return {};
+}
+
 /// The `inputs` weights of one output as floats, read back from packed bytes: scale * (code - zero), rounded once.
 inline void unpack_row(const PackedMatrix& weights, std::size_t output, float* out) noexcept {
   for (std::size_t input = 0; input < weights.layout.inputs; ++input) {
@@ -137,6 +217,20 @@ class PackedLinear {
       kernels = linear::integer_kernels<S.weight.bits, S.weight.zero>(context.isa());
     }
     return linear::multiply_packed(kernels, storage_, S, x, out, context);
+  }
+
+  /// See linear::forward_all().
+  template <Executor E>
+  [[nodiscard]] static Status forward_group(std::span<const LinearCall<PackedLinear>> calls, LinearInput& x,
+                                            ExecutionContext<E>& context) noexcept {
+    return linear::forward_packed_group(calls, x, context);
+  }
+  [[nodiscard]] linear::PackedCall packed_call(const LinearOutput& out, Isa isa) const noexcept {
+    linear::PackedCall call{.kernel = nullptr, .storage = &storage_, .out = out};
+    if constexpr (S.activation.bits < 16) {
+      call.kernel = linear::integer_kernels<S.weight.bits, S.weight.zero>(isa).integer;
+    }
+    return call;
   }
 
   /// The weights of one output, `inputs` floats; output < info().outputs.

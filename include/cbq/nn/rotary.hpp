@@ -92,6 +92,8 @@ class RotaryTable {
 
   [[nodiscard]] std::size_t width() const noexcept { return width_; }
   [[nodiscard]] std::size_t positions() const noexcept { return positions_; }
+  /// Cosines of the width / 2 angles of a position, then their sines; position < positions().
+  [[nodiscard]] const float* angles(std::size_t position) const noexcept { return memory_.data() + position * width_; }
 
   /// Rotates every head of each row t of x [tokens x heads * width] to position positions[t]. Errc::bad_shape, and
   /// Errc::bad_argument for a position beyond the table.
@@ -110,8 +112,8 @@ class RotaryTable {
     }
     for_each_row_block(context.executor(), x.rows, [&](const RowBlock& block) {
       for (std::size_t r = block.first; r < block.first + block.count; ++r) {
-        const float* angles = memory_.data() + positions[r] * width_;
-        for (std::size_t first = 0; first < x.columns; first += width_) rotate_head(row(x, r) + first, angles);
+        const float* row_angles = angles(positions[r]);
+        for (std::size_t first = 0; first < x.columns; first += width_) rotate_head(row(x, r) + first, row_angles);
       }
     });
     return {};

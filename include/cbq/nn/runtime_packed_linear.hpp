@@ -64,6 +64,16 @@ class RuntimePackedLinear {
     return linear::multiply_packed(kernels, storage_, scheme_, x, out, context);
   }
 
+  /// See linear::forward_all().
+  template <Executor E>
+  [[nodiscard]] static Status forward_group(std::span<const LinearCall<RuntimePackedLinear>> calls, LinearInput& x,
+                                            ExecutionContext<E>& context) noexcept {
+    return linear::forward_packed_group(calls, x, context);
+  }
+  [[nodiscard]] linear::PackedCall packed_call(const LinearOutput& out, Isa isa) const noexcept {
+    return {.kernel = linear::runtime_kernels(scheme_, isa).integer, .storage = &storage_, .out = out};
+  }
+
   /// The weights of one output, `inputs` floats; output < info().outputs.
   void weight_row(std::size_t output, float* weights) const noexcept {
     linear::unpack_row(storage_.matrix, output, weights);

@@ -2,7 +2,8 @@
 #pragma once
 
 // SelfAttention: projections, rotary embedding where the model has one, cache and attention, as one layer over any
-// linear operator. Q, K and V share their input, so it is quantized once when their schemes agree.
+// linear operator. Q, K and V share their input: it is quantized once, and multiplied in one executor call, when their
+// schemes agree.
 
 #include <cstddef>
 #include <cstdint>
@@ -59,9 +60,8 @@ class SelfAttention {
     const auto mixed = context.workspace().take_matrix(x.rows, shape_.heads * shape_.width);
     if (!q || !k || !v || !mixed) return Error{Errc::out_of_memory, "no memory for queries, keys and values"};
     LinearInput input(x);
-    if (const Status done = parts_.query.forward(input, {*q}, context); !done) return done;
-    if (const Status done = parts_.key.forward(input, {*k}, context); !done) return done;
-    if (const Status done = parts_.value.forward(input, {*v}, context); !done) return done;
+    const LinearCall<Linear> projections[] = {{&parts_.query, {*q}}, {&parts_.key, {*k}}, {&parts_.value, {*v}}};
+    if (const Status done = linear::forward_all<Linear>(projections, input, context); !done) return done;
     if (rotary != nullptr) {
       if (const Status done = rotary->rotate(*q, positions, context); !done) return done;
       if (const Status done = rotary->rotate(*k, positions, context); !done) return done;

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// ActivationSite: what a scheme does to the input of linear layers, with a backward pass. Floating-point grids do
+// nothing; others fake-quantize per token exactly as the packed path does (<cbq/quant/activation.hpp>). Gradients pass
+// straight through. A clip multiplier c shrinks every token's range and can be learned; packed operators know c = 1
+// only.
+//
+//   step = c step_0,  u = x / step,  v = round(u),  q = clamp(v, low, high),  x^ = step q,  m = 1[low <= v <= high]
+//   dx = m dx^        dc = sum dx^ (q - m u) step_0                             algorithms: LSQ, Esser et al., 2020
+
+#include <cmath>
+#include <cstddef>
+#include <span>
+#include <type_traits>
+
+#include <cbq/nn/differentiable.hpp>
+#include <cbq/quant/activation.hpp>
+
+namespace cbq {
+
+/// Whether the clip multiplier of an activation site is trained.
+enum class ClipMultiplier : unsigned char { fixed, learned };
+
+inline namespace CBQ_ABI {
+
+template <class T>
+class ActivationSite {
+ public:
+  using Scalar = T;
+  static constexpr T smallest_clip = static_cast<T>(0.3);
+
+  /// The identity.
+  ActivationSite() noexcept = default;
+
+  /// Errc::unsupported as check_activation_grid(); a grid of 16 bits is the identity.
+  [[nodiscard]] static Result<ActivationSite> create(const Grid& grid,
+                                                     ClipMultiplier clip = ClipMultiplier::fixed) noexcept {
+    ActivationSite site;
+    if (grid.bits == 16) return site;
+    if (const Status valid = check_activation_grid(grid); !valid) return valid.error();
+    site.grid_ = grid;
+    site.multiplier_ = clip;
+    return site;
+  }
+
+  [[nodiscard]] bool is_identity() const noexcept { return grid_.bits == 16; }
+  [[nodiscard]] bool is_trained() const noexcept { return !is_identity() && multiplier_ == ClipMultiplier::learned; }
+  [[nodiscard]] T& clip() noexcept { return clip_; }
+  [[nodiscard]] T& clip_gradient() noexcept { return clip_gradient_; }
+  /// After an optimizer's step: c stays in [0.3, 1].
+  void project() noexcept { clip_ = clip_ < smallest_clip ? smallest_clip : clip_ > T(1) ? T(1) : clip_; }
+
+  /// x^ = site(x). Errc::not_finite naming a token.
+  template <Executor E>
+  [[nodiscard]] Status forward(const MatrixView<const T>& x, const MatrixView<T>& out,
+                               ExecutionContext<E>& context) const noexcept {
+    const auto failed = context.workspace().template take<unsigned char>(x.rows);
+    if (!failed) return failed.error();
+    for_each_row_block(context.executor(), x.rows, [&](const RowBlock& block) {
+      for (std::size_t r = block.first; r < block.first + block.count; ++r) {
+        const Token token = fit(row(x, r), x.columns);
+        (*failed)[r] = token.finite ? 0 : 1;
+        if (token.finite) quantize(token, row(x, r), x.columns, row(out, r));
+      }
+    });
+    for (std::size_t r = 0; r < x.rows; ++r) {
+      if ((*failed)[r] != 0)
+        return Error{Errc::not_finite, "an activation is NaN or infinite", ErrorText("token ") << r};
+    }
+    return {};
+  }
+
+  /// Replaces dL/dx^ by dL/dx.
+  template <Executor E>
+  [[nodiscard]] Status backward(const MatrixView<T>& gradient, const MatrixView<const T>& x, const MatrixView<const T>&,
+                                ExecutionContext<E>& context) noexcept {
+    if (!is_trained() && clip_ == T(1)) return {};  // nothing is clipped
+    const auto parts = context.workspace().template take<double>(x.rows);
+    if (!parts) return parts.error();
+    for_each_row_block(context.executor(), x.rows, [&](const RowBlock& block) {
+      for (std::size_t r = block.first; r < block.first + block.count; ++r) {
+        (*parts)[r] = backward_row(row(x, r), x.columns, row(gradient, r));
+      }
+    });
+    for (const double part : *parts) clip_gradient_ += static_cast<T>(part);
+    return {};
+  }
+
+ private:
+  struct Token {
+    T scale = 0;
+    T inverse = 0;
+    T low = 0;
+    T high = 0;
+    bool finite = true;
+  };
+
+  [[nodiscard]] Token fit(const T* x, std::size_t count) const noexcept {
+    T low = 0, high = 0;
+    bool finite = true;
+    for (std::size_t i = 0; i < count; ++i) {
+      low = x[i] < low ? x[i] : low;
+      high = x[i] > high ? x[i] : high;
+      finite = finite && x[i] - x[i] == T(0);
+    }
+    if (!finite) return {.finite = false};
+    low *= clip_;
+    high *= clip_;
+    if constexpr (std::is_same_v<T, float>) {
+      const TokenGrid token = fit_token(Interval{low, high}, grid_);
+      return {token.scale, token.inverse, token.low, token.high};
+    } else {
+      if (grid_.zero == Zero::symmetric) {
+        const T limit = grid_.bits == 8 ? T(127) : T(7);
+        const T largest = -low > high ? -low : high;
+        if (largest == T(0)) return {};
+        return {largest / limit, limit / largest, -limit, limit};
+      }
+      if (high == low) return {};
+      const T inverse = T(15) / (high - low);
+      const T zero = std::nearbyint(-low * inverse);
+      return {(high - low) / T(15), inverse, -zero, T(15) - zero};
+    }
+  }
+
+  static void quantize(const Token& token, const T* x, std::size_t count, T* out) noexcept {
+    if constexpr (std::is_same_v<T, float>) {
+      fake_quantize_token({x, count}, {token.scale, token.inverse, token.low, token.high}, out);
+    } else {
+      for (std::size_t i = 0; i < count; ++i) {
+        const T code = std::nearbyint(x[i] * token.inverse);
+        out[i] = token.scale * (code < token.low ? token.low : code > token.high ? token.high : code);
+      }
+    }
+  }
+
+  [[nodiscard]] double backward_row(const T* x, std::size_t count, T* gradient) const noexcept {
+    const Token token = fit(x, count);
+    double sum = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+      const T u = x[i] * token.inverse;
+      const T code = std::nearbyint(u);
+      const bool inside = code >= token.low && code <= token.high;
+      const T clamped = code < token.low ? token.low : code > token.high ? token.high : code;
+      sum += static_cast<double>(gradient[i] * (clamped - (inside ? u : T(0))));
+      if (!inside) gradient[i] = T(0);
+    }
+    return sum * static_cast<double>(token.scale / clip_);
+  }
+
+  Grid grid_ = {};
+  ClipMultiplier multiplier_ = ClipMultiplier::fixed;
+  T clip_ = 1;
+  T clip_gradient_ = 0;
+};
+
+static_assert(DifferentiableActivation<ActivationSite<float>> && DifferentiableActivation<ActivationSite<double>>);
+
+}  // namespace CBQ_ABI
+}  // namespace cbq

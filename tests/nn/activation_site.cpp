@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cbq/nn/activation_site.hpp>
+
+#include <catch2/catch_all.hpp>
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "support/nn.hpp"
+
+using namespace cbq;
+
+namespace {
+
+Grid token_grid(int bits, Zero zero) {
+  return {.bits = bits, .granularity = Granularity::per_token, .zero = zero};
+}
+
+template <class T>
+std::vector<T> forward(const ActivationSite<T>& site, const std::vector<T>& x, std::size_t width) {
+  const SerialExecutor serial;
+  ExecutionContext<> context(serial);
+  std::vector<T> out(x.size());
+  const std::size_t rows = x.size() / width;
+  REQUIRE(site.forward(matrix_view<const T>(x.data(), rows, width), matrix_view(out.data(), rows, width), context));
+  return out;
+}
+
+}  // namespace
+
+TEST_CASE("A grid of 16 bits is the identity, other grids are those of packed activations") {
+  CHECK(ActivationSite<float>::create(Grid{}).value().is_identity());
+  CHECK_FALSE(ActivationSite<float>::create(token_grid(6, Zero::symmetric)));
+  const std::vector<float> x = support::normal(3 * 45, 4);
+  for (const Grid grid :
+       {token_grid(8, Zero::symmetric), token_grid(4, Zero::symmetric), token_grid(4, Zero::affine)}) {
+    const auto site = ActivationSite<float>::create(grid);
+    REQUIRE(site);
+    std::vector<float> wanted(x.size());
+    REQUIRE(fake_quantize_activations(support::input(x, 45), grid, support::view(wanted, 45)));
+    CHECK(forward(*site, x, 45) == wanted);
+  }
+}
+
+TEST_CASE("A clip below 1 shrinks the range of every token") {
+  auto site = ActivationSite<double>::create(token_grid(4, Zero::symmetric), ClipMultiplier::learned);
+  REQUIRE(site);
+  site->clip() = 0.5;
+  // max|x| = 7 gives step 0.5: 7 is cut to 3.5, 1.3 becomes 3 steps.
+  CHECK(forward(*site, {7.0, 1.3, -1.1, 0.2}, 4) == std::vector<double>{3.5, 1.5, -1.0, 0.0});
+}
+
+TEST_CASE("The gradient of a clip is that of learned steps, and clipped values get none") {
+  for (const Zero zero : {Zero::symmetric, Zero::affine}) {
+    auto site = ActivationSite<double>::create(token_grid(4, zero), ClipMultiplier::learned);
+    REQUIRE(site);
+    const std::vector<double> x = support::doubles(support::normal(2 * 31, 8));
+    const std::vector<double> slopes = support::doubles(support::normal(2 * 31, 9));
+    site->clip() = 0.6;
+    const SerialExecutor serial;
+    ExecutionContext<> context(serial);
+    std::vector<double> gradient = slopes;
+    const auto in = matrix_view<const double>(x.data(), 2, 31);
+    REQUIRE(site->backward(matrix_view(gradient.data(), 2, 31), in, in, context));
+    double wanted = 0;
+    for (std::size_t t = 0; t < 2; ++t) {
+      double low = 0, high = 0;
+      for (std::size_t i = 0; i < 31; ++i) {
+        low = std::min(low, x[t * 31 + i]);
+        high = std::max(high, x[t * 31 + i]);
+      }
+      const double levels = zero == Zero::symmetric ? 7 : 15;
+      const double full = zero == Zero::symmetric ? std::max(-low, high) / levels : (high - low) / levels;
+      const double offset = zero == Zero::symmetric ? 7 : std::nearbyint(-low / full);
+      const double top = zero == Zero::symmetric ? 7 : 15 - offset;
+      for (std::size_t i = 0; i < 31; ++i) {
+        const double u = x[t * 31 + i] / (0.6 * full);
+        const double v = std::nearbyint(u);
+        const bool inside = v >= -offset && v <= top;
+        const double q = std::min(std::max(v, -offset), top);
+        wanted += slopes[t * 31 + i] * (q - (inside ? u : 0)) * full;
+        CHECK(gradient[t * 31 + i] == (inside ? slopes[t * 31 + i] : 0.0));
+      }
+    }
+    CHECK(site->clip_gradient() == Catch::Approx(wanted));
+    site->clip() = 0.1;
+    site->project();
+    CHECK(site->clip() == ActivationSite<double>::smallest_clip);
+    site->clip() = 1.5;
+    site->project();
+    CHECK(site->clip() == 1.0);
+  }
+}
+
+TEST_CASE("Activations that are not finite are named by their token") {
+  const auto site = ActivationSite<float>::create(token_grid(8, Zero::symmetric));
+  const SerialExecutor serial;
+  ExecutionContext<> context(serial);
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
+    std::vector<float> x = support::normal(40 * 5, 1);
+    x[33 * 5 + 2] = bad;
+    std::vector<float> out(x.size());
+    const Status done = site->forward(support::input(x, 5), support::view(out, 5), context);
+    REQUIRE_FALSE(done);
+    CHECK(done.error().code == Errc::not_finite);
+    CHECK(std::string(done.error().where.c_str()) == "token 33");
+  }
+}
