@@ -55,6 +55,24 @@ std::vector<float> activations(std::size_t tokens, std::size_t inputs, oracle::C
   return x;
 }
 
+/// Quantized activations whose parts end where forbidden pages begin.
+template <Scheme S>
+struct GuardedActivations {
+  explicit GuardedActivations(const QuantizedActivationsView<S>& x)
+      : codes(std::span(x.codes, x.tokens * row_codes(x.layout, x.shape)), support::Edge::end),
+        zero_terms(std::span(x.zero_terms, x.tokens * x.layout.groups), support::Edge::end),
+        scales(std::span(x.scales, x.tokens), support::Edge::end),
+        view(x) {
+    view.codes = codes.data();
+    view.zero_terms = zero_terms.data();
+    view.scales = scales.data();
+  }
+  support::Guarded<std::int8_t> codes;
+  support::Guarded<std::int32_t> zero_terms;
+  support::Guarded<float> scales;
+  QuantizedActivationsView<S> view;
+};
+
 template <Scheme S>
 void check_shape(Shape shape, oracle::Codes kind = oracle::Codes::random) {
   std::mt19937 random(static_cast<unsigned>(shape.tokens * 1000 + shape.outputs * 10 + shape.inputs));
@@ -73,9 +91,10 @@ void check_shape(Shape shape, oracle::Codes kind = oracle::Codes::random) {
     REQUIRE(quantized.quantize(matrix_view<const float>(x.data(), shape.tokens, shape.inputs), SerialExecutor{}, isa));
     const support::Guarded<float> y(shape.tokens * shape.outputs, support::Edge::end);
     std::fill(y.span().begin(), y.span().end(), std::numeric_limits<float>::quiet_NaN());
-    REQUIRE(matmul<S, NoEpilogue, PortableKernels>(quantized.view(), weights,
+    const GuardedActivations<S> guarded(quantized.view());
+    REQUIRE(matmul<S, NoEpilogue, PortableKernels>(guarded.view, weights,
                                                    matrix_view(y.data(), shape.tokens, shape.outputs), {}, {}, isa));
-    const std::vector<float> want = expected(quantized.view(), w, packed->view().multiplier);
+    const std::vector<float> want = expected(guarded.view, w, packed->view().multiplier);
     CHECK(std::equal(want.begin(), want.end(), y.data()));
   }
 }
@@ -146,7 +165,6 @@ TEST_CASE("Long sums of extreme codes stay exact") {
   check_shape<schemes::w8a8>({1, 3, 65536}, oracle::Codes::highest);
   check_shape<make_scheme(8, 8, 0, Zero::affine)>({1, 3, 65536}, oracle::Codes::lowest);
   check_shape<schemes::w4a8>({2, 3, 16384}, oracle::Codes::highest);
-  check_shape<schemes::w8a8>({4, 3, 65536}, oracle::Codes::highest);
   check_shape<make_scheme(2, 8, 0, Zero::affine)>({5, 3, 8192}, oracle::Codes::highest);
   // AMX subtracts 128 from 8-bit codes and, where they are affine, adds what is left of the zero point afterwards.
   check_shape<schemes::w8a8>({16, 3, 65536}, oracle::Codes::highest);
