@@ -4,6 +4,10 @@
 
 #include <cblas.h>
 
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
 #include "float_matrix.hpp"
 
 namespace peers {
@@ -13,6 +17,9 @@ void multiply(const Product& product, const float* w, std::size_t outputs, std::
   const auto m = static_cast<blasint>(product.m);
   const auto n = static_cast<blasint>(outputs);
   const auto k = static_cast<blasint>(inputs);
+#if defined(_OPENMP)
+  omp_set_num_threads(static_cast<int>(product.threads));  // what a build with OpenMP listens to
+#endif
   openblas_set_num_threads(static_cast<int>(product.threads));
   if (m == 1) {
     cblas_sgemv(CblasRowMajor, CblasNoTrans, n, k, 1.0f, w, k, product.x, 1, 0.0f, product.y, 1);
