@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Straight-through rounding with learned offsets: each weight is moved by up to half a step before it is rounded to the
+// nearest code, and offsets and steps are trained together with the rounding passed over in the backward pass.
+//
+//   w^ = s (clamp(round(w / s + v) + z, 0, 2^b - 1) - z),   |v| <= 1/2,   s = s0 e^rho,   z constant
+//
+// StraightThrough holds v densely and is the default: of the methods here it reconstructs best. StraightThroughLowRank
+// has v = A1 A2, unbounded by default, for matrices whose dense offsets and their optimizer state do not fit. Forward
+// and hard weights agree but for the last 2^-12 of a step. Gradients: straight_through_rule.hpp. Related: Hubara et
+// al., AdaQuant (2020), and Cheng et al., SignRound (2023), which also train dense offsets straight through.
+
+#include <cstddef>
+#include <limits>
+
+#include <cbq/rounding/low_rank_offsets.hpp>
+#include <cbq/rounding/offset_rounding.hpp>
+#include <cbq/rounding/straight_through_rule.hpp>
+
+namespace cbq {
+
+/// Rates are for Adam with a decay to zero; a few hundred steps.
+struct StraightThroughOptions {
+  double offset_rate = 5e-3;
+  double step_rate = 1e-3;  ///< of the log steps
+  double reach = 0.5;       ///< |v| at most, in steps
+  std::size_t rank = 0;     ///< none: dense
+};
+
+struct StraightThroughLowRankOptions {
+  double offset_rate = 5e-3;                               ///< of A1 and A2
+  double step_rate = 1e-3;                                 ///< of the log steps
+  double reach = std::numeric_limits<double>::infinity();  ///< |v| at most, in steps
+  std::size_t rank = 32;                                   ///< 1 .. min(outputs, inputs)
+};
+
+inline namespace CBQ_ABI {
+
+template <class T>
+using StraightThrough = OffsetRounding<T, StraightThroughRule<T>, DenseOffsets<T>, StraightThroughOptions>;
+
+template <class T>
+using StraightThroughLowRank =
+    OffsetRounding<T, StraightThroughRule<T>, LowRankOffsets<T>, StraightThroughLowRankOptions>;
+
+static_assert(TrainableRounding<StraightThrough<float>> && TrainableRounding<StraightThroughLowRank<float>>);
+
+}  // namespace CBQ_ABI
+}  // namespace cbq
