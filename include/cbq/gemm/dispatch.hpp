@@ -68,21 +68,26 @@ struct RegionKernels {
     }
   }
 
-  /// Kernel for few rows of floats; null where panels are decoded for any number of rows.
+  /// Kernels for few rows of floats; none where panels are decoded for any number of rows.
   template <int Bits, Zero Z>
-  [[nodiscard]] static WeightOnlyKernel weight_only_tile(Isa isa) noexcept {
+  [[nodiscard]] static WeightOnlyKernels weight_only_tile(Isa isa) noexcept {
+    [[maybe_unused]] constexpr std::int32_t zero_factor = Z == Zero::affine ? 1 : 1 << (Bits - 1);
     switch (floating_point_isa(isa)) {
 #if defined(__x86_64__)
       case Isa::avx512_vnni:
-        return &isa::avx512_vnni::weight_only_tile<Bits, Z>;
+        return {.fixed_point = &isa::avx512_vnni::fixed_point_tile<Bits, Z>,
+                .to_fixed_point = &isa::avx512_vnni::to_fixed_point,
+                .zero_factor = zero_factor};
       case Isa::avx2:
-        return &isa::avx2::weight_only_tile<Bits, Z>;
+        return {.fixed_point = &isa::avx2::fixed_point_tile<Bits, Z>,
+                .to_fixed_point = &isa::avx2::to_fixed_point,
+                .zero_factor = zero_factor};
 #elif defined(__aarch64__)
       case Isa::neon:
-        return &isa::neon::weight_only_tile<Bits, Z>;
+        return {.floats = &isa::neon::weight_only_tile<Bits, Z>};
 #endif
       default:
-        return nullptr;
+        return {};
     }
   }
 };

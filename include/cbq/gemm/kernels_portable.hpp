@@ -180,7 +180,7 @@ struct PortableKernels {
     return isa == Isa::portable ? &isa::portable::decode_panel<Bits, Z> : RegionKernels::decode_panel<Bits, Z>(isa);
   }
   template <int Bits, Zero Z>
-  [[nodiscard]] static WeightOnlyKernel weight_only_tile(Isa isa) noexcept {
+  [[nodiscard]] static WeightOnlyKernels weight_only_tile(Isa isa) noexcept {
     return RegionKernels::weight_only_tile<Bits, Z>(isa);
   }
 };

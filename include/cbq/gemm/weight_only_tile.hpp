@@ -2,11 +2,13 @@
 #pragma once
 
 // What the weight-only matmul asks of the kernels of one instruction set: to decode blocks of a packed panel to floats,
-// for many rows, and to multiply one panel with at most four rows while its codes are decoded in registers.
+// for many rows, and to multiply one panel with few rows while its codes are decoded in registers, either with at most
+// 4 rows of floats or with at most 16 rows in fixed point (fixed_point_row.hpp).
 
 #include <cstddef>
 #include <cstdint>
 
+#include <cbq/gemm/fixed_point_row.hpp>
 #include <cbq/gemm/packed_layout.hpp>
 
 namespace cbq {
@@ -46,6 +48,35 @@ struct WeightOnlyTile {
 };
 
 using WeightOnlyKernel = void (*)(const WeightOnlyTile&) noexcept;
+
+/// Most rows of a FixedPointTile.
+inline constexpr std::size_t fixed_point_rows = 16;
+
+/// One packed panel times at most 16 rows in fixed point: out[r][c] = sum over k of x[r][k] * w[c][k]. Every
+/// instruction set rounds the same exact sums in the same order, so results are the same bits on all that have such a
+/// kernel.
+struct FixedPointTile {
+  const std::byte* panel = nullptr;
+  std::size_t header_bytes = 0;
+  std::size_t group_bytes = 0;
+  std::size_t groups = 0;
+  std::size_t blocks_per_group = 0;
+  std::size_t blocks = 0;  ///< of one row
+  float multiplier = 1.0f;
+  const FixedBlock* x = nullptr;  ///< rows x blocks
+  std::size_t rows = 0;
+  float* out = nullptr;  ///< rows x 16
+};
+
+using FixedPointKernel = void (*)(const FixedPointTile&) noexcept;
+
+/// Kernels for few rows of one instruction set. Where all are null, panels are decoded for any number of rows.
+struct WeightOnlyKernels {
+  WeightOnlyKernel floats = nullptr;
+  FixedPointKernel fixed_point = nullptr;
+  FixedPointConverter to_fixed_point = nullptr;  ///< null exactly where fixed_point is
+  std::int32_t zero_factor = 1;                  ///< see FixedRow
+};
 
 }  // namespace CBQ_ABI
 }  // namespace cbq

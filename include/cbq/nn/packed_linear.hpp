@@ -23,7 +23,7 @@ namespace linear {
 /// The kernels of one product on one instruction set; those of the other kind of activations are null.
 struct ProductKernels {
   IntegerKernel integer = nullptr;
-  WeightOnlyKernel few = nullptr;
+  WeightOnlyKernels few = {};
   DecodeKernel decode = nullptr;
 };
 
