@@ -151,10 +151,12 @@ TEST_CASE("A mixture of experts equals separate calls, in one executor call") {
   check_experts(std::vector<std::size_t>{5}, 48, 33);
 }
 
-TEST_CASE("A mixture may have more experts than the search has entries") {
-  std::vector<std::size_t> tokens(131);
-  for (std::size_t e = 0; e < tokens.size(); ++e) tokens[e] = e * 7 % 4;  // also none
-  check_experts(tokens, 33, 32);
+TEST_CASE("A mixture may have more experts than fit on the stack, and than the search has entries") {
+  for (const std::size_t experts : {8u, 9u, 64u, 65u, 131u}) {
+    std::vector<std::size_t> tokens(experts);
+    for (std::size_t e = 0; e < experts; ++e) tokens[e] = e * 7 % 4;  // also none
+    check_experts(tokens, 33, 32);
+  }
 }
 
 TEST_CASE("Groups and mixtures with operands that do not fit are refused before any work") {

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <new>
 #include <span>
+#include <type_traits>
 
 #include <cbq/gemm/matmul.hpp>
 
@@ -36,6 +37,9 @@ struct GroupMember {
 };
 
 namespace driver {
+
+/// Products whose cuts are held on the stack; of more, each piece works out its own.
+inline constexpr std::size_t most_held_products = 8;
 
 /// Where the pieces of each product begin among those of all, without memory from anywhere: of many products, only
 /// every `stride`th has its own entry.
@@ -71,6 +75,7 @@ template <class PiecesOf>
   std::size_t entry = 0;
   while (entry + 1 < starts.entries && starts.starts[entry + 1] <= index) ++entry;
   PiecePlace place{.product = entry * starts.stride, .piece = index - starts.starts[entry]};
+  if (starts.stride == 1) return place;
   for (std::size_t count = pieces_of(place.product); place.piece >= count; count = pieces_of(place.product)) {
     place.piece -= count;
     ++place.product;
@@ -78,9 +83,9 @@ template <class PiecesOf>
   return place;
 }
 
-/// All pieces of `count` checked products in one executor call; `product_at(i)` gives product i.
+/// All pieces of more products than are held on the stack.
 template <class ProductAt, class E>
-void multiply_all(std::size_t count, const ProductAt& product_at, const E& executor) {
+void multiply_many(std::size_t count, const ProductAt& product_at, const E& executor) {
   const auto pieces_of = [&](std::size_t i) {
     const Cut cut = cut_work(product_at(i));
     return cut.token_pieces * cut.output_pieces;
@@ -90,6 +95,27 @@ void multiply_all(std::size_t count, const ProductAt& product_at, const E& execu
     const PiecePlace place = find_piece(starts, index, pieces_of);
     const auto& product = product_at(place.product);
     multiply_piece(product, cut_work(product), place.piece);
+  });
+}
+
+/// All pieces of `count` checked products in one executor call; `product_at(i)` gives product i.
+template <class ProductAt, class E>
+void multiply_all(std::size_t count, const ProductAt& product_at, const E& executor) {
+  if (count > most_held_products) return multiply_many(count, product_at, executor);
+  std::decay_t<decltype(product_at(0))> products[most_held_products] = {};
+  Cut cuts[most_held_products] = {};
+  std::size_t ends[most_held_products] = {};
+  std::size_t pieces = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    products[i] = product_at(i);
+    cuts[i] = cut_work(products[i]);
+    pieces += cuts[i].token_pieces * cuts[i].output_pieces;
+    ends[i] = pieces;
+  }
+  executor.for_each_index(pieces, [&](std::size_t index) {
+    std::size_t i = 0;
+    while (ends[i] <= index) ++i;
+    multiply_piece(products[i], cuts[i], index - (i == 0 ? 0 : ends[i - 1]));
   });
 }
 
