@@ -27,6 +27,7 @@
 #include <cbq/io/checkpoint.hpp>
 #include <cbq/io/quantization_config.hpp>
 #include <cbq/io/safetensors_writer.hpp>
+#include <cbq/io/stored_tensors.hpp>
 #include <cbq/scheme.hpp>
 
 namespace cbq {
@@ -166,70 +167,23 @@ class StoredMatrix {
   [[nodiscard]] const Grid& grid() const noexcept { return grid_; }
 
   /// Reads module `module` of a Checkpoint or Safetensors. Everything is checked against `grid` and the other tensors
-  /// before memory is taken. Errc::bad_file, Errc::bad_shape, Errc::not_finite, Errc::out_of_memory.
+  /// before memory is taken. Errors of find_stored(), Errc::not_finite, Errc::out_of_memory.
   template <class Tensors>
   [[nodiscard]] static Result<StoredMatrix> read(const Tensors& checkpoint, const std::string& module,
                                                  const Grid& grid) {
-    const TensorView* packed = checkpoint.find(module + ".weight_packed");
-    const TensorView* scale = checkpoint.find(module + ".weight_scale");
-    const TensorView* shape = checkpoint.find(module + ".weight_shape");
-    const TensorView* zero = checkpoint.find(module + ".weight_zero_point");
-    if (packed == nullptr || scale == nullptr || shape == nullptr) {
-      return Error{Errc::bad_file, "a quantized module lacks a tensor", module, "", "weight_packed, _scale and _shape"};
-    }
-    if ((zero != nullptr) != (grid.zero == Zero::affine)) {
-      return Error{Errc::bad_file, "zero points do not fit the scheme", module,
-                   zero != nullptr ? "weight_zero_point" : "none", zero != nullptr ? "none" : "weight_zero_point"};
-    }
-    if (grid.bits < 2 || grid.bits > 8)
-      return Error{Errc::bad_argument, "codes have 2 to 8 bits", module, grid.bits, "2..8"};
+    const Result<StoredTensors> tensors = find_stored(checkpoint, module, grid);
+    if (!tensors) return tensors.error();
     StoredMatrix matrix;
     matrix.grid_ = grid;
-    if (const Status ok = matrix.read_shape(*shape); !ok) return ok.error();
-    if (const Status ok = matrix.check_tensors(*packed, *scale, zero); !ok) return ok.error();
+    matrix.outputs_ = tensors->outputs;
+    matrix.inputs_ = tensors->inputs;
     if (const Status ok = matrix.allocate(); !ok) return in_context(ok.error(), module);
-    if (const Status ok = matrix.decode(*packed, *scale, zero); !ok) return in_context(ok.error(), module);
+    if (const Status ok = matrix.decode(*tensors); !ok) return in_context(ok.error(), module);
     return matrix;
   }
 
  private:
   [[nodiscard]] std::size_t groups() const noexcept { return group_count(grid_, inputs_); }
-
-  Status read_shape(const TensorView& tensor) noexcept {
-    if (tensor.dtype != Dtype::i64 || tensor.shape.rank != 1 || tensor.shape.sizes[0] != 2) {
-      return Error{Errc::bad_file, "not the shape of a matrix", tensor.name,
-                   ErrorText(dtype_name(tensor.dtype)) << " " << shape_text(tensor.shape).c_str(), "I64 [2]"};
-    }
-    const auto outputs = load_unaligned<std::int64_t>(tensor.bytes.data());
-    const auto inputs = load_unaligned<std::int64_t>(tensor.bytes.data() + 8);
-    if (outputs < 0 || inputs < 0) {
-      return Error{Errc::bad_file, "a negative size", tensor.name, ErrorText(outputs) << ", " << inputs};
-    }
-    outputs_ = static_cast<std::size_t>(outputs);
-    inputs_ = static_cast<std::size_t>(inputs);
-    return {};
-  }
-
-  static Status check_tensor(const TensorView& tensor, bool right_type, std::size_t rows,
-                             std::size_t columns) noexcept {
-    if (right_type && same_shape(tensor.shape, {.rank = 2, .sizes = {rows, columns}})) return {};
-    return Error{Errc::bad_shape, "a tensor does not fit its module", tensor.name,
-                 ErrorText(dtype_name(tensor.dtype)) << " " << shape_text(tensor.shape).c_str(),
-                 ErrorText("[") << rows << ", " << columns << "]"};
-  }
-
-  // The packed tensor exists in the file, so what agrees with it is not too large to allocate for.
-  [[nodiscard]] Status check_tensors(const TensorView& packed, const TensorView& scale,
-                                     const TensorView* zero) const noexcept {
-    const bool float_scales = scale.dtype == Dtype::f16 || scale.dtype == Dtype::bf16 || scale.dtype == Dtype::f32;
-    if (const Status ok = check_tensor(packed, packed.dtype == Dtype::i32, outputs_, packed_words(inputs_, grid_.bits));
-        !ok) {
-      return ok;
-    }
-    if (const Status ok = check_tensor(scale, float_scales, outputs_, groups()); !ok) return ok;
-    if (zero == nullptr) return {};
-    return check_tensor(*zero, zero->dtype == Dtype::i32, packed_words(outputs_, grid_.bits), groups());
-  }
 
   Status allocate() noexcept {
     const Result<std::size_t> codes = checked_product(outputs_, inputs_);
@@ -248,12 +202,11 @@ class StoredMatrix {
     return {};
   }
 
-  Status decode(const TensorView& packed, const TensorView& scale, const TensorView* zero) noexcept {
-    const Status codes = unpack_rows(packed.bytes, grid_.bits, matrix_view(codes_.data(), outputs_, inputs_));
+  Status decode(const StoredTensors& tensors) noexcept {
+    const Status codes = unpack_rows(tensors.packed->bytes, grid_.bits, matrix_view(codes_.data(), outputs_, inputs_));
     if (!codes) return codes;
-    const Status scales = copy_to_float(scale, matrix_view(scales_.data(), outputs_, groups()));
-    if (!scales || zero == nullptr) return scales;
-    return unpack_zeros(zero->bytes, grid_.bits, matrix_view(zeros_.data(), outputs_, groups()));
+    return read_parameters(tensors, grid_, matrix_view(scales_.data(), outputs_, groups()),
+                           matrix_view(zeros_.data(), outputs_, groups()));
   }
 
   AlignedBuffer<std::uint8_t> codes_;
