@@ -6,16 +6,15 @@
 // in any order. Detectors: Iqr and Percentile; InterIntra refines the cut of another one through CoarseToFine.
 
 #include <algorithm>
-#include <bit>
 #include <concepts>
 #include <cstddef>
-#include <cstdint>
 #include <limits>
 #include <span>
 #include <utility>
 
 #include <cbq/core/aligned.hpp>
 #include <cbq/core/result.hpp>
+#include <cbq/quant/scale.hpp>
 
 namespace cbq {
 
@@ -42,16 +41,6 @@ concept OutlierRefiner =
     };
 
 namespace outlier {
-
-/// Whether `value` is neither NaN nor infinite; looks at the bits, so -ffast-math cannot remove it.
-template <std::floating_point T>
-[[nodiscard]] constexpr bool finite(T value) noexcept {
-  if constexpr (sizeof(T) == sizeof(std::uint32_t)) {
-    return (std::bit_cast<std::uint32_t>(value) & 0x7f800000u) != 0x7f800000u;
-  } else {
-    return (std::bit_cast<std::uint64_t>(value) & 0x7ff0000000000000u) != 0x7ff0000000000000u;
-  }
-}
 
 /// Cut at `threshold`: counts the values above it.
 template <std::floating_point T>
@@ -91,7 +80,7 @@ template <std::floating_point T, OutlierDetector<T> Detector>
   Result<AlignedBuffer<T>> sorted = AlignedBuffer<T>::allocate(values.size());
   if (!sorted) return sorted.error();
   for (std::size_t i = 0; i < values.size(); ++i) {
-    if (!outlier::finite(values[i])) {
+    if (!is_finite(values[i])) {
       return Error{Errc::not_finite, "outliers are sought among finite values", ErrorText("value ") << i};
     }
     (*sorted)[i] = values[i] < 0 ? -values[i] : values[i];

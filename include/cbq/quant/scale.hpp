@@ -28,6 +28,9 @@ inline constexpr float smallest_scale = 0x1p-100f;
 [[nodiscard]] constexpr bool is_finite(float value) noexcept {
   return (__builtin_bit_cast(std::uint32_t, value) & 0x7f800000u) != 0x7f800000u;
 }
+[[nodiscard]] constexpr bool is_finite(double value) noexcept {
+  return (__builtin_bit_cast(std::uint64_t, value) & 0x7ff0000000000000u) != 0x7ff0000000000000u;
+}
 
 /// |value|.
 [[nodiscard]] constexpr float magnitude(float value) noexcept {
