@@ -71,6 +71,27 @@ CLI::App* add_command(CLI::App& app, Commands& commands, Command& command, const
   return added;
 }
 
+void add_reconstruction(CLI::App& app, ReconstructionSettings& settings) {
+  app.add_option("--calibration", settings.calibration, "texts for methods that need them, equal parts of each")
+      ->type_name("FILE");
+  const auto number = [&](const char* name, std::size_t& value, const char* what) {
+    app.add_option(name, value, what)->check(CLI::PositiveNumber)->capture_default_str()->type_name("N");
+  };
+  number("--samples", settings.samples, "calibration sequences");
+  number("--sequence", settings.sequence, "tokens of each");
+  number("--window", settings.windows.size, "blocks that are trained together");
+  app.add_option("--overlap", settings.windows.overlap, "blocks that a window shares with the next")
+      ->capture_default_str()
+      ->type_name("N");
+  number("--steps", settings.steps, "steps per window");
+  number("--batch", settings.batch, "sequences per step");
+  app.add_option("--logits-weight", settings.logits_weight, "of the divergence of the logits in the last window")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->type_name("W");
+  app.add_option("--seed", settings.seed, "of samples and batches")->capture_default_str()->type_name("S");
+}
+
 void add_quantize(CLI::App& app, Commands& commands) {
   QuantizeCommand& command = commands.quantize;
   CLI::App* added = add_command(app, commands, command, "quantize", "quantize a model into a folder");
@@ -80,14 +101,14 @@ void add_quantize(CLI::App& app, Commands& commands) {
       ->check(CLI::Validator(check_scheme, "", ""))
       ->type_name("NAME");
   added->add_option("--method", command.method, "how weights are rounded")
-      ->check(CLI::IsMember({"rtn"}))
+      ->check(CLI::IsMember({"rtn", "cbq"}))
       ->capture_default_str()
       ->type_name("NAME");
   const std::map<std::string, RangeSearch> ranges = {{"mse", RangeSearch::mse}, {"minmax", RangeSearch::minmax}};
   added->add_option("--range", command.range, "how scales are found: mse (default) or minmax")
       ->transform(CLI::CheckedTransformer(ranges).description("{mse,minmax}"))
       ->type_name("NAME");
-  added->add_option("--calibration", command.calibration, "text for methods that need one")->type_name("FILE");
+  add_reconstruction(*added, command.reconstruction);
   added->add_option("--head-bits", command.head_bits, "of embedding and head")
       ->check(CLI::IsMember({16, 8, 4}))
       ->capture_default_str()

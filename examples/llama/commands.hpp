@@ -49,7 +49,7 @@ struct QuantizeCommand {
   std::string scheme;
   std::string method = "rtn";
   RangeSearch range = RangeSearch::mse;
-  std::string calibration;
+  ReconstructionSettings reconstruction = {};
   int head_bits = 8;
   bool explain = false;
 };

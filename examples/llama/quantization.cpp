@@ -16,6 +16,7 @@
 
 #include "interrupt.hpp"
 #include "progress.hpp"
+#include "reconstruction.hpp"
 
 namespace cbq_llama {
 
@@ -195,7 +196,7 @@ struct Content {
 };
 
 Status quantize_into(const ModelSource& source, ModuleReport& entry, const QuantizationOptions& options,
-                     Content& content) {
+                     CodesByModule& calibrated, Content& content) {
   const MatrixModule& module = entry.module;
   if (module.has_bias) {
     if (const Status added = content.add_float(source, {module.name + ".bias", 1, module.outputs}, true); !added)
@@ -206,7 +207,9 @@ Status quantize_into(const ModelSource& source, ModuleReport& entry, const Quant
   }
   const Result<FloatMatrix> weights = source.read_matrix(module.name + ".weight", module.outputs, module.inputs);
   if (!weights) return weights.error();
-  Result<QuantizedMatrix> codes = round_matrix(*weights, entry.scheme->weight, options);
+  auto done = calibrated.extract(module.name);
+  Result<QuantizedMatrix> codes =
+      done ? Result<QuantizedMatrix>(std::move(done.mapped())) : round_matrix(*weights, entry.scheme->weight, options);
   if (!codes) return cbq::in_context(codes.error(), module.name);
   const Result<double> error =
       cbq::quantization_error(cbq::as_const(weights->view), codes->view(), entry.scheme->weight);
@@ -216,7 +219,7 @@ Status quantize_into(const ModelSource& source, ModuleReport& entry, const Quant
   return {};
 }
 
-Result<Content> quantize_all(const ModelSource& source, const QuantizationOptions& options,
+Result<Content> quantize_all(const ModelSource& source, const QuantizationOptions& options, CodesByModule calibrated,
                              std::vector<ModuleReport>& plan) {
   Content content;
   std::size_t total = 0;
@@ -225,7 +228,7 @@ Result<Content> quantize_all(const ModelSource& source, const QuantizationOption
   std::size_t done = 0;
   for (ModuleReport& entry : plan) {
     if (const Status ok = check_interrupt(); !ok) return ok.error();
-    if (const Status ok = quantize_into(source, entry, options, content); !ok) return ok.error();
+    if (const Status ok = quantize_into(source, entry, options, calibrated, content); !ok) return ok.error();
     progress.update(done += weights_of(entry.module));
   }
   for (const FloatTensor& tensor : norm_tensors(source.config())) {
@@ -260,15 +263,15 @@ Status write_tensors(const std::string& path, const Content& content) {
 }
 
 Status write_config(const std::string& path, const ModelSource& source, const QuantizationOptions& options,
-                    std::span<const ModuleReport> plan) {
+                    const QuantizationReport& report) {
   cbq::Json config = source.is_gguf() ? to_json(source.config()) : source.json();
   cbq::QuantizationRecord record;
-  record.method = "rtn";
+  record.method = options.method;
   record.head_bits = options.head_bits;
   record.notes["range"] = options.range == RangeSearch::mse ? "mse" : "minmax";
-  record.notes["calibration_tokens"] = 0;
+  record.notes["calibration_tokens"] = report.calibration_tokens;
   const std::string embedding = embedding_module(source.config()).name;
-  for (const ModuleReport& entry : plan) {
+  for (const ModuleReport& entry : report.modules) {
     const bool looked_up = entry.module.name == embedding;
     if (entry.scheme) {
       record.modules.push_back(
@@ -331,27 +334,36 @@ Result<QuantizationReport> quantize(const ModelSource& source, const std::string
   // Before the work: a folder that cannot be written is better known early.
   Result<cbq::AtomicFolder> folder = cbq::AtomicFolder::create(output, existing);
   if (!folder) return folder.error();
-  const Result<Content> content = quantize_all(source, options, *plan);
+  QuantizationReport report;
+  CodesByModule calibrated;
+  if (options.method == "cbq") {
+    const Result<std::vector<std::int32_t>> tokens = calibration_tokens(source, options.reconstruction);
+    if (!tokens) return tokens.error();
+    report.calibration_tokens = tokens->size();
+    Result<CodesByModule> codes = reconstruct_blocks(source, *plan, *tokens, options);
+    if (!codes) return codes.error();
+    calibrated = *std::move(codes);
+  }
+  const Result<Content> content = quantize_all(source, options, std::move(calibrated), *plan);
   if (!content) return content.error();
+  report.modules = *std::move(plan);
   if (const Status ok = write_tensors(folder->file("model.safetensors"), *content); !ok) return ok.error();
-  if (const Status ok = write_config(folder->file("config.json"), source, options, *plan); !ok) return ok.error();
+  if (const Status ok = write_config(folder->file("config.json"), source, options, report); !ok) return ok.error();
   if (const Status ok = copy_companions(*folder, source); !ok) return ok.error();
   if (const Status ok = check_interrupt(); !ok) return ok.error();
   if (const Status ok = folder->commit(); !ok) return ok.error();
 
   const Result<ModelSource> written = ModelSource::open(output);
   if (!written) return written.error();
-  QuantizationReport report;
   report.file_bytes = written->file_bytes();
   const Result<double> bits = bits_per_weight(*written);
   if (!bits) return bits.error();
   report.bits_per_weight = *bits;
-  for (ModuleReport& entry : *plan) {
+  for (ModuleReport& entry : report.modules) {
     const Result<std::size_t> bytes = stored_bytes(*written, entry.module);
     if (!bytes) return bytes.error();
     entry.bits_per_weight = 8 * static_cast<double>(*bytes) / static_cast<double>(weights_of(entry.module));
   }
-  report.modules = *std::move(plan);
   return report;
 }
 

@@ -5,7 +5,9 @@
 // Hugging Face folder in the compressed-tensors form, which appears only when it is complete.
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
+#include <map>
 #include <optional>
 #include <span>
 #include <string>
@@ -14,6 +16,7 @@
 #include <cbq/core/result.hpp>
 #include <cbq/io/quantization_config.hpp>
 #include <cbq/quant/quantized_matrix.hpp>
+#include <cbq/reconstruct/windows.hpp>
 #include <cbq/scheme.hpp>
 
 #include "model_layout.hpp"
@@ -32,10 +35,27 @@ struct SchemeRule {
 /// How scales are found.
 enum class RangeSearch : unsigned char { mse, minmax };
 
+/// Codes of matrices that a method quantized together, by module name.
+using CodesByModule = std::map<std::string, cbq::QuantizedMatrix>;
+
+/// How `--method cbq` trains; see cbq::ReconstructionOptions.
+struct ReconstructionSettings {
+  std::vector<std::string> calibration;  ///< text files, equal parts of each
+  std::size_t samples = 512;             ///< sequences in all
+  std::size_t sequence = 512;            ///< tokens of each
+  cbq::WindowOptions windows = {};
+  std::size_t steps = 400;  ///< per window
+  std::size_t batch = 8;    ///< sequences per step
+  double logits_weight = 1.0;
+  std::uint64_t seed = 0;
+};
+
 struct QuantizationOptions {
   std::vector<SchemeRule> rules;  ///< of the linear layers of the blocks; the first that matches counts
   int head_bits = 8;              ///< of embedding and head: 16, 8 (per row) or 4 (groups of 32)
   RangeSearch range = RangeSearch::mse;
+  std::string method = "rtn";  ///< of the linear layers of the blocks: rtn, or cbq
+  ReconstructionSettings reconstruction = {};
   std::size_t threads = 1;
 };
 
@@ -51,6 +71,7 @@ struct ModuleReport {
 struct QuantizationReport {
   std::vector<ModuleReport> modules;
   double bits_per_weight = 0;  ///< of the whole folder, see bits_per_weight()
+  std::size_t calibration_tokens = 0;
   std::size_t file_bytes = 0;
 };
 

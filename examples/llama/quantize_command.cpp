@@ -46,12 +46,9 @@ Status run(const QuantizeCommand& command, const Console& console) {
   if (!machine) return machine.error();
   const Result<cbq::Scheme> scheme = cbq::parse_scheme(command.scheme.c_str());
   if (!scheme) return scheme.error();
-  if (command.method != "rtn") {
-    return Error{Errc::unsupported, "unknown quantization method", "method", command.method, "rtn"};
-  }
-  if (!command.calibration.empty()) {
+  if (command.method == "rtn" && !command.reconstruction.calibration.empty()) {
     (void)std::fprintf(console.err, "cbq-llama: note: rounding to nearest needs no calibration text; %s is not read\n",
-                       command.calibration.c_str());
+                       command.reconstruction.calibration.front().c_str());
   }
   const auto start = std::chrono::steady_clock::now();
   const Result<ModelSource> source = ModelSource::open(command.common.model.path, command.common.model.pre_tokenizer);
@@ -60,6 +57,8 @@ Status run(const QuantizeCommand& command, const Console& console) {
   options.rules = {{"*", *scheme}};
   options.head_bits = command.head_bits;
   options.range = command.range;
+  options.method = command.method;
+  options.reconstruction = command.reconstruction;
   options.threads = machine->threads;
   const Result<QuantizationReport> done = quantize(*source, command.output, options);
   if (!done) return done.error();
@@ -73,7 +72,7 @@ Status run(const QuantizeCommand& command, const Console& console) {
   report.bits_per_weight = done->bits_per_weight;
   report.file_bytes = done->file_bytes;
   report.peak_memory_bytes = peak_memory_bytes();
-  report.calibration_tokens = 0;
+  report.calibration_tokens = done->calibration_tokens;
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (prints_text(command.common)) {
     if (command.explain) explain(*done, console.out);
