@@ -111,10 +111,10 @@ def warm(entries, point, report):
     return ready
 
 
-def ceilings_of(machine, threads):
-    """One measurement of each ceiling with this many threads."""
+def rates_of(machine, threads, wanted):
+    """One measurement of each ceiling with this many threads whose name `wanted` accepts."""
     names = [name for name in machine.about["ceilings"] if name.endswith(f"/threads:{threads}")]
-    return {name.split("/")[0]: machine.ask("rate", name)["rate"] for name in names}
+    return {name.split("/")[0]: machine.ask("rate", name)["rate"] for name in names if wanted(name.split("/")[0])}
 
 
 def bound_seconds(ceilings, family, operations, weight_bytes):
@@ -128,7 +128,10 @@ def bound_seconds(ceilings, family, operations, weight_bytes):
 
 def measure(machine, entries, point, options):
     """Rounds at one point: per entry its seconds in each round, and the ceilings of each round."""
-    rounds = []
+    # Arithmetic is steady; memory is not: the better of two readings, before and after the products of a round.
+    steady = rates_of(machine, point["threads"], lambda name: name != "dram")
+    read = lambda: rates_of(machine, point["threads"], lambda name: name == "dram")["dram"]
+    rounds, before = [], read()
     for _ in range(options.rounds):
         order = entries[:]
         random.shuffle(order)
@@ -137,7 +140,9 @@ def measure(machine, entries, point, options):
             answer = entry.worker.ask("time", entry.index, point["m"], point["threads"], options.seconds)
             if "failed" not in answer:
                 seconds[entry] = answer["seconds"]
-        rounds.append((ceilings_of(machine, point["threads"]), seconds))
+        after = read()
+        rounds.append(({**steady, "dram": max(before, after)}, seconds))
+        before = after
     return rounds
 
 
@@ -212,7 +217,6 @@ def main():
     entries = entries_of([worker for worker in workers if worker is not machine], options.match)
     report = {"machine": machine_text(machine.about), "peers": sorted({entry.peer for entry in entries}),
               "ceilings": [], "results": [], "skipped": [], "inexact": [], "wrong": []}
-    # All rows of the largest shapes first: what the limit cuts off is what matters least.
     for n, k in options.shapes:
         ready = prepare(entries, n, k, report["skipped"])
         for threads in options.threads:
