@@ -179,3 +179,15 @@ TEST_CASE("No tokens and no inputs are fine") {
   CHECK(x.quantize(matrix_view<const float>(nullptr, 0, 32)));
   CHECK(x.quantize(matrix_view<const float>(nullptr, 3, 0)));
 }
+
+TEST_CASE("Activations without memory or with rows that overlap are refused") {
+  constexpr Scheme S = schemes::w4a8_g32;
+  std::vector<float> x(3 * 40);
+  std::vector<std::int32_t> memory(*activations_size<S>(3, 40) / 4 + 1);
+  const auto bytes = std::as_writable_bytes(std::span(memory));
+  CHECK(quantize_activations<S>(matrix_view<const float>(nullptr, 3, 40), bytes).error().code == Errc::bad_argument);
+  CHECK(quantize_activations<S>(MatrixView<const float>{x.data(), 3, 40, 39}, bytes).error().code == Errc::bad_shape);
+  CHECK(quantize_activations<S>(MatrixView<const float>{x.data(), 1, 40, 0}, bytes));
+  CHECK(quantize_activations<S>(matrix_view<const float>(nullptr, 0, 40), bytes));
+  CHECK(quantize_activations<S>(matrix_view<const float>(nullptr, 3, 0), bytes));
+}

@@ -431,3 +431,19 @@ TEST_CASE("Wrong shapes, ranges and workspaces are errors and touch nothing") {
   CHECK_FALSE(float_matmul_transposed_workspace(std::size_t{1} << 40, std::size_t{1} << 40));
   CHECK(std::count(c.begin(), c.end(), canary) == 40 * 40);
 }
+
+TEST_CASE("Null memory and epilogues without operands are refused, empty products do nothing") {
+  const std::vector<float> a(3 * 5, 1.0f), b(5 * 20, 1.0f);
+  std::vector<float> c(3 * 20, canary);
+  const auto left = matrix_view<const float>(a.data(), 3, 5);
+  const auto right = row_major(matrix_view<const float>(b.data(), 5, 20));
+  const auto view = matrix_view(c.data(), 3, 20);
+  CHECK(float_matmul(matrix_view<const float>(nullptr, 3, 5), right, view).error().code == Errc::bad_argument);
+  CHECK(float_matmul(left, right, matrix_view<float>(nullptr, 3, 20)).error().code == Errc::bad_argument);
+  CHECK(float_matmul(left, right, view, AddBias{}).error().code == Errc::bad_shape);
+  CHECK(c == std::vector<float>(c.size(), canary));
+  CHECK(float_matmul(matrix_view<const float>(nullptr, 0, 5), right, matrix_view<float>(nullptr, 0, 20)));
+  CHECK(
+      float_matmul(matrix_view<const float>(nullptr, 3, 0), row_major(matrix_view<const float>(nullptr, 0, 20)), view));
+  CHECK(c == std::vector<float>(c.size(), 0.0f));
+}

@@ -296,3 +296,86 @@ TEST_CASE("Shapes that do not fit are refused") {
   CHECK(matmul(wide.view(), packed->view(), MatrixView<float>{y.data(), 2, 8, 4}).error().code == Errc::bad_shape);
   CHECK(matmul(wide.view(), packed->view(), matrix_view(y.data(), 2, 8)));
 }
+
+TEST_CASE("Null memory is refused where there is something to read or write") {
+  constexpr Scheme S = schemes::w4a8_g32;
+  std::mt19937 random(5);
+  const auto packed =
+      PackedWeights<S>::from_codes(oracle::weights(S.weight, 8, 64, oracle::Codes::random, random).view());
+  const std::vector<float> x(64 * 2, 1.0f);
+  QuantizedActivations<S> quantized;
+  REQUIRE((packed && quantized.quantize(matrix_view<const float>(x.data(), 2, 64))));
+  std::vector<float> y(16, -1.0f);
+  const auto view = matrix_view(y.data(), 2, 8);
+  const auto code = [&](const QuantizedActivationsView<S>& activations, const PackedWeightsView<S>& weights,
+                        const MatrixView<float>& result) {
+    const Status done = matmul(activations, weights, result);
+    return done ? Errc{} : done.error().code;
+  };
+  CHECK(code(quantized.view(), packed->view(), matrix_view<float>(nullptr, 2, 8)) == Errc::bad_argument);
+  PackedWeightsView<S> no_weights = packed->view();
+  no_weights.data = nullptr;
+  CHECK(code(quantized.view(), no_weights, view) == Errc::bad_argument);
+  for (int part = 0; part < 3; ++part) {
+    QuantizedActivationsView<S> nothing = quantized.view();
+    if (part == 0) nothing.codes = nullptr;
+    if (part == 1) nothing.zero_terms = nullptr;
+    if (part == 2) nothing.scales = nullptr;
+    CHECK(code(nothing, packed->view(), view) == Errc::bad_argument);
+  }
+  CHECK(matmul(quantized.view(), packed->view(), view, AddBias{}).error().code == Errc::bad_shape);
+  CHECK(matmul(quantized.view(), packed->view(), view, AddResidual{as_const(rows(view, 0, 1))}).error().code ==
+        Errc::bad_shape);
+  CHECK(y == std::vector<float>(y.size(), -1.0f));
+}
+
+TEST_CASE("Without tokens or outputs nothing happens; without inputs the epilogue sees zeros") {
+  constexpr Scheme S = schemes::w4a8_g32;
+  std::mt19937 random(5);
+  const float bias[] = {1.0f, 2.0f, 3.0f};
+  for (const Shape shape : {Shape{0, 3, 32}, Shape{2, 0, 32}, Shape{2, 3, 0}, Shape{0, 0, 0}}) {
+    CAPTURE(shape.tokens, shape.outputs, shape.inputs);
+    const auto packed = PackedWeights<S>::from_codes(
+        oracle::weights(S.weight, shape.outputs, shape.inputs, oracle::Codes::random, random).view());
+    const std::vector<float> x(shape.tokens * shape.inputs, 1.0f);
+    std::vector<float> y(shape.tokens * shape.outputs, -1.0f);
+    for (const Isa isa : support::machine_isas()) {
+      QuantizedActivations<S> quantized;
+      REQUIRE((packed && quantized.quantize(matrix_view<const float>(x.data(), shape.tokens, shape.inputs),
+                                            SerialExecutor{}, isa)));
+      REQUIRE(matmul(quantized.view(), packed->view(), matrix_view(y.data(), shape.tokens, shape.outputs),
+                     AddBias{bias}, SerialExecutor{}, isa));
+      for (std::size_t i = 0; i < y.size(); ++i) CHECK(y[i] == bias[i % shape.outputs]);
+    }
+  }
+}
+
+TEST_CASE("Weights lie on any byte, activations and results on any element") {
+  constexpr Scheme S = make_scheme(3, 8, 32, Zero::affine);
+  constexpr Shape shape{6, 33, 70};
+  std::mt19937 random(5);
+  const oracle::Weights w = oracle::weights(S.weight, shape.outputs, shape.inputs, oracle::Codes::random, random);
+  const std::vector<float> x = activations(shape.tokens, shape.inputs, oracle::Codes::random, random);
+  const auto packed = PackedWeights<S>::from_codes(w.view());
+  REQUIRE(packed);
+  for (const Isa isa : support::machine_isas()) {
+    for (std::size_t shift = 0; shift < 5; ++shift) {
+      std::vector<std::byte> bytes(packed->bytes() + shift);
+      std::copy_n(packed->view().data, packed->bytes(), bytes.begin() + static_cast<std::ptrdiff_t>(shift));
+      PackedWeightsView<S> weights = packed->view();
+      weights.data = bytes.data() + shift;
+      std::vector<float> input(x.size() + shift), y(shape.tokens * shape.outputs + shift);
+      std::copy(x.begin(), x.end(), input.begin() + static_cast<std::ptrdiff_t>(shift));
+      std::vector<std::int32_t> memory(*activations_size<S>(shape.tokens, shape.inputs) / 4 + 1 + shift);
+      const auto quantized =
+          quantize_activations<S>(matrix_view<const float>(input.data() + shift, shape.tokens, shape.inputs),
+                                  std::as_writable_bytes(std::span(memory)).subspan(4 * shift), SerialExecutor{}, isa);
+      REQUIRE(quantized);
+      REQUIRE(matmul(*quantized, weights, matrix_view(y.data() + shift, shape.tokens, shape.outputs), NoEpilogue{},
+                     SerialExecutor{}, isa));
+      const std::vector<float> want = expected(*quantized, w, packed->view().multiplier);
+      CAPTURE(isa_name(isa), shift);
+      CHECK(std::equal(want.begin(), want.end(), y.begin() + static_cast<std::ptrdiff_t>(shift)));
+    }
+  }
+}

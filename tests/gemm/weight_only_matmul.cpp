@@ -223,3 +223,30 @@ TEST_CASE("Epilogues, ranges and bad shapes of the weight-only matmul") {
     CHECK(matmul(input, packed->view(), matrix_view(y.data(), tokens, 49)).error().code == Errc::bad_shape);
   }
 }
+
+TEST_CASE("The weight-only matmul refuses null memory and rows that overlap, and does nothing without tokens") {
+  constexpr Scheme S = schemes::w4a16_g32;
+  std::mt19937 random(5);
+  const auto packed =
+      PackedWeights<S>::from_codes(oracle::weights(S.weight, 20, 64, oracle::Codes::random, random).view());
+  REQUIRE(packed);
+  for (const std::size_t tokens : {2u, 6u}) {
+    const std::vector<float> x(tokens * 64, 0.5f);
+    std::vector<float> y(tokens * 20, -1.0f);
+    const auto input = matrix_view<const float>(x.data(), tokens, 64);
+    const auto view = matrix_view(y.data(), tokens, 20);
+    const auto none = matrix_view<const float>(nullptr, tokens, 64);
+    PackedWeightsView<S> no_weights = packed->view();
+    no_weights.data = nullptr;
+    CAPTURE(tokens);
+    CHECK(matmul(none, packed->view(), view).error().code == Errc::bad_argument);
+    CHECK(matmul(input, no_weights, view).error().code == Errc::bad_argument);
+    CHECK(matmul(input, packed->view(), matrix_view<float>(nullptr, tokens, 20)).error().code == Errc::bad_argument);
+    CHECK(matmul(MatrixView<const float>{x.data(), tokens, 64, 63}, packed->view(), view).error().code ==
+          Errc::bad_shape);
+    CHECK(matmul(input, packed->view(), MatrixView<float>{y.data(), tokens, 20, 19}).error().code == Errc::bad_shape);
+    CHECK(matmul(input, packed->view(), view, AddBias{}).error().code == Errc::bad_shape);
+    CHECK(y == std::vector<float>(y.size(), -1.0f));
+  }
+  CHECK(matmul(matrix_view<const float>(nullptr, 0, 64), packed->view(), matrix_view<float>(nullptr, 0, 20)));
+}

@@ -135,6 +135,13 @@ template <Executor E>
                                                       std::span<std::byte> memory, const E& executor, Isa isa) {
   const Result<ActivationLayout> layout = activation_layout(scheme.weight, x.rows, x.columns);
   if (!layout) return layout.error();
+  if (x.rows > 1 && x.stride < x.columns) {
+    return Error{Errc::bad_shape, "[cbq] quantize_activations: a stride is shorter than a row", "x", x.stride,
+                 ErrorText("at least ") << x.columns};
+  }
+  if (x.data == nullptr && x.rows != 0 && x.columns != 0) {
+    return Error{Errc::bad_argument, "[cbq] quantize_activations: the activations' memory is null", "x"};
+  }
   if (memory.size() < layout->bytes) {
     return Error{Errc::bad_shape, "[cbq] quantize_activations: the memory is too small", "memory", memory.size(),
                  layout->bytes};
@@ -185,7 +192,8 @@ template <Executor E>
 }  // namespace driver
 
 /// Quantizes x (M x K) into `memory`, at least activations_size<S>(M, K) bytes on a 4-byte boundary. Allocates nothing.
-/// Errors: bad_shape (memory), bad_argument (alignment), not_finite (names the first token with NaN or infinity).
+/// Errors: bad_shape (memory, stride), bad_argument (alignment, null memory), not_finite (names the first token with
+/// NaN or infinity).
 template <Scheme S, Executor E = SerialExecutor>
 [[nodiscard]] Result<QuantizedActivationsView<S>> quantize_activations(const MatrixView<const float>& x,
                                                                        std::span<std::byte> memory,

@@ -165,6 +165,7 @@ template <Scheme S, Epilogue Post = NoEpilogue, OutputElement T = float, class K
                                   Isa cap = detect()) {
   const Isa isa = capped(cap);
   const IntegerKernel kernel = Kernels::template integer_tile<S.weight.bits, S.weight.zero>(isa);
+  if (const Status readable = driver::check_panels(x.shape, isa); !readable) return readable;
   const auto product_at = [&](std::size_t i) {
     const GroupMember<S, Post, T>& member = members[i];
     return driver::IntegerProduct<Post, T>{.kernel = kernel,
@@ -275,6 +276,9 @@ template <Scheme S, Epilogue Post = NoEpilogue, class Kernels = RegionKernels, E
   };
   if (const Status fits = driver::check_result(y, y.rows, y.columns); !fits) return fits;
   if (const Status fits = check_epilogue(epilogue, y.rows, y.columns); !fits) return fits;
+  for (const QuantizedTokens& tokens : x.experts) {
+    if (const Status readable = driver::check_panels(tokens.shape, isa); !readable) return readable;
+  }
   if (const Status fit = driver::check_all(experts.size(), "expert", product_at); !fit) return fit;
   driver::multiply_all(experts.size(), product_at, executor);
   return {};
