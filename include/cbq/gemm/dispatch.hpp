@@ -22,75 +22,85 @@
 namespace cbq {
 inline namespace CBQ_ABI {
 
-/// Where matmul finds its kernels; PortableKernels of <cbq/gemm/kernels_portable.hpp> has the same members.
+/// Where matmul finds its kernels; PortableKernels of <cbq/gemm/kernels_portable.hpp> has the same members. Defined
+/// outside the class, and thus not inline, so that <cbq/gemm/extern_kernels.hpp> can keep them out of a file.
 struct RegionKernels {
   /// Kernel for `Bits`-bit weights with zero points of kind `Z`.
   template <int Bits, Zero Z>
-  [[nodiscard]] static IntegerKernel integer_tile(Isa isa) noexcept {
-    switch (isa) {
-#if defined(__x86_64__)
-      case Isa::amx_int8:
-        return &isa::amx_int8::integer_tile<Bits, Z>;
-      case Isa::avx512_vnni:
-        return &isa::avx512_vnni::integer_tile<Bits, Z>;
-      case Isa::avx_vnni:
-        return &isa::avx_vnni::integer_tile<Bits, Z>;
-      case Isa::avx2:
-        return &isa::avx2::integer_tile<Bits, Z>;
-#elif defined(__aarch64__)
-      case Isa::neon_i8mm:
-        return &isa::neon_i8mm::integer_tile<Bits, Z>;
-      case Isa::neon_dotprod:
-        return &isa::neon_dotprod::integer_tile<Bits, Z>;
-      case Isa::neon:
-        return &isa::neon::integer_tile<Bits, Z>;
-#endif
-      default:
-        return &isa::scalar::integer_tile<Bits, Z>;
-    }
-  }
+  [[nodiscard]] static IntegerKernel integer_tile(Isa isa) noexcept;
 
   /// Decoder of packed panels to floats.
   template <int Bits, Zero Z>
-  [[nodiscard]] static DecodeKernel decode_panel(Isa isa) noexcept {
-    switch (floating_point_isa(isa)) {
-#if defined(__x86_64__)
-      case Isa::avx512_vnni:
-        return &isa::avx512_vnni::decode_panel<Bits, Z>;
-      case Isa::avx2:
-        return &isa::avx2::decode_panel<Bits, Z>;
-#elif defined(__aarch64__)
-      case Isa::neon:
-        return &isa::neon::decode_panel<Bits, Z>;
-#endif
-      default:
-        return &isa::scalar::decode_panel<Bits, Z>;
-    }
-  }
+  [[nodiscard]] static DecodeKernel decode_panel(Isa isa) noexcept;
 
   /// Kernels for few rows of floats; none where panels are decoded for any number of rows.
   template <int Bits, Zero Z>
-  [[nodiscard]] static WeightOnlyKernels weight_only_tile(Isa isa) noexcept {
-    [[maybe_unused]] constexpr std::int32_t zero_factor = Z == Zero::affine ? 1 : 1 << (Bits - 1);
-    switch (floating_point_isa(isa)) {
-#if defined(__x86_64__)
-      case Isa::avx512_vnni:
-        return {.fixed_point = &isa::avx512_vnni::fixed_point_tile<Bits, Z>,
-                .to_fixed_point = &isa::avx512_vnni::to_fixed_point,
-                .zero_factor = zero_factor};
-      case Isa::avx2:
-        return {.fixed_point = &isa::avx2::fixed_point_tile<Bits, Z>,
-                .to_fixed_point = &isa::avx2::to_fixed_point,
-                .zero_factor = zero_factor};
-#elif defined(__aarch64__)
-      case Isa::neon:
-        return {.floats = &isa::neon::weight_only_tile<Bits, Z>};
-#endif
-      default:
-        return {};
-    }
-  }
+  [[nodiscard]] static WeightOnlyKernels weight_only_tile(Isa isa) noexcept;
 };
+
+template <int Bits, Zero Z>
+IntegerKernel RegionKernels::integer_tile(Isa isa) noexcept {
+  switch (isa) {
+#if defined(__x86_64__)
+    case Isa::amx_int8:
+      return &isa::amx_int8::integer_tile<Bits, Z>;
+    case Isa::avx512_vnni:
+      return &isa::avx512_vnni::integer_tile<Bits, Z>;
+    case Isa::avx_vnni:
+      return &isa::avx_vnni::integer_tile<Bits, Z>;
+    case Isa::avx2:
+      return &isa::avx2::integer_tile<Bits, Z>;
+#elif defined(__aarch64__)
+    case Isa::neon_i8mm:
+      return &isa::neon_i8mm::integer_tile<Bits, Z>;
+    case Isa::neon_dotprod:
+      return &isa::neon_dotprod::integer_tile<Bits, Z>;
+    case Isa::neon:
+      return &isa::neon::integer_tile<Bits, Z>;
+#endif
+    default:
+      return &isa::scalar::integer_tile<Bits, Z>;
+  }
+}
+
+template <int Bits, Zero Z>
+DecodeKernel RegionKernels::decode_panel(Isa isa) noexcept {
+  switch (floating_point_isa(isa)) {
+#if defined(__x86_64__)
+    case Isa::avx512_vnni:
+      return &isa::avx512_vnni::decode_panel<Bits, Z>;
+    case Isa::avx2:
+      return &isa::avx2::decode_panel<Bits, Z>;
+#elif defined(__aarch64__)
+    case Isa::neon:
+      return &isa::neon::decode_panel<Bits, Z>;
+#endif
+    default:
+      return &isa::scalar::decode_panel<Bits, Z>;
+  }
+}
+
+template <int Bits, Zero Z>
+WeightOnlyKernels RegionKernels::weight_only_tile(Isa isa) noexcept {
+  [[maybe_unused]] constexpr std::int32_t zero_factor = Z == Zero::affine ? 1 : 1 << (Bits - 1);
+  switch (floating_point_isa(isa)) {
+#if defined(__x86_64__)
+    case Isa::avx512_vnni:
+      return {.fixed_point = &isa::avx512_vnni::fixed_point_tile<Bits, Z>,
+              .to_fixed_point = &isa::avx512_vnni::to_fixed_point,
+              .zero_factor = zero_factor};
+    case Isa::avx2:
+      return {.fixed_point = &isa::avx2::fixed_point_tile<Bits, Z>,
+              .to_fixed_point = &isa::avx2::to_fixed_point,
+              .zero_factor = zero_factor};
+#elif defined(__aarch64__)
+    case Isa::neon:
+      return {.floats = &isa::neon::weight_only_tile<Bits, Z>};
+#endif
+    default:
+      return {};
+  }
+}
 
 /// Range of one row of activations.
 [[nodiscard]] inline RowRange row_range(const float* values, std::size_t count, Isa isa) noexcept {

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The kernels that <cbq/gemm/extern_kernels.hpp> promises, for all packed schemes: include it in exactly one file of a
+// program or library.
+
+#include <cbq/gemm/dispatch.hpp>
+#include <cbq/gemm/float_dispatch.hpp>
+
+namespace cbq {
+inline namespace CBQ_ABI {
+
+template IntegerKernel RegionKernels::integer_tile<2, Zero::symmetric>(Isa) noexcept;
+template IntegerKernel RegionKernels::integer_tile<2, Zero::affine>(Isa) noexcept;
+template IntegerKernel RegionKernels::integer_tile<3, Zero::symmetric>(Isa) noexcept;
+template IntegerKernel RegionKernels::integer_tile<3, Zero::affine>(Isa) noexcept;
+template IntegerKernel RegionKernels::integer_tile<4, Zero::symmetric>(Isa) noexcept;
+template IntegerKernel RegionKernels::integer_tile<4, Zero::affine>(Isa) noexcept;
+template IntegerKernel RegionKernels::integer_tile<8, Zero::symmetric>(Isa) noexcept;
+template IntegerKernel RegionKernels::integer_tile<8, Zero::affine>(Isa) noexcept;
+
+template DecodeKernel RegionKernels::decode_panel<2, Zero::symmetric>(Isa) noexcept;
+template DecodeKernel RegionKernels::decode_panel<2, Zero::affine>(Isa) noexcept;
+template DecodeKernel RegionKernels::decode_panel<3, Zero::symmetric>(Isa) noexcept;
+template DecodeKernel RegionKernels::decode_panel<3, Zero::affine>(Isa) noexcept;
+template DecodeKernel RegionKernels::decode_panel<4, Zero::symmetric>(Isa) noexcept;
+template DecodeKernel RegionKernels::decode_panel<4, Zero::affine>(Isa) noexcept;
+template DecodeKernel RegionKernels::decode_panel<8, Zero::symmetric>(Isa) noexcept;
+template DecodeKernel RegionKernels::decode_panel<8, Zero::affine>(Isa) noexcept;
+
+template WeightOnlyKernels RegionKernels::weight_only_tile<2, Zero::symmetric>(Isa) noexcept;
+template WeightOnlyKernels RegionKernels::weight_only_tile<2, Zero::affine>(Isa) noexcept;
+template WeightOnlyKernels RegionKernels::weight_only_tile<3, Zero::symmetric>(Isa) noexcept;
+template WeightOnlyKernels RegionKernels::weight_only_tile<3, Zero::affine>(Isa) noexcept;
+template WeightOnlyKernels RegionKernels::weight_only_tile<4, Zero::symmetric>(Isa) noexcept;
+template WeightOnlyKernels RegionKernels::weight_only_tile<4, Zero::affine>(Isa) noexcept;
+template WeightOnlyKernels RegionKernels::weight_only_tile<8, Zero::symmetric>(Isa) noexcept;
+template WeightOnlyKernels RegionKernels::weight_only_tile<8, Zero::affine>(Isa) noexcept;
+
+template FloatTallKernels float_tall_kernels<float>(Isa) noexcept;
+template FloatNarrowKernels<float> float_narrow_kernels<float>(Isa) noexcept;
+template FloatNarrowKernels<half> float_narrow_kernels<half>(Isa) noexcept;
+template FloatNarrowKernels<bfloat16> float_narrow_kernels<bfloat16>(Isa) noexcept;
+
+}  // namespace CBQ_ABI
+}  // namespace cbq
