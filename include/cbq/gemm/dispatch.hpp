@@ -4,6 +4,7 @@
 // One switch from Isa to function pointer. The caller's Isa was capped to what the machine has.
 
 #include <cbq/core/cpu.hpp>
+#include <cbq/gemm/activation_kernels_amx.hpp>
 #include <cbq/gemm/activation_kernels_neon.hpp>
 #include <cbq/gemm/integer_kernels_amx.hpp>
 #include <cbq/gemm/integer_kernels_avx2.hpp>

@@ -19,6 +19,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include <cbq/gemm/amx_decode.hpp>
+#include <cbq/gemm/amx_tiles.hpp>
 #include <cbq/gemm/integer_kernels_avx512.hpp>
 #include <cbq/gemm/integer_tile.hpp>
 #include <cbq/gemm/packed_layout.hpp>
@@ -27,80 +29,12 @@ namespace cbq {
 inline namespace CBQ_ABI {
 namespace isa::amx_int8 {
 
-/// Rows of one tile.
-inline constexpr std::size_t tile_rows = 16;
-/// Outputs side by side in the sums of a panel of activations.
-inline constexpr std::size_t strip_outputs = 2 * panel_outputs;
 /// Sums of one panel of activations.
 inline constexpr std::size_t panel_sums = amx_panel_rows * strip_outputs;
 /// Panels whose float sums are kept, plus one for the int32 sums of the group at hand.
 inline constexpr std::size_t kept_panels = 8;
-/// Decoded weights that are kept: with the sums of one panel and its activations they fill an L1 cache of 48 KiB.
-inline constexpr std::size_t decoded_bytes = 32768;
 
 CBQ_BEGIN_REGION(CBQ_TARGET_AMX)
-
-// Intrinsics paste tile numbers into names, so they cannot be template parameters; and GCC 12's declare no memory read.
-template <int Tile>
-[[gnu::always_inline]] inline void load_tile(const void* from, std::size_t stride) noexcept {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(Tile) : "memory");
-}
-template <int Tile>
-[[gnu::always_inline]] inline void store_tile(void* to, std::size_t stride) noexcept {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(Tile) : "memory");
-}
-template <int Tile>
-[[gnu::always_inline]] inline void zero_tile() noexcept {
-  asm volatile("tilezero %%tmm%c0" : : "i"(Tile));
-}
-/// Adds activations x weights, both signed, to int32 sums.
-template <int Sums, int Activations, int Weights>
-[[gnu::always_inline]] inline void multiply_tiles() noexcept {
-  asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(Sums), "i"(Activations), "i"(Weights));
-}
-
-/// What ldtilecfg reads.
-struct TileConfiguration {
-  std::uint8_t palette = 1;
-  std::uint8_t start_row = 0;
-  std::uint8_t reserved[14] = {};
-  std::uint16_t row_bytes[16] = {};
-  std::uint8_t rows[16] = {};
-};
-
-/// Tiles 0 to 3 hold sums (upper rows x two panels of weights, then lower rows), 4 and 5 activations, 6 and 7 weights.
-inline void configure_tiles(std::size_t rows, std::size_t slice_inputs) noexcept {
-  TileConfiguration tiles;
-  const std::size_t upper = rows < tile_rows ? rows : tile_rows;
-  for (std::size_t t = 0; t < 8; ++t) {
-    const std::size_t height = t >= 6 ? slice_inputs / step_inputs : t % 4 < 2 && t != 5 ? upper : rows - upper;
-    const std::size_t width = t == 4 || t == 5 ? slice_inputs : line_bytes;
-    tiles.rows[t] = static_cast<std::uint8_t>(height);
-    tiles.row_bytes[t] = static_cast<std::uint16_t>(height == 0 ? 0 : width);
-  }
-  asm volatile("ldtilecfg %0" : : "m"(tiles));
-}
-
-/// One pass: `rows` rows from the start of a panel times one strip of outputs, and its working memory.
-struct Pass {
-  const IntegerTile* tile = nullptr;
-  std::size_t first_row = 0;
-  std::size_t rows = 0;
-  std::size_t group_slices = 0;  // of all groups but perhaps the last
-  std::size_t slices = 0;        // of all groups
-  std::int8_t* weights = nullptr;
-  float* totals = nullptr;
-  std::int32_t* sums = nullptr;  // of one panel; of all panels where groups are cut
-};
-
-/// Slices [first, first + slices) of groups [group, group + groups): what is decoded at a time. Either whole groups,
-/// of which the last may have fewer slices, or a part of one.
-struct Chunk {
-  std::size_t group = 0;
-  std::size_t groups = 0;
-  std::size_t first = 0;
-  std::size_t slices = 0;
-};
 
 /// Sums of one group and panel of activations that wait for being scaled.
 struct GroupSums {
@@ -110,63 +44,6 @@ struct GroupSums {
   const std::int32_t* zero_terms = nullptr;
   std::size_t rows = 0;
 };
-
-/// Slices of `group` from `first` on.
-[[gnu::always_inline]] inline std::size_t slices_left(const Pass& pass, std::size_t group, std::size_t first) noexcept {
-  const std::size_t all = group + 1 == pass.tile->groups ? pass.slices - group * pass.group_slices : pass.group_slices;
-  return all - first;
-}
-
-template <int Bits, unsigned Step>
-[[gnu::always_inline]] inline void decode_steps(const std::byte* block, __m512i zero, std::int8_t* out) noexcept {
-  _mm512_storeu_si512(out + Step * line_bytes, _mm512_sub_epi8(avx512_vnni::decode_step<Bits, Step>(block), zero));
-  if constexpr (Step < 7) decode_steps<Bits, Step + 1>(block, zero, out);
-}
-
-/// What decoding subtracts from the codes of a group, byte by byte of a line.
-template <int Bits, Zero Z>
-[[gnu::always_inline]] inline __m512i subtracted_zero(const std::byte* header) noexcept {
-  if constexpr (Z == Zero::affine && Bits < 8) {
-    const __m128i zeros = _mm_loadu_si128(reinterpret_cast<const __m128i*>(header + group_scales_bytes));
-    return _mm512_mullo_epi32(_mm512_cvtepu8_epi32(zeros), _mm512_set1_epi32(0x01010101));
-  } else {
-    return _mm512_set1_epi8(static_cast<char>(1 << (Bits - 1)));
-  }
-}
-
-/// Decodes a chunk to [group][slice][panel][step][64 bytes]. A block that the packed weights lack meets activations of
-/// 0.
-template <int Bits, Zero Z, std::size_t Panels>
-inline void decode_chunk(const Pass& pass, const Chunk& chunk) noexcept {
-  const IntegerTile& tile = *pass.tile;
-  constexpr std::size_t decoded_block = block_inputs * panel_outputs;
-  const std::size_t slice_blocks = tile.shape.inputs / block_inputs;
-  std::int8_t* group_out = pass.weights;
-  for (std::size_t group = chunk.group; group < chunk.group + chunk.groups; ++group) {
-    const std::size_t blocks_left = tile.blocks - group * tile.blocks_per_group;
-    const std::size_t blocks = blocks_left < tile.blocks_per_group ? blocks_left : tile.blocks_per_group;
-    const std::size_t left = slices_left(pass, group, chunk.first);
-    const std::size_t slices = left < chunk.slices ? left : chunk.slices;
-    for (std::size_t p = 0; p < Panels; ++p) {
-      const std::byte* header = tile.panel + p * tile.panel_bytes + group * tile.group_bytes;
-      const __m512i zero = subtracted_zero<Bits, Z>(header);
-      std::int8_t* out = group_out + p * slice_blocks * decoded_block;
-      for (std::size_t slice = 0; slice < slices; ++slice) {
-        for (std::size_t b = 0; b < slice_blocks; ++b) {
-          const std::size_t block = (chunk.first + slice) * slice_blocks + b;
-          if (block < blocks) {
-            decode_steps<Bits, 0>(header + tile.header_bytes + block * block_bytes(Bits), zero,
-                                  out + b * decoded_block);
-          } else {
-            __builtin_memset(out + b * decoded_block, 0, decoded_block);
-          }
-        }
-        out += Panels * slice_blocks * decoded_block;
-      }
-    }
-    group_out += chunk.slices * Panels * slice_blocks * decoded_block;
-  }
-}
 
 /// Products of `slices` slices of one panel of activations with decoded weights.
 template <std::size_t Heights, std::size_t Panels>
@@ -189,26 +66,6 @@ inline void multiply_slices(const std::int8_t* codes, std::size_t codes_step, co
     codes += codes_step;
     weights += Panels * weights_step;
   }
-}
-
-enum class SumTiles { zero, load, store };
-
-template <SumTiles Do, int Tile>
-[[gnu::always_inline]] inline void move_tile(std::int32_t* sums) noexcept {
-  constexpr std::size_t stride = strip_outputs * sizeof(std::int32_t);
-  std::int32_t* memory = sums + (Tile / 2 * tile_rows * strip_outputs + Tile % 2 * panel_outputs);
-  if constexpr (Do == SumTiles::zero) zero_tile<Tile>();
-  if constexpr (Do == SumTiles::load) load_tile<Tile>(memory, stride);
-  if constexpr (Do == SumTiles::store) store_tile<Tile>(memory, stride);
-}
-
-/// Sets the sums of a panel of activations to zero, or moves them from or to memory.
-template <SumTiles Do, std::size_t Heights, std::size_t Panels>
-[[gnu::always_inline]] inline void move_sums(std::int32_t* sums) noexcept {
-  move_tile<Do, 0>(sums);
-  if constexpr (Panels == 2) move_tile<Do, 1>(sums);
-  if constexpr (Heights == 2) move_tile<Do, 2>(sums);
-  if constexpr (Heights == 2 && Panels == 2) move_tile<Do, 3>(sums);
 }
 
 /// totals += scale * (sums - what is left of the zero points). `Left`: affine where decoding could not subtract them.
@@ -271,16 +128,40 @@ inline void multiply_panel(const Pass& pass, const Chunk& chunk, std::size_t row
   }
 }
 
+/// Packed weights of the chunk after the one at hand, in the first panel; none behind the last chunk.
+struct NextWeights {
+  const std::byte* from = nullptr;
+  std::size_t bytes = 0;
+};
+
+/// Asks for what is needed after the chunk: weights to decode or, behind the last chunk, lines of the result, whose
+/// rows lie far apart. Each panel of activations asks for its part, so that memory has the time of the products.
+template <std::size_t Panels>
+inline void prefetch_next(const Pass& pass, const NextWeights& next, std::size_t row, std::size_t end_row) noexcept {
+  const IntegerTile& tile = *pass.tile;
+  const std::size_t end = next.bytes * end_row / pass.rows;
+  for (std::size_t at = next.bytes * row / pass.rows; at < end; at += line_bytes) {
+    for (std::size_t p = 0; p < Panels; ++p) __builtin_prefetch(next.from + p * tile.panel_bytes + at);
+  }
+  if (next.bytes != 0) return;
+  for (std::size_t r = row; r < end_row; ++r) {
+    const float* out = tile.out + (pass.first_row + r) * tile.out_stride;
+    for (std::size_t p = 0; p < Panels; ++p) __builtin_prefetch(out + p * panel_outputs, 1, 2);
+  }
+}
+
 /// A chunk times all rows of the pass.
 template <Zero Left, std::size_t Panels>
-inline void multiply_chunk(const Pass& pass, const Chunk& chunk, GroupSums& waiting) noexcept {
+inline void multiply_chunk(const Pass& pass, const Chunk& chunk, const NextWeights& next, GroupSums& waiting) noexcept {
   const std::size_t whole = pass.rows / amx_panel_rows * amx_panel_rows;
   if (whole > 0) configure_tiles(amx_panel_rows, pass.tile->shape.inputs);
   for (std::size_t row = 0; row < whole; row += amx_panel_rows) {
+    prefetch_next<Panels>(pass, next, row, row + amx_panel_rows);
     multiply_panel<Left, 2, Panels>(pass, chunk, row, waiting);
   }
   if (whole == pass.rows) return;
   configure_tiles(pass.rows - whole, pass.tile->shape.inputs);
+  prefetch_next<Panels>(pass, next, whole, pass.rows);
   if (pass.rows - whole > tile_rows) {
     multiply_panel<Left, 2, Panels>(pass, chunk, whole, waiting);
   } else {
@@ -288,29 +169,62 @@ inline void multiply_chunk(const Pass& pass, const Chunk& chunk, GroupSums& wait
   }
 }
 
-/// All groups of one pass, and its results.
+/// The chunk after `chunk`, as long as the decoded weights may be.
+[[gnu::always_inline]] inline Chunk following_chunk(const Pass& pass, const Chunk& chunk,
+                                                    std::size_t most_slices) noexcept {
+  Chunk next = chunk;
+  if (chunk.groups != 0 && chunk.slices < slices_left(pass, chunk.group, chunk.first)) {
+    next.first += chunk.slices;
+  } else {
+    next.group += chunk.groups;
+    next.first = 0;
+  }
+  const std::size_t groups = most_slices / chunk.slices;
+  const std::size_t left = pass.tile->groups - next.group;
+  next.groups = left < groups ? left : groups;
+  return next;
+}
+
+/// Where the packed weights of a chunk begin in their panel.
+[[gnu::always_inline]] inline std::size_t chunk_offset(const IntegerTile& tile, const Chunk& chunk,
+                                                       std::size_t packed_block) noexcept {
+  const std::size_t group = chunk.group * tile.group_bytes;
+  if (chunk.first == 0) return group;
+  return group + tile.header_bytes + chunk.first * (tile.shape.inputs / block_inputs) * packed_block;
+}
+
+/// All groups of one pass.
 template <int Bits, Zero Z, std::size_t Panels>
 inline void multiply_pass(const Pass& pass) noexcept {
   const IntegerTile& tile = *pass.tile;
   constexpr Zero Left = Bits == 8 ? Z : Zero::symmetric;
-  const std::size_t most_slices = decoded_bytes / (Panels * panel_outputs * tile.shape.inputs);
   for (std::size_t i = 0; i < pass.rows * strip_outputs; ++i) pass.totals[i] = 0.0f;
+  if (tile.groups == 0) return;
+  const std::size_t most_slices = decoded_bytes / (Panels * panel_outputs * tile.shape.inputs);
   GroupSums waiting;
   Chunk chunk;
   chunk.slices = pass.group_slices < most_slices ? pass.group_slices : most_slices;
+  chunk = following_chunk(pass, chunk, most_slices);
   while (chunk.group < tile.groups) {
-    const std::size_t groups = most_slices / chunk.slices;
-    chunk.groups = tile.groups - chunk.group < groups ? tile.groups - chunk.group : groups;
-    decode_chunk<Bits, Z, Panels>(pass, chunk);
-    multiply_chunk<Left, Panels>(pass, chunk, waiting);
-    if (chunk.slices < slices_left(pass, chunk.group, chunk.first)) {
-      chunk.first += chunk.slices;
-    } else {
-      chunk.group += chunk.groups;
-      chunk.first = 0;
+    const Chunk next = following_chunk(pass, chunk, most_slices);
+    NextWeights next_weights;
+    if (next.group < tile.groups) {
+      const std::size_t offset = chunk_offset(tile, next, block_bytes(Bits));
+      const std::size_t bytes = offset - chunk_offset(tile, chunk, block_bytes(Bits));
+      next_weights.from = tile.panel + offset;
+      next_weights.bytes = tile.panel_bytes - offset < bytes ? tile.panel_bytes - offset : bytes;
     }
+    decode_chunk<Bits, Z, Panels>(pass, chunk);
+    multiply_chunk<Left, Panels>(pass, chunk, next_weights, waiting);
+    chunk = next;
   }
   add_sums<Left, Panels>(waiting, tile.panel_bytes);
+}
+
+/// Scales the sums of one pass and writes them to the result.
+template <std::size_t Panels>
+inline void write_totals(const Pass& pass) noexcept {
+  const IntegerTile& tile = *pass.tile;
   for (std::size_t r = 0; r < pass.rows; ++r) {
     const __m512 scale = _mm512_set1_ps(tile.row_scales[pass.first_row + r] * tile.weight_multiplier);
     float* out = tile.out + (pass.first_row + r) * tile.out_stride;
@@ -343,8 +257,9 @@ template <int Bits, Zero Z, std::size_t Panels>
     const std::size_t rows = tile.rows - pass.first_row;
     pass.rows = rows < most_panels * amx_panel_rows ? rows : most_panels * amx_panel_rows;
     multiply_pass<Bits, Z, Panels>(pass);
+    write_totals<Panels>(pass);
   }
-  asm volatile("tilerelease");
+  release_tiles();
 }
 
 /// See IntegerTile. Activations in panels for vectors were too few for tiles.
@@ -353,30 +268,6 @@ void integer_tile(const IntegerTile& tile) noexcept {
   if (tile.shape.rows != amx_panel_rows) return avx512_vnni::integer_tile<Bits, Z>(tile);
   if (tile.panels == 2) return multiply_rows<Bits, Z, 2>(tile);
   multiply_rows<Bits, Z, 1>(tile);
-}
-
-/// See isa::scalar::quantize_row; for slices of 64 inputs.
-inline void quantize_row(const ActivationRow& row) noexcept {
-  const __m512 inverse = _mm512_set1_ps(row.inverse_scale);
-  const __m512 lowest = _mm512_set1_ps(row.lowest);
-  const __m512 highest = _mm512_set1_ps(row.highest);
-  std::int8_t* out = row.codes;
-  for (std::size_t first = 0, group = 0; first < row.inputs; first += row.group, ++group) {
-    const std::size_t length = row.inputs - first < row.group ? row.inputs - first : row.group;
-    __m512i sums = _mm512_setzero_si512();
-    for (std::size_t begin = 0; begin < length; begin += 64) {
-      _Pragma("GCC unroll 4") for (std::size_t i = 0; i < 64; i += 16) {
-        const std::size_t left = begin + i < length ? length - begin - i : 0;
-        const __mmask16 lanes = left >= 16 ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << left) - 1u);
-        const __m512 scaled = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, row.values + first + begin + i), inverse);
-        const __m512i code = _mm512_cvtps_epi32(_mm512_min_ps(highest, _mm512_max_ps(lowest, scaled)));
-        sums = _mm512_add_epi32(sums, code);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm512_cvtepi32_epi8(code));
-      }
-      out += row.slice_inputs * row.panel_rows;
-    }
-    row.zero_terms[group * row.panel_rows] = row.zero_factor * _mm512_reduce_add_epi32(sums);
-  }
 }
 
 CBQ_END_REGION
