@@ -11,7 +11,8 @@
 //   3 bits   as 2 bits; line 2  = bit 2 of step s at bit s
 //
 // The vectors are the compilers' own generic ones, SSE2 or NEON in a baseline build: about 10 instructions for 32
-// codes, less than memory takes to bring them (docs/benchmarks.md), so wider registers would add nothing.
+// codes. From memory that lies in no cache that is near half of what one core reads, and more on two (measured with
+// cbq-bench, pack/codes/...).
 
 #include <cstddef>
 #include <cstdint>

@@ -3,7 +3,7 @@
 
 // The loop that writes packed panels over an executor, shared by every source of codes: bytes (packed_weights.hpp),
 // floats (pack_float.hpp), stored words and blocks of other formats (io/). A source hands out 32 codes of one output at
-// the time; see pack_panel(). Cost: bounded by memory (docs/benchmarks.md).
+// the time; see pack_panel(). One pass over the source.
 
 #include <cstddef>
 #include <cstdint>

@@ -20,6 +20,8 @@ namespace cbq {
 /// What an entry of a packed file holds.
 enum class PackedKind : std::uint32_t { matrix = 1, floats = 2 };
 
+inline namespace CBQ_ABI {
+
 /// One entry of a packed file; `name` and `bytes` point into the file.
 struct PackedEntry {
   std::string_view name;
@@ -31,8 +33,6 @@ struct PackedEntry {
   std::span<const std::byte> bytes;
   std::uint64_t checksum = 0;
 };
-
-inline namespace CBQ_ABI {
 
 namespace packed_file {
 
