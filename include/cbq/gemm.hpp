@@ -7,6 +7,7 @@
 #include <cbq/core/cpu.hpp>
 #include <cbq/core/executor.hpp>
 #include <cbq/core/result.hpp>
+#include <cbq/gemm/activation_codes.hpp>
 #include <cbq/gemm/activations.hpp>
 #include <cbq/gemm/epilogue.hpp>
 #include <cbq/gemm/grouped_matmul.hpp>

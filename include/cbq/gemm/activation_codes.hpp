@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Activations that are INT8 already, under one static scale: what a matmul with RequantizeInt8 writes is what the next
+// layer reads. Rearranges codes into the panels of <cbq/gemm/activations.hpp> and sums them per group; no range is
+// searched and nothing is rounded. Costs a pass over one byte per activation.
+//
+//   matmul(x, first, codes, RequantizeInt8{1 / scale});             // codes: MatrixView<std::int8_t>
+//   activations_from_codes<S>(as_const(codes), scale, memory);      // stands for codes * scale
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include <cbq/gemm/activations.hpp>
+
+namespace cbq {
+inline namespace CBQ_ABI {
+namespace driver {
+
+/// One row of codes into its panel; false where a code is -128. See ActivationRow.
+[[nodiscard]] inline bool arrange_row(const std::int8_t* from, const ActivationRow& row) noexcept {
+  std::int8_t* out = row.codes;
+  int lowest = 0;
+  for (std::size_t first = 0, group = 0; first < row.inputs; first += row.group, ++group) {
+    const std::size_t end = row.inputs - first < row.group ? row.inputs : first + row.group;
+    std::int32_t sum = 0;
+    for (std::size_t begin = first; begin < end; begin += row.slice_inputs) {
+      const std::size_t count = end - begin < row.slice_inputs ? end - begin : row.slice_inputs;
+      for (std::size_t i = 0; i < count; ++i) {
+        const int code = from[begin + i];
+        sum += code;
+        lowest = code < lowest ? code : lowest;
+        out[i] = from[begin + i];
+      }
+      for (std::size_t i = count; i < row.slice_inputs; ++i) out[i] = 0;
+      out += row.slice_inputs * row.panel_rows;
+    }
+    row.zero_terms[group * row.panel_rows] = row.zero_factor * sum;
+  }
+  return lowest >= -127;
+}
+
+[[nodiscard]] inline Status check_codes(const MatrixView<const std::int8_t>& codes, float scale,
+                                        std::span<std::byte> memory, std::size_t needed) noexcept {
+  if (codes.rows > 1 && codes.stride < codes.columns) {
+    return Error{Errc::bad_shape, "[cbq] activations_from_codes: a stride is shorter than a row", "codes", codes.stride,
+                 codes.columns};
+  }
+  if (codes.data == nullptr && codes.rows != 0 && codes.columns != 0) {
+    return Error{Errc::bad_argument, "[cbq] activations_from_codes: the codes' memory is null", "codes"};
+  }
+  if ((__builtin_bit_cast(std::uint32_t, scale) & 0x7fffffffu) >= 0x7f800000u) {
+    return Error{Errc::not_finite, "[cbq] activations_from_codes: the scale must be finite", "scale"};
+  }
+  if (memory.size() < needed) {
+    return Error{Errc::bad_shape, "[cbq] activations_from_codes: the memory is too small", "memory", memory.size(),
+                 needed};
+  }
+  if (reinterpret_cast<std::uintptr_t>(memory.data()) % alignof(std::int32_t) != 0) {
+    return Error{Errc::bad_argument, "[cbq] activations_from_codes: the memory must lie on a 4-byte boundary",
+                 "memory"};
+  }
+  return {};
+}
+
+}  // namespace driver
+
+/// Activations that stand for codes * scale (M x K codes in [-127, 127]) in `memory` of activations_size<S>(M, K) bytes
+/// on a 4-byte boundary; `codes` may be dropped afterwards. Errors: bad_shape (memory, stride), bad_argument
+/// (alignment, null memory, a code of -128), not_finite (scale).
+template <Scheme S, Executor E = SerialExecutor>
+[[nodiscard]] Result<QuantizedActivationsView<S>> activations_from_codes(const MatrixView<const std::int8_t>& codes,
+                                                                         float scale, std::span<std::byte> memory,
+                                                                         const E& executor = {}, Isa cap = detect()) {
+  static_assert(checked<S>().activation.bits == 8 && S.activation.zero == Zero::symmetric,
+                "[cbq] activations_from_codes: the scheme's activations must be symmetric INT8");
+  const Result<ActivationLayout> layout = activation_layout(S.weight, codes.rows, codes.columns);
+  if (!layout) return layout.error();
+  if (const Status valid = driver::check_codes(codes, scale, memory, layout->bytes); !valid) return valid.error();
+  const PackedLayout& groups = layout->groups;
+  QuantizedActivationsView<S> view{};
+  view.layout = groups;
+  view.tokens = codes.rows;
+  view.shape = panel_shape(groups, codes.rows, capped(cap));
+  auto* out = reinterpret_cast<std::int8_t*>(memory.data());
+  auto* zero_terms = reinterpret_cast<std::int32_t*>(memory.data() + layout->zero_terms_offset);
+  auto* scales = reinterpret_cast<float*>(memory.data() + layout->scales_offset);
+  view.codes = out;
+  view.zero_terms = zero_terms;
+  view.scales = scales;
+  executor.for_each_index(divide_up(codes.rows, view.shape.rows), [&](std::size_t panel) {
+    const std::size_t first = panel * view.shape.rows;
+    const std::size_t count = codes.rows - first < view.shape.rows ? codes.rows - first : view.shape.rows;
+    for (std::size_t r = 0; r < count; ++r) {
+      ActivationRow job;
+      job.inputs = codes.columns;
+      job.group = group_length(S.weight, codes.columns);
+      job.panel_rows = count;
+      job.slice_inputs = view.shape.inputs;
+      job.codes = out + first * row_codes(groups, view.shape) + r * view.shape.inputs;
+      job.zero_terms = zero_terms + first * groups.groups + r;
+      job.zero_factor = S.weight.zero == Zero::affine ? -1 : -symmetric_zero(S.weight);
+      // A NaN scale marks the row for the check below; no kernel sees it.
+      scales[first + r] = driver::arrange_row(row(codes, first + r), job) ? scale : __builtin_nanf("");
+    }
+  });
+  for (std::size_t token = 0; token < codes.rows; ++token) {
+    if ((__builtin_bit_cast(std::uint32_t, scales[token]) & 0x7fffffffu) > 0x7f800000u) {
+      return Error{Errc::bad_argument, "[cbq] activations_from_codes: codes lie in [-127, 127]",
+                   ErrorText("token ") << token, -128};
+    }
+  }
+  return view;
+}
+
+}  // namespace CBQ_ABI
+}  // namespace cbq
