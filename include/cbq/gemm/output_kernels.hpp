@@ -165,7 +165,7 @@ CBQ_BEGIN_REGION(CBQ_TARGET_AVX512VNNI)
   _mm512_mask_storeu_ps(to, lanes, value);
 }
 [[gnu::always_inline]] inline void store_lanes(half* to, __mmask16 lanes, __m512 value) noexcept {
-  _mm256_mask_storeu_epi16(to, lanes, _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+  _mm256_mask_storeu_epi16(to, lanes, _mm512_maskz_cvtps_ph(lanes, value, _MM_FROUND_TO_NEAREST_INT));
 }
 [[gnu::always_inline]] inline void store_lanes(bfloat16* to, __mmask16 lanes, __m512 value) noexcept {
   const __m512i bits = _mm512_castps_si512(value);
