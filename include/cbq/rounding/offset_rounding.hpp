@@ -24,8 +24,9 @@
 namespace cbq {
 inline namespace CBQ_ABI {
 
-/// `Rule` is made from `OptionsOf`, which has at least step_rate, offset_rate and rank (0: dense or none).
-template <class T, class Rule, class Offsets, class OptionsOf>
+/// `Steps` is a StepTable, or what has its members. `Rule` is made from `OptionsOf`, which has at least step_rate,
+/// offset_rate and rank (0: dense or none).
+template <class T, class Rule, class Offsets, class OptionsOf, class Steps = StepTable<T>>
 class OffsetRounding {
  public:
   using Scalar = T;
@@ -38,14 +39,14 @@ class OffsetRounding {
   [[nodiscard]] static Result<OffsetRounding> create(const MatrixView<const T>& weights, const Grid& grid,
                                                      const Options& options, std::uint64_t seed,
                                                      const E& executor = {}) noexcept {
-    Result<StepTable<T>> steps = StepTable<T>::search(weights, grid, executor);
+    Result<Steps> steps = Steps::search(weights, grid, executor);
     if (!steps) return steps.error();
     return create_with(weights, std::move(*steps), options, seed);
   }
 
   /// The same with steps from elsewhere: weight_clipping.hpp, gptq.hpp, a matrix that another method made. They must
   /// have the shape of the weights, which must be finite.
-  [[nodiscard]] static Result<OffsetRounding> create_with(const MatrixView<const T>& weights, StepTable<T> steps,
+  [[nodiscard]] static Result<OffsetRounding> create_with(const MatrixView<const T>& weights, Steps steps,
                                                           const Options& options, std::uint64_t seed) noexcept {
     if (const Status same = same_shape(weights, steps, "weights"); !same) return same.error();
     auto offsets = Offsets::create(setup(weights.rows, weights.columns, options, seed));
@@ -63,6 +64,7 @@ class OffsetRounding {
   }
 
   [[nodiscard]] const Grid& grid() const noexcept { return steps_.grid(); }
+  [[nodiscard]] const Steps& steps() const noexcept { return steps_; }
   [[nodiscard]] std::size_t outputs() const noexcept { return weights_.rows; }
   [[nodiscard]] std::size_t inputs() const noexcept { return weights_.columns; }
 
@@ -145,10 +147,12 @@ class OffsetRounding {
   [[nodiscard]] ParameterList<T> parameters() noexcept {
     ParameterList<T> list;
     offsets_.append(list, phase_ == RoundingPhase::hardened ? 0.0 : 1.0);
-    list.add(steps_.parameters(step_rate_));
+    steps_.append(list, step_rate_);
     return list;
   }
-  [[nodiscard]] std::size_t trained_parameters() const noexcept { return offsets_.size() + steps_.size(); }
+  [[nodiscard]] std::size_t trained_parameters() const noexcept {
+    return offsets_.size() + steps_.trained_parameters();
+  }
 
   void project() noexcept {
     if constexpr (Rule::limited) offsets_.limit(rule_.reach());
@@ -166,7 +170,7 @@ class OffsetRounding {
   [[nodiscard]] static std::size_t bytes_for(std::size_t rows, std::size_t columns, const Grid& grid,
                                              const Options& options) noexcept {
     const std::size_t sums = Rule::has_penalty ? tasks_of(rows) * sizeof(Sums) : 0;
-    return Offsets::bytes_for(setup(rows, columns, options, 0)) + step_table_bytes<T>(rows, columns, grid) + sums;
+    return Offsets::bytes_for(setup(rows, columns, options, 0)) + Steps::bytes_for(rows, columns, grid) + sums;
   }
 
  private:
@@ -176,8 +180,7 @@ class OffsetRounding {
   using Term = typename Rule::Term;
 
   template <class U>
-  [[nodiscard]] static Status same_shape(const MatrixView<U>& view, const StepTable<T>& steps,
-                                         const char* where) noexcept {
+  [[nodiscard]] static Status same_shape(const MatrixView<U>& view, const Steps& steps, const char* where) noexcept {
     if (view.rows == steps.rows() && view.columns == steps.columns() && view.stride >= view.columns) return {};
     return Error{Errc::bad_shape, "not the shape of the weights", where, ErrorText(view.rows) << " x " << view.columns,
                  ErrorText(steps.rows()) << " x " << steps.columns()};
@@ -283,9 +286,8 @@ class OffsetRounding {
           const SegmentInput<T> in = input(tile, data, upstream, i, k, size);
           const T ds = phase_ == RoundingPhase::soft ? rule_.backward(in, at, term, gradients + k)
                                                      : rule_.backward_hard(in, at, term, gradients + k);
-          T& gradient = steps_.gradient(n, group);
           const bool first = (tile.column + k) % group_length(grid(), weights_.columns) == 0;
-          gradient = (first ? T{0} : gradient) + ds * at.step;
+          steps_.add_gradient(n, group, ds, first);
         });
       }
       if (trained) offsets_.accumulate(task, tile, data);
@@ -300,7 +302,7 @@ class OffsetRounding {
 
   MatrixView<const T> weights_;
   Rule rule_ = Rule(Options{});
-  StepTable<T> steps_;
+  Steps steps_;
   Offsets offsets_;
   AlignedBuffer<Sums> sums_;
   double step_rate_ = 0;

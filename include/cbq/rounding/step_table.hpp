@@ -66,19 +66,25 @@ class StepTable {
   [[nodiscard]] std::size_t columns() const noexcept { return columns_; }
   [[nodiscard]] std::size_t groups() const noexcept { return group_count(grid_, columns_); }
   [[nodiscard]] std::size_t size() const noexcept { return rows_ * groups(); }
-  [[nodiscard]] std::size_t bytes() const noexcept { return size() * (3 * sizeof(T) + 1); }
+  [[nodiscard]] static constexpr std::size_t bytes_for(std::size_t rows, std::size_t columns,
+                                                       const Grid& grid) noexcept {
+    return rows * group_count(grid, columns) * (3 * sizeof(T) + 1);
+  }
 
   [[nodiscard]] T step(std::size_t n, std::size_t group) const noexcept {
     const std::size_t i = n * groups() + group;
     return starts_[i] * std::exp(logs_[i]);
   }
   [[nodiscard]] int zero(std::size_t n, std::size_t group) const noexcept { return zeros_[n * groups() + group]; }
-  /// Where dL/drho goes.
-  [[nodiscard]] T& gradient(std::size_t n, std::size_t group) noexcept { return gradients_[n * groups() + group]; }
-
-  [[nodiscard]] ParameterView<T> parameters(double learning_rate) noexcept {
-    return {logs_.data(), gradients_.data(), logs_.size(), learning_rate};
+  /// Adds dL/ds of a part of a group to the group's gradient, or starts it with the first part.
+  void add_gradient(std::size_t n, std::size_t group, T ds, bool first) noexcept {
+    T& gradient = gradients_[n * groups() + group];
+    gradient = (first ? T{0} : gradient) + ds * step(n, group);
   }
+  void append(ParameterList<T>& list, double rate) noexcept {
+    list.add({logs_.data(), gradients_.data(), logs_.size(), rate});
+  }
+  [[nodiscard]] std::size_t trained_parameters() const noexcept { return size(); }
 
   void project() noexcept {
     for (T& log : logs_) log = log < T{-4} ? T{-4} : log > T{4} ? T{4} : log;
@@ -100,12 +106,6 @@ class StepTable {
   std::size_t rows_ = 0;
   std::size_t columns_ = 0;
 };
-
-/// StepTable<T>::bytes() of a matrix of this shape.
-template <class T>
-[[nodiscard]] constexpr std::size_t step_table_bytes(std::size_t rows, std::size_t columns, const Grid& grid) noexcept {
-  return rows * group_count(grid, columns) * (3 * sizeof(T) + 1);
-}
 
 }  // namespace CBQ_ABI
 }  // namespace cbq
