@@ -34,7 +34,7 @@ class OrtMatrix final : public Matrix {
     const double operations = 2.0 * static_cast<double>(product.m * n_ * k_);
     const std::size_t all = copy_count(bytes());
     const std::size_t few = std::min(all, std::max<std::size_t>(2, static_cast<std::size_t>(2e10 / operations)));
-    const std::size_t copies = static_cast<double>(all) * operations > 5e10 ? few : all;
+    const std::size_t copies = static_cast<double>(all) * operations > 2e10 ? few : all;
     if (copies != copies_ || product.threads != threads_) open(copies, product.threads);
     const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
     const auto tensor = [&](float* data, std::size_t columns) {

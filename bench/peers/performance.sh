@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Measures everything that docs/performance.md shows and writes it there: about 14 minutes on a quiet machine.
+# Measures everything that docs/performance.md and the README's comparison show and writes it there: about 14 minutes on a quiet machine.
 #
 #   performance.sh PEERS [CBQ_LLAMA LLAMA_BIN MODEL.gguf]
 #
@@ -23,7 +23,7 @@ page=$here/../../docs/performance.md
 arguments=(--matmul "$results/matmul.json" --counts "$results/counts.md")
 if [[ $# -eq 4 ]]; then
   "$here/end_to_end.py" --cbq-llama "$2" --llama "$3" --model "$4" --out "$results/end_to_end.json"
-  arguments+=(--end-to-end "$results/end_to_end.json")
+  arguments+=(--end-to-end "$results/end_to_end.json" --readme "$here/../../README.md")
 fi
 "$here/report.py" "$page" "${arguments[@]}"
 echo "figures in $results, page $page"

@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes the figures of docs/performance.md: tables between its markers, and drawings beside it.
 
-    report.py PAGE.md [--matmul RESULTS.json] [--end-to-end RESULTS.json] [--counts TABLE.md]
+    report.py PAGE.md [--matmul RESULTS.json ...] [--end-to-end RESULTS.json] [--counts TABLE.md] [--readme README.md]
 
-RESULTS.json are what compare.py and end_to_end.py wrote with --out, TABLE.md what instruction_counts.py prints with
---markdown. A part that is not given stays as it is.
+RESULTS.json are what compare.py (several runs are joined) and end_to_end.py wrote with --out, TABLE.md what
+instruction_counts.py prints with --markdown. A part that is not given stays as it is. With --readme and both results also
+writes the README's comparison.
 """
 
 import argparse
@@ -100,10 +101,34 @@ def point_text(results, m, unit, name):
         cells = []
         for column in columns:
             row = found.get(column)
-            share = f" ({100 * row['share_of_bound']:.0f} %)" if row and row["share_of_bound"] else ""
+            share = ""
+            if row and row["share_of_bound"]:
+                share = f" ({100 * row['share_of_bound']:.0f} %, {100 * row['best_share']:.0f} %)"
             cells.append(f"{row[unit]:.1f}{share}" if row else "-")
         rows.append([list(FAMILIES.values())[family], f"**{text}**" if text.startswith("cbq") else text, *cells])
     return table(["weights", f"M = {m}: {name}", *(f"{n} x {k}, {threads}T" for n, k, threads in columns)], rows)
+
+
+def scaling_text(results):
+    """What the most threads give over one, for groups of 32 on the first shape, beside what they give the ceilings."""
+    n, k = results.shapes[0]
+    one, most = results.threads[0], results.threads[-1]
+    heights = [m for m in (1, 8, 64, max(results.heights)) if m in results.heights]
+    formats = dict.fromkeys(title(row) for row in results.at(n=n, k=k, family="w4_g32"))
+    rows = []
+    for name in sorted(formats, key=lambda name: (not name.startswith("cbq"), name)):
+        cells = []
+        for m in heights:
+            found = {row["threads"]: row["gops"] for row in results.at(n=n, k=k, m=m, family="w4_g32") if title(row) == name}
+            cells.append(f"{found[most] / found[one]:.2f}x" if len(found) == len(results.threads) else "-")
+        rows.append([f"**{name}**" if name.startswith("cbq") else name, *cells])
+    ceilings = []
+    for name, words in (("dram", "DRAM read"), ("vnni", "`vpdpbusd`")):
+        rates = [results.ceiling(name, n=n, k=k, threads=threads) for threads in (one, most)]
+        if all(rates):
+            ceilings.append(f"{words} {rates[1] / rates[0]:.2f}x")
+    return (f"{n} x {k}, {most} threads against {one}; the ceilings: {', '.join(ceilings)}.\n\n"
+            + table(["groups of 32", *(f"M = {m}" for m in heights)], rows))
 
 
 def skipped_text(results):
@@ -144,8 +169,9 @@ class Drawing:
     def dot(self, x, y, colour):
         self.parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>')
 
-    def bar(self, x, y, width, height, colour):
-        self.parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colour}"/>')
+    def bar(self, x, y, width, height, colour, opacity=1.0):
+        self.parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colour}" '
+                          f'fill-opacity="{opacity}"/>')
 
     def write(self, path):
         with open(path, "w", encoding="utf-8") as file:
@@ -222,7 +248,7 @@ def draw_bandwidth(results, path):
                 if title(row) == name and row["family"] == family and row["threads"] == threads:
                     y = 36 + index * step + 15 * place
                     colour = COLOURS[0 if row["key"] == "cbq" else 5]
-                    drawing.bar(left, y, row["gbps"] * scale, 12, colour if place == 0 else colour + "aa")
+                    drawing.bar(left, y, row["gbps"] * scale, 12, colour, 1.0 if place == 0 else 0.6)
                     drawing.text(left + row["gbps"] * scale + 4, y + 10, f"{row['gbps']:.1f}", size=10)
     for rate in rates.values():
         drawing.line([(left + rate * scale, 30), (left + rate * scale, bottom)], "black", 1, "5 3")
@@ -251,6 +277,33 @@ def end_to_end_text(report):
             f"{report['rounds']} interleaved rounds.")
 
 
+def readme_text(results, report):
+    """The comparison in a few lines: groups of 32 on the first shape, and the example engine."""
+    n, k = results.shapes[0]
+    rows = []
+    for m in (m for m in (1, 2, 4, 8, 64, 512) if m in results.heights):
+        best = [results.best_peer(family="w4_g32", n=n, k=k, threads=threads, m=m) for threads in results.threads]
+        if all(row and row["cbq_speedup"] for row in best):
+            cells = [f"{row['cbq_speedup']:.2f}x {short(row['peer']).split()[0]}" for row in best]
+            rows.append([f"W4A8, groups of 32, {n} x {k}, M = {m}", "fastest other library", *cells])
+    for phase, words in (("new", "new tokens"), ("prompt", f"prompt of {report['prompt_tokens']} tokens")):
+        found = {row["threads"]: row for row in report["results"] if row["phase"] == phase}
+        cells = [f"{found[threads]['speedup']:.2f}x" if threads in found else "-" for threads in results.threads]
+        rows.append([f"SmolLM2-135M, {words}", "llama.cpp, Q4_0", *cells])
+    return table(["cbq against", "", *(f"{threads} thread{'s' if threads > 1 else ''}" for threads in results.threads)],
+                 rows)
+
+
+def join(reports):
+    """One report of several runs on one machine."""
+    first = reports[0]
+    for report in reports[1:]:
+        for key in ("ceilings", "results", "skipped", "inexact"):
+            first[key] += report[key]
+        first["peers"] = sorted({*first["peers"], *report["peers"]})
+    return first
+
+
 def load(path):
     with open(path, encoding="utf-8") as file:
         return json.load(file)
@@ -259,25 +312,32 @@ def load(path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page")
-    parser.add_argument("--matmul")
+    parser.add_argument("--matmul", nargs="+")
     parser.add_argument("--end-to-end")
     parser.add_argument("--counts")
+    parser.add_argument("--readme")
     options = parser.parse_args()
     folder = os.path.dirname(options.page) or "."
     with open(options.page, encoding="utf-8") as file:
         page = file.read()
     if options.matmul:
-        results = Results(load(options.matmul))
+        results = Results(join([load(path) for path in options.matmul]))
         page = replace_block(page, "machine", machine_text(results))
         page = replace_block(page, "speedups", speedups_text(results))
-        page = replace_block(page, "one row", point_text(results, 1, "gbps", "GB/s (of the ceiling)"))
-        page = replace_block(page, "many rows", point_text(results, max(results.heights), "gops", "GOPS (of the ceiling)"))
+        page = replace_block(page, "one row", point_text(results, 1, "gbps", "GB/s (share, best)"))
+        page = replace_block(page, "many rows", point_text(results, max(results.heights), "gops", "GOPS (share, best)"))
+        page = replace_block(page, "threads", scaling_text(results))
         page = replace_block(page, "left out", skipped_text(results))
         draw_rates(results, os.path.join(folder, "performance_groups_of_32.svg"), "w4_g32")
         draw_rates(results, os.path.join(folder, "performance_groups_of_128.svg"), "w4_g128")
         draw_bandwidth(results, os.path.join(folder, "performance_bandwidth.svg"))
     if options.end_to_end:
         page = replace_block(page, "end to end", end_to_end_text(load(options.end_to_end)))
+    if options.readme and options.matmul and options.end_to_end:
+        with open(options.readme, encoding="utf-8") as file:
+            readme = replace_block(file.read(), "speed", readme_text(results, load(options.end_to_end)))
+        with open(options.readme, "w", encoding="utf-8") as file:
+            file.write(readme)
     if options.counts:
         with open(options.counts, encoding="utf-8") as file:
             page = replace_block(page, "instructions", file.read().strip())
