@@ -16,6 +16,8 @@
 #include <cbq/gemm.hpp>
 #include <cbq/gemm/kernels_portable.hpp>
 #include <cbq/nn.hpp>
+#include <cbq/outlier.hpp>
 #include <cbq/quant.hpp>
 #include <cbq/rounding.hpp>
 #include <cbq/scheme.hpp>
+#include <cbq/transform.hpp>

@@ -34,17 +34,37 @@ struct HadamardBlock {
 namespace isa::avx512_vnni {
 CBQ_BEGIN_REGION(CBQ_TARGET_AVX512VNNI)
 
+/// Strides 8, 4, 2 and 1 of one register. x * -1 + y is y - x with one rounding, as x + y is.
+[[gnu::always_inline]] inline __m512 hadamard_16(__m512 x) noexcept {
+  const __m512 one = _mm512_set1_ps(1.0f), minus = _mm512_set1_ps(-1.0f);
+  x = _mm512_fmadd_ps(x, _mm512_mask_blend_ps(0xff00, one, minus), _mm512_shuffle_f32x4(x, x, 0x4e));
+  x = _mm512_fmadd_ps(x, _mm512_mask_blend_ps(0xf0f0, one, minus), _mm512_shuffle_f32x4(x, x, 0xb1));
+  x = _mm512_fmadd_ps(x, _mm512_mask_blend_ps(0xcccc, one, minus), _mm512_permute_ps(x, 0x4e));
+  return _mm512_fmadd_ps(x, _mm512_mask_blend_ps(0xaaaa, one, minus), _mm512_permute_ps(x, 0xb1));
+}
+
 [[gnu::always_inline]] inline void hadamard_32(float* x, __m512 scale) noexcept {
-  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-  const __m512i high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-  __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
-  _Pragma("GCC unroll 5") for (int stage = 0; stage < 5; ++stage) {
-    const __m512 sum = _mm512_add_ps(a, b), difference = _mm512_sub_ps(a, b);
-    a = _mm512_permutex2var_ps(sum, low, difference);
-    b = _mm512_permutex2var_ps(sum, high, difference);
+  const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
+  _mm512_storeu_ps(x, _mm512_mul_ps(hadamard_16(_mm512_add_ps(a, b)), scale));
+  _mm512_storeu_ps(x + 16, _mm512_mul_ps(hadamard_16(_mm512_sub_ps(a, b)), scale));
+}
+
+/// Strides up to 64 of 128 elements: one pass over memory less.
+[[gnu::always_inline]] inline void hadamard_128(float* x, __m512 scale) noexcept {
+  __m512 v[8];
+  _Pragma("GCC unroll 4") for (int i = 0; i < 8; i += 2) {
+    const __m512 a = _mm512_loadu_ps(x + 16 * i), b = _mm512_loadu_ps(x + 16 * i + 16);
+    v[i] = hadamard_16(_mm512_add_ps(a, b));
+    v[i + 1] = hadamard_16(_mm512_sub_ps(a, b));
   }
-  _mm512_storeu_ps(x, _mm512_mul_ps(a, scale));
-  _mm512_storeu_ps(x + 16, _mm512_mul_ps(b, scale));
+  _Pragma("GCC unroll 2") for (int i = 0; i < 2; ++i) {
+    const __m512 ab = _mm512_add_ps(v[i], v[i + 2]), a_b = _mm512_sub_ps(v[i], v[i + 2]);
+    const __m512 cd = _mm512_add_ps(v[i + 4], v[i + 6]), c_d = _mm512_sub_ps(v[i + 4], v[i + 6]);
+    _mm512_storeu_ps(x + 16 * i, _mm512_mul_ps(_mm512_add_ps(ab, cd), scale));
+    _mm512_storeu_ps(x + 16 * i + 32, _mm512_mul_ps(_mm512_add_ps(a_b, c_d), scale));
+    _mm512_storeu_ps(x + 16 * i + 64, _mm512_mul_ps(_mm512_sub_ps(ab, cd), scale));
+    _mm512_storeu_ps(x + 16 * i + 96, _mm512_mul_ps(_mm512_sub_ps(a_b, c_d), scale));
+  }
 }
 
 /// Strides `stride` and 2 * stride.
@@ -76,9 +96,13 @@ inline void hadamard_last_stride(const HadamardBlock& block) noexcept {
 }
 
 inline void hadamard(const HadamardBlock& block) noexcept {
-  const __m512 scale = _mm512_set1_ps(block.size == 32 ? block.scale : 1.0f);
-  for (std::size_t i = 0; i < block.size; i += 32) hadamard_32(block.x + i, scale);
-  std::size_t stride = 32;
+  std::size_t stride = block.size < 128 ? 32 : 128;  // the first that remains
+  const __m512 scale = _mm512_set1_ps(block.size == stride ? block.scale : 1.0f);
+  if (stride == 32) {
+    for (std::size_t i = 0; i < block.size; i += 32) hadamard_32(block.x + i, scale);
+  } else {
+    for (std::size_t i = 0; i < block.size; i += 128) hadamard_128(block.x + i, scale);
+  }
   for (; 4 * stride <= block.size; stride *= 4) {
     hadamard_two_strides(block, stride, 4 * stride == block.size ? block.scale : 1.0f);
   }
@@ -91,26 +115,23 @@ CBQ_END_REGION
 namespace isa::avx2 {
 CBQ_BEGIN_REGION(CBQ_TARGET_AVX2)
 
-/// One stage of constant geometry on the halves (a, c) of which b and d are the continuations.
-[[gnu::always_inline]] inline void interleave(__m256 sum, __m256 difference, __m256& low, __m256& high) noexcept {
-  const __m256 even = _mm256_unpacklo_ps(sum, difference), odd = _mm256_unpackhi_ps(sum, difference);
-  low = _mm256_permute2f128_ps(even, odd, 0x20);
-  high = _mm256_permute2f128_ps(even, odd, 0x31);
+/// Strides 4, 2 and 1 of one register. x * -1 + y is y - x with one rounding, as x + y is.
+[[gnu::always_inline]] inline __m256 hadamard_8(__m256 x) noexcept {
+  const __m256 one = _mm256_set1_ps(1.0f), minus = _mm256_set1_ps(-1.0f);
+  x = _mm256_fmadd_ps(x, _mm256_blend_ps(one, minus, 0xf0), _mm256_permute2f128_ps(x, x, 0x01));
+  x = _mm256_fmadd_ps(x, _mm256_blend_ps(one, minus, 0xcc), _mm256_permute_ps(x, 0x4e));
+  return _mm256_fmadd_ps(x, _mm256_blend_ps(one, minus, 0xaa), _mm256_permute_ps(x, 0xb1));
 }
 
 [[gnu::always_inline]] inline void hadamard_32(float* x, __m256 scale) noexcept {
-  __m256 a = _mm256_loadu_ps(x), b = _mm256_loadu_ps(x + 8);
-  __m256 c = _mm256_loadu_ps(x + 16), d = _mm256_loadu_ps(x + 24);
-  _Pragma("GCC unroll 5") for (int stage = 0; stage < 5; ++stage) {
-    const __m256 ac = _mm256_add_ps(a, c), a_c = _mm256_sub_ps(a, c);
-    const __m256 bd = _mm256_add_ps(b, d), b_d = _mm256_sub_ps(b, d);
-    interleave(ac, a_c, a, b);
-    interleave(bd, b_d, c, d);
-  }
-  _mm256_storeu_ps(x, _mm256_mul_ps(a, scale));
-  _mm256_storeu_ps(x + 8, _mm256_mul_ps(b, scale));
-  _mm256_storeu_ps(x + 16, _mm256_mul_ps(c, scale));
-  _mm256_storeu_ps(x + 24, _mm256_mul_ps(d, scale));
+  const __m256 a = _mm256_loadu_ps(x), b = _mm256_loadu_ps(x + 8);
+  const __m256 c = _mm256_loadu_ps(x + 16), d = _mm256_loadu_ps(x + 24);
+  const __m256 ac = _mm256_add_ps(a, c), a_c = _mm256_sub_ps(a, c);
+  const __m256 bd = _mm256_add_ps(b, d), b_d = _mm256_sub_ps(b, d);
+  _mm256_storeu_ps(x, _mm256_mul_ps(hadamard_8(_mm256_add_ps(ac, bd)), scale));
+  _mm256_storeu_ps(x + 8, _mm256_mul_ps(hadamard_8(_mm256_sub_ps(ac, bd)), scale));
+  _mm256_storeu_ps(x + 16, _mm256_mul_ps(hadamard_8(_mm256_add_ps(a_c, b_d)), scale));
+  _mm256_storeu_ps(x + 24, _mm256_mul_ps(hadamard_8(_mm256_sub_ps(a_c, b_d)), scale));
 }
 
 /// Strides `stride` and 2 * stride.
