@@ -21,11 +21,13 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 
 # Standard deviations of the error that rounding activations gives: what is above the first is named, what is above the
 # second is not timed and fails the run.
 INEXACT, WRONG = 6.0, 100.0
+PATIENCE = 120  # seconds for one answer
 
 
 class Worker:
@@ -44,6 +46,8 @@ class Worker:
         if self.dead:
             return {"failed": self.dead}
         self.process.send_signal(signal.SIGCONT)
+        alarm = threading.Timer(PATIENCE, self.process.kill)
+        alarm.start()
         try:
             self.process.stdin.write(" ".join(map(str, words)) + "\n")
             self.process.stdin.flush()
@@ -53,6 +57,7 @@ class Worker:
         except BrokenPipeError:
             pass
         finally:
+            alarm.cancel()
             if self.process.poll() is None:
                 self.process.send_signal(signal.SIGSTOP)
         self.dead = f"ended at '{' '.join(map(str, words))}' with {self.process.wait()}"
