@@ -72,12 +72,7 @@ class OffsetRounding {
   template <Executor E>
   [[nodiscard]] Status soft_weights(const MatrixView<T>& out, const E& executor) const noexcept {
     if (const Status same = same_shape(out, steps_, "out"); !same) return same;
-    const bool hard = phase_ != RoundingPhase::soft;
-    for_each_task(executor, [&](std::size_t task) {
-      write_task(task, hard, nullptr, [&](std::size_t n, std::size_t k, const T* values, std::size_t size) {
-        for (std::size_t j = 0; j < size; ++j) row(out, n)[k + j] = values[j];
-      });
-    });
+    write(out, phase_ != RoundingPhase::soft, nullptr, executor);
     return {};
   }
 
@@ -89,11 +84,7 @@ class OffsetRounding {
     if (!scales) return scales.error();
     const MatrixView<float> stored = matrix_view(scales->data(), weights_.rows, steps_.groups());
     steps_.storable(stored);
-    for_each_task(executor, [&](std::size_t task) {
-      write_task(task, true, &stored, [&](std::size_t n, std::size_t k, const T* values, std::size_t size) {
-        for (std::size_t j = 0; j < size; ++j) row(out, n)[k + j] = values[j];
-      });
-    });
+    write(out, true, &stored, executor);
     return {};
   }
 
@@ -197,37 +188,29 @@ class OffsetRounding {
     executor.for_each_index(tasks_of(weights_.rows), body);
   }
 
-  /// Calls body(tile) for the tiles of one task, in order.
   template <class Body>
-  void for_each_tile(std::size_t task, Body&& body) const noexcept {
-    const std::size_t first = task * Offsets::rows_per_task;
-    const std::size_t last =
-        weights_.rows - first < Offsets::rows_per_task ? weights_.rows : first + Offsets::rows_per_task;
-    const auto least = [](std::size_t a, std::size_t b) { return a < b ? a : b; };
-    for (std::size_t n = first; n < last; n += offsets::tile_rows) {
-      for (std::size_t k = 0; k < weights_.columns; k += offsets::tile_columns) {
-        body(Tile{n, least(offsets::tile_rows, last - n), k, least(offsets::tile_columns, weights_.columns - k)});
-      }
-    }
+  void for_each_tile(std::size_t task, const Body& body) const noexcept {
+    offsets::for_each_tile({task * Offsets::rows_per_task, Offsets::rows_per_task, 0, weights_.columns}, weights_.rows,
+                           body);
   }
-
-  /// Calls body(group, first column in the tile, size) for the segments of row n of a tile.
   template <class Body>
-  void for_each_segment(const Tile& tile, Body&& body) const noexcept {
-    const std::size_t length = group_length(grid(), weights_.columns);
-    for (std::size_t k = 0; k < tile.columns;) {
-      const std::size_t group = (tile.column + k) / length;
-      const std::size_t end = (group + 1) * length - tile.column;
-      const std::size_t next = end < tile.columns ? end : tile.columns;
-      body(group, k, next - k);
-      k = next;
-    }
+  void for_each_segment(const Tile& tile, const Body& body) const noexcept {
+    offsets::for_each_segment(tile, group_length(grid(), weights_.columns), body);
   }
 
   [[nodiscard]] SegmentGrid<T> segment_grid(std::size_t n, std::size_t group) const noexcept {
     const T step = steps_.step(n, group);
     const int zero = steps_.zero(n, group);
     return {step, step, static_cast<T>(-zero), static_cast<T>(max_code(grid()) - zero)};
+  }
+
+  template <Executor E>
+  void write(const MatrixView<T>& out, bool hard, const MatrixView<float>* stored, const E& executor) const noexcept {
+    for_each_task(executor, [&](std::size_t task) {
+      write_task(task, hard, stored, [&](std::size_t n, std::size_t k, const T* values, std::size_t size) {
+        for (std::size_t j = 0; j < size; ++j) row(out, n)[k + j] = values[j];
+      });
+    });
   }
 
   /// Calls sink(row, column, values, size) with the weights of a task: values by the trained steps, by `stored` steps,

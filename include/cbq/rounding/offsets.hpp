@@ -33,6 +33,30 @@ struct Tile {
   std::size_t columns = 0;
 };
 
+/// Calls body(tile) for the tiles of `part`, in order; rows from `rows` on do not exist.
+template <class Body>
+void for_each_tile(const Tile& part, std::size_t rows, const Body& body) noexcept {
+  const auto least = [](std::size_t a, std::size_t b) { return a < b ? a : b; };
+  const std::size_t last = part.row + least(part.rows, rows - part.row);
+  for (std::size_t n = part.row; n < last; n += tile_rows) {
+    for (std::size_t k = 0; k < part.columns; k += tile_columns) {
+      body(Tile{n, least(tile_rows, last - n), k, least(tile_columns, part.columns - k)});
+    }
+  }
+}
+
+/// Calls body(group, first column in the tile, size) for the segments of a row of the tile, groups being `length` long.
+template <class Body>
+void for_each_segment(const Tile& tile, std::size_t length, const Body& body) noexcept {
+  for (std::size_t k = 0; k < tile.columns;) {
+    const std::size_t group = (tile.column + k) / length;
+    const std::size_t end = (group + 1) * length - tile.column;
+    const std::size_t next = end < tile.columns ? end : tile.columns;
+    body(group, k, next - k);
+    k = next;
+  }
+}
+
 /// The offsets of a tile and where their gradients go: in the owner's memory or in `memory`.
 template <class T>
 struct TileData {
