@@ -37,7 +37,7 @@ KERNELS = [
     ("avx2", "4, 1", 4, 0.5),
     ("neon_i8mm", "10", 20, 0.25),
     ("neon_dotprod", "1, 4", 1, 1),
-    ("neon_dotprod", "8, 2", 8, 0.5),
+    ("neon_dotprod", "10, 1", 10, 0.25),
     ("neon", "1, 4", 1, 1),
     ("neon", "4, 2", 4, 0.5),
 ]
@@ -95,7 +95,7 @@ def kinds_of(mnemonic, operands):
     """What one instruction counts as."""
     operands = operands.split("//")[0].split(" <")[0].strip()
     vector = re.search(VECTOR, operands) is not None
-    memory = "(" in operands or "[" in operands
+    memory = re.search(r"\(|\[(x|sp)", operands) is not None  # on Arm v1.4b[0] is a lane
     if not vector:
         return ["other"]
     if memory and (mnemonic.startswith("st") or (not mnemonic.startswith("ld") and X86_STORE.search(operands))):

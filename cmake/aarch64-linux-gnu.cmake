@@ -1,5 +1,6 @@
 # Cross build for 64-bit Arm Linux with Debian's and Ubuntu's g++-aarch64-linux-gnu; programs run under qemu-aarch64.
-# Shows that the scalar and portable kernels are right on Arm. Speed needs a machine of that kind.
+# The environment variable QEMU_CPU names the CPU and with it the kernels: cortex-a53 has plain NEON, cortex-a76 dot
+# products, max everything. Shows that kernels are right on Arm; speed needs a machine of that kind.
 
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
