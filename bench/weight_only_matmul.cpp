@@ -53,6 +53,7 @@ void register_weight_only_matmul(const Selection& selection) {
   register_scheme<w4a16_g32>(selection);
   register_scheme<w4a16_g128>(selection);
   register_scheme<w2a16_g64_asym>(selection);
+  register_scheme<cbq::make_scheme(3, 16, 128, cbq::Zero::symmetric)>(selection);
   register_scheme<w8a16>(selection);
 }
 

@@ -138,11 +138,11 @@ inline bool to_fixed_point(const FixedRow& row) noexcept {
 }
 
 /// Asks for the lines of the block 8 KiB further on, which may lie outside of the array. Into L2 and not L1: 97 against
-/// 77 % of the DRAM rate with one row of 4-bit codes on Zen 4; L1 has too few misses in flight. A line of 8-bit codes
-/// is so little work that loads run ahead by themselves, and asking costs a quarter of the rate.
-template <int Bits>
+/// 77 % of the DRAM rate with one row of 4-bit codes on Zen 4; L1 has too few misses in flight. One row of 8-bit codes
+/// is so little work per line that loads run ahead by themselves, and asking costs a quarter of the rate.
+template <int Bits, std::size_t Rows>
 [[gnu::always_inline]] inline void prefetch_block([[maybe_unused]] const std::byte* block) noexcept {
-  if constexpr (Bits < 8) {
+  if constexpr (Bits < 8 || Rows > 1) {
     const std::uintptr_t ahead = reinterpret_cast<std::uintptr_t>(block) + 8192;
     _Pragma("GCC unroll 9") for (int line = 0; line <= Bits; ++line) {
       _mm_prefetch(reinterpret_cast<const char*>(ahead + static_cast<std::uintptr_t>(line) * 64), _MM_HINT_T1);
@@ -170,7 +170,7 @@ template <int Bits, Zero Z, std::size_t Rows>
 [[gnu::always_inline]] inline void multiply_block(__m512 (&totals)[Rows], const std::byte* header,
                                                   const std::byte* block, const FixedBlock* x,
                                                   std::size_t x_stride) noexcept {
-  prefetch_block<Bits>(block);
+  prefetch_block<Bits, Rows>(block);
   __m512i zero = _mm512_setzero_si512();
   if constexpr (Z == Zero::affine) {
     zero = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(header + group_scales_bytes)));
