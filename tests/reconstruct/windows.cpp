@@ -30,7 +30,8 @@ TEST_CASE("Every block is trained and becomes final once, in order") {
         for (std::size_t overlap = 0; overlap < size; ++overlap) {
           CAPTURE(blocks, size, overlap);
           std::size_t finished = 0;
-          for (const Window& window : plan_windows(blocks, {size, overlap, ends}).value()) {
+          const std::vector<Window> windows = plan_windows(blocks, {size, overlap, ends}).value();
+          for (const Window& window : windows) {
             CHECK(window.first == finished);
             CHECK(window.count >= 1);
             CHECK(window.count <= size);

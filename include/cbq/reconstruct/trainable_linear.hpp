@@ -5,6 +5,8 @@
 // backward pass collects the gradient for that method. One training step is
 //
 //   refresh -> forward, backward -> update_gradients -> optimizer over rounding().parameters() -> rounding().project()
+//
+// and at last harden(), which makes the codes and keeps them.
 
 #include <cstddef>
 #include <cstring>
@@ -52,7 +54,7 @@ class TrainableLinear {
   [[nodiscard]] R& rounding() noexcept { return *rounding_; }
   [[nodiscard]] const R& rounding() const noexcept { return *rounding_; }
 
-  /// The weights of the next forward passes: those of training, or the final ones.
+  /// The weights of the next forward passes: those of training, or those that harden() would make.
   template <Executor E>
   [[nodiscard]] Status refresh(ExecutionContext<E>& context) noexcept {
     return rounding_->soft_weights(quantized_.view(), context.executor());
@@ -61,6 +63,38 @@ class TrainableLinear {
   [[nodiscard]] Status refresh_hard(ExecutionContext<E>& context) noexcept {
     return rounding_->hard_weights(quantized_.view(), context.executor());
   }
+
+  /// Makes the final codes; forward passes use them from now on. Errc::out_of_memory.
+  template <Executor E>
+  [[nodiscard]] Status harden(ExecutionContext<E>& context) noexcept {
+    Result<QuantizedMatrix> codes = rounding_->harden();
+    if (!codes) return codes.error();
+    codes_ = *std::move(codes);
+    return refresh_hard(context);
+  }
+  /// The same with codes that harden() made of the same layer before. Errc::bad_shape.
+  [[nodiscard]] Status harden(QuantizedMatrix codes) noexcept {
+    const MatrixView<T> out = quantized_.view();
+    if (codes.outputs() != out.rows || codes.inputs() != out.columns || codes.grid() != rounding_->grid()) {
+      return Error{Errc::bad_shape, "not codes of this layer", "codes",
+                   ErrorText(codes.outputs()) << " x " << codes.inputs(), ErrorText(out.rows) << " x " << out.columns};
+    }
+    codes_ = std::move(codes);
+    const QuantizedMatrixView view = codes_.view();
+    const Grid& grid = codes_.grid();
+    const std::size_t length = group_length(grid, out.columns);
+    for (std::size_t n = 0; n < out.rows; ++n) {
+      for (std::size_t k = 0; k < out.columns; ++k) {
+        const int zero = grid.zero == Zero::affine ? int{row(view.zeros, n)[k / length]} : symmetric_zero(grid);
+        row(out, n)[k] =
+            static_cast<T>(row(view.scales, n)[k / length]) * static_cast<T>(int{row(view.codes, n)[k]} - zero);
+      }
+    }
+    return {};
+  }
+  /// What harden() made; empty before.
+  [[nodiscard]] const QuantizedMatrix& codes() const noexcept { return codes_; }
+  [[nodiscard]] QuantizedMatrix take_codes() noexcept { return std::move(codes_); }
 
   /// See DifferentiableLinear.
   template <Executor E>
@@ -106,6 +140,7 @@ class TrainableLinear {
   TapeMatrix<T> quantized_;
   TapeMatrix<T> gradient_;
   TapeMatrix<T> bias_;
+  QuantizedMatrix codes_;
   std::optional<R> rounding_;
 };
 
