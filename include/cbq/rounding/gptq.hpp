@@ -16,6 +16,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -67,17 +68,20 @@ struct Factor {
   Matrix upper;              ///< by place in the order
 };
 
-/// R^-1 with H = R R^T, R upper: the Cholesky factor of H read backwards. False unless H is positive definite.
-[[nodiscard]] inline bool factorize(const Matrix& hessian, Matrix& upper) {
+/// R^-1 with H = R R^T, R upper: the Cholesky factor of H read backwards. False unless H is positive definite. A
+/// template, as all that instantiates Eigen here, so that including this header costs no more than reading it.
+template <std::same_as<Matrix> M>
+[[nodiscard]] bool factorize(const M& hessian, M& upper) {
   const Eigen::Index size = hessian.rows();
-  const Eigen::LLT<Matrix> reversed(hessian.reverse());
+  const Eigen::LLT<M> reversed(hessian.reverse());
   if (reversed.info() != Eigen::Success) return false;
-  const Matrix lower = reversed.matrixL();
-  upper = lower.reverse().triangularView<Eigen::Upper>().solve(Matrix::Identity(size, size));
+  const M lower = reversed.matrixL();
+  upper = lower.reverse().template triangularView<Eigen::Upper>().solve(M::Identity(size, size));
   return upper.allFinite();
 }
 
-[[nodiscard]] inline Result<Factor> factor(const InputMoments& moments, double damping, ColumnOrder order) {
+template <std::same_as<InputMoments> Moments>
+[[nodiscard]] Result<Factor> factor(const Moments& moments, double damping, ColumnOrder order) {
   const std::size_t size = moments.channels();
   Factor made;
   auto places = AlignedBuffer<std::size_t>::allocate(size);

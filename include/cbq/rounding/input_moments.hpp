@@ -7,6 +7,7 @@
 
 #include <Eigen/Core>
 
+#include <concepts>
 #include <cstddef>
 #include <utility>
 
@@ -66,7 +67,8 @@ class InputMoments {
   }
 
  private:
-  using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  template <class T>
+  using Matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
   static constexpr std::size_t tokens_per_piece = 128;
   static constexpr std::size_t channels_per_task = 64;
 
@@ -86,13 +88,14 @@ class InputMoments {
     return {};
   }
 
-  /// The rows of H of one task, up to the diagonal's block.
+  /// The rows of H of one task, up to the diagonal's block. A template, so that Eigen's product is compiled where used.
+  template <std::same_as<double> T = double>
   void add_piece(std::size_t task, std::size_t count) {
     const auto index = [](std::size_t value) { return static_cast<Eigen::Index>(value); };
     const std::size_t first = task * channels_per_task;
     const std::size_t size = channels_ - first < channels_per_task ? channels_ - first : channels_per_task;
-    const Eigen::Map<const Matrix> x(piece_.data(), index(count), index(channels_));
-    Eigen::Map<Matrix> sums(sums_.data(), index(channels_), index(channels_));
+    const Eigen::Map<const Matrix<T>> x(piece_.data(), index(count), index(channels_));
+    Eigen::Map<Matrix<T>> sums(sums_.data(), index(channels_), index(channels_));
     sums.block(index(first), 0, index(size), index(first + size)).noalias() +=
         x.middleCols(index(first), index(size)).transpose() * x.leftCols(index(first + size));
   }
