@@ -29,6 +29,7 @@ struct Commands {
   SampleCommand sample;
   BenchCommand bench;
   CompareCommand compare;
+  std::string preset;  ///< of quantize
   std::function<Status(const Console&)> chosen;
 };
 
@@ -71,25 +72,116 @@ CLI::App* add_command(CLI::App& app, Commands& commands, Command& command, const
   return added;
 }
 
-void add_reconstruction(CLI::App& app, ReconstructionSettings& settings) {
-  app.add_option("--calibration", settings.calibration, "texts for methods that need them, equal parts of each")
-      ->type_name("FILE");
-  const auto number = [&](const char* name, std::size_t& value, const char* what) {
-    app.add_option(name, value, what)->check(CLI::PositiveNumber)->capture_default_str()->type_name("N");
+// Settings that measured well, or that the paper has; what the command line names stays as it names it.
+void apply_preset(const CLI::App& app, const std::string& name, QuantizeCommand& command) {
+  QuantizeCommand preset;
+  ReconstructionSettings& training = preset.reconstruction;
+  if (name == "paper") {
+    preset.preprocessing = Preprocessing::cfp;
+    preset.calibration.samples = 128;
+    preset.calibration.sequence = 0;
+    training.rounding.method = cbq::RoundingMethod::lora;
+    training.loss = ReconstructionLoss::l2_kl;
+    training.logits_weight = 0;
+    training.epochs = 3;
+    training.batch = 1;
+  } else if (name == "fast") {
+    preset.calibration.samples = 128;
+    training.steps = 100;
+  } else {
+    preset.calibration.samples = 1024;
+    training.steps = 1200;
+  }
+  const auto apply = [&](const char* option, auto QuantizeCommand::*part, auto member) {
+    if (app.count(option) == 0) (command.*part).*member = (preset.*part).*member;
   };
-  number("--samples", settings.samples, "calibration sequences");
-  number("--sequence", settings.sequence, "tokens of each");
+  using Training = ReconstructionSettings;
+  if (app.count("--preprocess") == 0) command.preprocessing = preset.preprocessing;
+  if (app.count("--rounding") == 0) command.reconstruction.rounding.method = training.rounding.method;
+  apply("--samples", &QuantizeCommand::calibration, &CalibrationSettings::samples);
+  apply("--sequence", &QuantizeCommand::calibration, &CalibrationSettings::sequence);
+  apply("--loss", &QuantizeCommand::reconstruction, &Training::loss);
+  apply("--logits-weight", &QuantizeCommand::reconstruction, &Training::logits_weight);
+  apply("--batch", &QuantizeCommand::reconstruction, &Training::batch);
+  if (app.count("--steps") != 0 || app.count("--epochs") != 0) return;
+  command.reconstruction.steps = training.steps;
+  command.reconstruction.epochs = training.epochs;
+}
+
+void add_calibration(CLI::App& app, CalibrationSettings& settings) {
+  app.add_option("--calibration", settings.texts, "texts for methods that need them, equal parts of each")
+      ->type_name("FILE");
+  app.add_option("--samples", settings.samples, "calibration sequences")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->type_name("N");
+  app.add_option("--sequence", settings.sequence, "tokens of each")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str()
+      ->type_name("N");
+  app.add_option("--seed", settings.seed, "of samples and batches")->capture_default_str()->type_name("S");
+}
+
+template <class Value>
+void add_choice(CLI::App& app, const char* name, Value& value, const std::map<std::string, Value>& names,
+                const char* what) {
+  app.add_option(name, value, what)->transform(CLI::CheckedTransformer(names).description(""))->type_name("NAME");
+}
+
+void add_rounding(CLI::App& app, cbq::RoundingChoiceOptions& rounding) {
+  add_choice(app, "--rounding", rounding.method,
+             {{"straight_through", cbq::RoundingMethod::straight_through},
+              {"straight_through_low_rank", cbq::RoundingMethod::straight_through_low_rank},
+              {"lora", cbq::RoundingMethod::lora},
+              {"ada", cbq::RoundingMethod::ada},
+              {"nearest", cbq::RoundingMethod::nearest}},
+             "straight_through (default), straight_through_low_rank, lora, ada, or nearest: steps alone are trained");
+  app.add_option("--rank", rounding.rank, "of methods of low rank; default: 32 (straight_through_low_rank), 5 (lora)")
+      ->check(CLI::PositiveNumber)
+      ->type_name("N");
+  app.add_option("--offset-rate", rounding.offset_rate, "learning rate of the rounding; default: the method's")
+      ->check(CLI::NonNegativeNumber)
+      ->type_name("R");
+  app.add_option("--step-rate", rounding.step_rate, "learning rate of the scales; default: the method's")
+      ->check(CLI::NonNegativeNumber)
+      ->type_name("R");
+}
+
+void add_reconstruction(CLI::App& app, ReconstructionSettings& settings) {
+  const auto number = [&](const char* name, std::size_t& value, const char* what) {
+    return app.add_option(name, value, what)->check(CLI::PositiveNumber)->capture_default_str()->type_name("N");
+  };
+  const auto weight = [&](const char* name, double& value, const char* what) {
+    app.add_option(name, value, what)->check(CLI::NonNegativeNumber)->capture_default_str()->type_name("W");
+  };
   number("--window", settings.windows.size, "blocks that are trained together");
   app.add_option("--overlap", settings.windows.overlap, "blocks that a window shares with the next")
       ->capture_default_str()
       ->type_name("N");
-  number("--steps", settings.steps, "steps per window");
+  add_choice(app, "--ends", settings.windows.ends,
+             {{"fixed", cbq::WindowEnds::fixed}, {"growing", cbq::WindowEnds::growing}},
+             "fixed (default), or growing: windows of 1, 2, .. blocks at both ends");
+  CLI::Option* const steps = number("--steps", settings.steps, "steps per window");
+  app.add_option("--epochs", settings.epochs, "passes over the samples per window, in place of --steps")
+      ->check(CLI::PositiveNumber)
+      ->excludes(steps)
+      ->type_name("N");
   number("--batch", settings.batch, "sequences per step");
-  app.add_option("--logits-weight", settings.logits_weight, "of the divergence of the logits in the last window")
+  add_choice(app, "--loss", settings.loss,
+             {{"l2", ReconstructionLoss::l2}, {"l2+kl", ReconstructionLoss::l2_kl}, {"kl", ReconstructionLoss::kl}},
+             "l2 (default), l2+kl (the paper's), or kl, over features");
+  weight("--logits-weight", settings.logits_weight, "of the divergence of the logits in the last window");
+  weight("--same-input-weight", settings.same_input_weight, "of the loss against float blocks with the same input");
+  add_rounding(app, settings.rounding);
+}
+
+void add_gptq(CLI::App& app, GptqSettings& settings) {
+  app.add_option("--damping", settings.damping, "gptq: share of the mean of the moments' diagonal")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str()
-      ->type_name("W");
-  app.add_option("--seed", settings.seed, "of samples and batches")->capture_default_str()->type_name("S");
+      ->type_name("D");
+  app.add_flag("--act-order", settings.act_order, "gptq: columns of large inputs first; takes static groups");
+  app.add_flag("--static-groups", settings.static_groups, "gptq: scales of the weights as they were");
 }
 
 void add_quantize(CLI::App& app, Commands& commands) {
@@ -100,20 +192,36 @@ void add_quantize(CLI::App& app, Commands& commands) {
       ->required()
       ->check(CLI::Validator(check_scheme, "", ""))
       ->type_name("NAME");
-  added->add_option("--method", command.method, "how weights are rounded")
-      ->check(CLI::IsMember({"rtn", "cbq"}))
+  added->add_option("--method", command.method, "how weights are rounded: rtn, smoothquant, gptq, adaround or cbq")
+      ->check(CLI::IsMember({"rtn", "smoothquant", "gptq", "adaround", "cbq"}).description(""))
       ->capture_default_str()
       ->type_name("NAME");
   const std::map<std::string, RangeSearch> ranges = {{"mse", RangeSearch::mse}, {"minmax", RangeSearch::minmax}};
   added->add_option("--range", command.range, "how scales are found: mse (default) or minmax")
       ->transform(CLI::CheckedTransformer(ranges).description("{mse,minmax}"))
       ->type_name("NAME");
+  add_choice(*added, "--preprocess", command.preprocessing,
+             {{"none", Preprocessing::none}, {"cfp", Preprocessing::cfp}, {"smoothquant", Preprocessing::smoothquant}},
+             "none (default), cfp or smoothquant: outliers of weights and activations first");
+  add_calibration(*added, command.calibration);
+  added
+      ->add_option_function<std::string>(
+          "--preset", [&commands](const std::string& name) { commands.preset = name; },
+          "settings of cbq: paper, fast or best; options that are named go before")
+      ->check(CLI::IsMember({"paper", "fast", "best"}).description(""))
+      ->type_name("NAME");
   add_reconstruction(*added, command.reconstruction);
+  add_gptq(*added, command.gptq);
+  added->add_flag("--resume", command.resume, "continue a cbq run that was cut off, from DIR.checkpoint");
   added->add_option("--head-bits", command.head_bits, "of embedding and head")
       ->check(CLI::IsMember({16, 8, 4}))
       ->capture_default_str()
       ->type_name("N");
-  added->add_flag("--explain", command.explain, "list each tensor's scheme, bits and error");
+  added->add_flag("--explain", command.explain, "list each tensor's scheme, bits and error, and windows");
+  added->callback([&commands, &command, added] {
+    if (!commands.preset.empty()) apply_preset(*added, commands.preset, command);
+    commands.chosen = [&command](const Console& console) { return run(command, console); };
+  });
 }
 
 void add_perplexity(CLI::App& app, Commands& commands) {

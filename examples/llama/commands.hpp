@@ -49,7 +49,11 @@ struct QuantizeCommand {
   std::string scheme;
   std::string method = "rtn";
   RangeSearch range = RangeSearch::mse;
+  Preprocessing preprocessing = Preprocessing::none;
+  CalibrationSettings calibration = {};
   ReconstructionSettings reconstruction = {};
+  GptqSettings gptq = {};
+  bool resume = false;
   int head_bits = 8;
   bool explain = false;
 };

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdio>
 #include <string_view>
 #include <utility>
 
@@ -14,7 +15,10 @@
 #include <cbq/nn/embedding.hpp>
 #include <cbq/rounding/nearest.hpp>
 
+#include "calibration.hpp"
+#include "gptq.hpp"
 #include "interrupt.hpp"
+#include "preprocessing.hpp"
 #include "progress.hpp"
 #include "reconstruction.hpp"
 
@@ -127,9 +131,8 @@ Result<std::vector<ModuleReport>> plan_quantization(const ModelConfig& config, c
   return plan;
 }
 
-namespace {
-
-Result<QuantizedMatrix> round_matrix(const FloatMatrix& weights, const Grid& grid, const QuantizationOptions& options) {
+Result<QuantizedMatrix> round_to_nearest(const FloatMatrix& weights, const Grid& grid,
+                                         const QuantizationOptions& options) {
   const auto executor = make_executor(options.threads);
   if (options.range == RangeSearch::minmax) {
     return cbq::round_nearest(cbq::as_const(weights.view), grid, cbq::MinMaxRange{}, executor);
@@ -137,23 +140,26 @@ Result<QuantizedMatrix> round_matrix(const FloatMatrix& weights, const Grid& gri
   return cbq::round_nearest(cbq::as_const(weights.view), grid, cbq::MseRange{}, executor);
 }
 
+namespace {
+
 // A float tensor of the result: the bytes of the source where it is a folder, otherwise float16 or float32.
 class FloatCopy {
  public:
-  static Result<FloatCopy> read(const ModelSource& source, const FloatTensor& tensor, bool vector) {
-    Result<FloatMatrix> values = source.read_matrix(tensor.name, tensor.rows, tensor.columns);
+  static Result<FloatCopy> read(const ChangedWeights& weights, const FloatTensor& tensor, bool vector) {
+    Result<FloatMatrix> values = weights.read_matrix(tensor.name, tensor.rows, tensor.columns);
     if (!values) return values.error();
     FloatCopy copy;
     copy.plan_.name = tensor.name;
     copy.plan_.shape = vector ? cbq::TensorShape{.rank = 1, .sizes = {tensor.columns}}
                               : cbq::TensorShape{.rank = 2, .sizes = {tensor.rows, tensor.columns}};
-    const Result<StoredTensor> stored = source.tensor(tensor.name);
+    const Result<StoredTensor> stored = weights.source().tensor(tensor.name);
     if (!stored) return stored.error();
     const std::string_view type = stored->type;
     // Matrices of other types come from quantized GGUF files; float16 holds their few digits.
     copy.plan_.dtype = type == "F32" || vector ? cbq::Dtype::f32 : type == "BF16" ? cbq::Dtype::bf16 : cbq::Dtype::f16;
     if (vector && (type == "F16" || type == "BF16"))
       copy.plan_.dtype = type == "F16" ? cbq::Dtype::f16 : cbq::Dtype::bf16;
+    if (weights.is_changed(tensor.name)) copy.plan_.dtype = cbq::Dtype::f32;  // not what fits the stored type
     copy.values_ = *std::move(values);
     return copy;
   }
@@ -187,7 +193,7 @@ struct Content {
   std::vector<Codes> codes;
   std::vector<FloatCopy> floats;
 
-  [[nodiscard]] Status add_float(const ModelSource& source, const FloatTensor& tensor, bool vector) {
+  [[nodiscard]] Status add_float(const ChangedWeights& source, const FloatTensor& tensor, bool vector) {
     Result<FloatCopy> copy = FloatCopy::read(source, tensor, vector);
     if (!copy) return copy.error();
     floats.push_back(*std::move(copy));
@@ -195,7 +201,7 @@ struct Content {
   }
 };
 
-Status quantize_into(const ModelSource& source, ModuleReport& entry, const QuantizationOptions& options,
+Status quantize_into(const ChangedWeights& source, ModuleReport& entry, const QuantizationOptions& options,
                      CodesByModule& calibrated, Content& content) {
   const MatrixModule& module = entry.module;
   if (module.has_bias) {
@@ -208,8 +214,8 @@ Status quantize_into(const ModelSource& source, ModuleReport& entry, const Quant
   const Result<FloatMatrix> weights = source.read_matrix(module.name + ".weight", module.outputs, module.inputs);
   if (!weights) return weights.error();
   auto done = calibrated.extract(module.name);
-  Result<QuantizedMatrix> codes =
-      done ? Result<QuantizedMatrix>(std::move(done.mapped())) : round_matrix(*weights, entry.scheme->weight, options);
+  Result<QuantizedMatrix> codes = done ? Result<QuantizedMatrix>(std::move(done.mapped()))
+                                       : round_to_nearest(*weights, entry.scheme->weight, options);
   if (!codes) return cbq::in_context(codes.error(), module.name);
   const Result<double> error =
       cbq::quantization_error(cbq::as_const(weights->view), codes->view(), entry.scheme->weight);
@@ -219,7 +225,7 @@ Status quantize_into(const ModelSource& source, ModuleReport& entry, const Quant
   return {};
 }
 
-Result<Content> quantize_all(const ModelSource& source, const QuantizationOptions& options, CodesByModule calibrated,
+Result<Content> quantize_all(const ChangedWeights& source, const QuantizationOptions& options, CodesByModule calibrated,
                              std::vector<ModuleReport>& plan) {
   Content content;
   std::size_t total = 0;
@@ -270,6 +276,9 @@ Status write_config(const std::string& path, const ModelSource& source, const Qu
   record.head_bits = options.head_bits;
   record.notes["range"] = options.range == RangeSearch::mse ? "mse" : "minmax";
   record.notes["calibration_tokens"] = report.calibration_tokens;
+  if (options.preprocessing != Preprocessing::none) {
+    record.notes["preprocess"] = options.preprocessing == Preprocessing::cfp ? "cfp" : "smoothquant";
+  }
   const std::string embedding = embedding_module(source.config()).name;
   for (const ModuleReport& entry : report.modules) {
     const bool looked_up = entry.module.name == embedding;
@@ -318,10 +327,50 @@ Result<QuantizedMatrix> quantize_module(const ModelSource& source, const MatrixM
                                         const QuantizationOptions& options) {
   const Result<FloatMatrix> weights = source.read_matrix(module.name + ".weight", module.outputs, module.inputs);
   if (!weights) return weights.error();
-  Result<QuantizedMatrix> codes = round_matrix(*weights, grid, options);
+  Result<QuantizedMatrix> codes = round_to_nearest(*weights, grid, options);
   if (!codes) return cbq::in_context(codes.error(), module.name);
   return codes;
 }
+
+namespace {
+
+// What calibration made of a model.
+struct Calibrated {
+  explicit Calibrated(const ModelSource& source) : weights(source) {}
+  ChangedWeights weights;
+  CodesByModule codes;
+};
+
+bool needs_calibration(const QuantizationOptions& options) {
+  return options.method != "rtn" || options.preprocessing != Preprocessing::none;
+}
+
+Status calibrate(std::span<const ModuleReport> plan, const std::string& output, const QuantizationOptions& options,
+                 Calibrated& result, QuantizationReport& report) {
+  const ModelSource& source = result.weights.source();
+  CalibrationSettings settings = options.calibration;
+  if (settings.sequence == 0) settings.sequence = std::min<std::size_t>(source.config().context, 2048);
+  const Result<std::vector<std::int32_t>> ids = calibration_tokens(source, settings);
+  if (!ids) return ids.error();
+  report.calibration_tokens = ids->size();
+  const CalibrationTokens tokens = {*ids, settings.sequence};
+  if (options.preprocessing != Preprocessing::none) {
+    if (const Status done = preprocess(plan, tokens, options, result.weights); !done) return done;
+  }
+  if (options.method == "gptq") {
+    Result<CodesByModule> codes = gptq_blocks(result.weights, plan, tokens, options);
+    if (!codes) return codes.error();
+    result.codes = *std::move(codes);
+  } else if (options.method == "cbq") {
+    Result<Reconstructed> done = reconstruct_blocks(result.weights, plan, tokens, checkpoint_path(output), options);
+    if (!done) return done.error();
+    result.codes = std::move(done->codes);
+    report.windows = std::move(done->windows);
+  }
+  return {};
+}
+
+}  // namespace
 
 Result<QuantizationReport> quantize(const ModelSource& source, const std::string& output,
                                     const QuantizationOptions& options) {
@@ -335,16 +384,12 @@ Result<QuantizationReport> quantize(const ModelSource& source, const std::string
   Result<cbq::AtomicFolder> folder = cbq::AtomicFolder::create(output, existing);
   if (!folder) return folder.error();
   QuantizationReport report;
-  CodesByModule calibrated;
-  if (options.method == "cbq") {
-    const Result<std::vector<std::int32_t>> tokens = calibration_tokens(source, options.reconstruction);
-    if (!tokens) return tokens.error();
-    report.calibration_tokens = tokens->size();
-    Result<CodesByModule> codes = reconstruct_blocks(source, *plan, *tokens, options);
-    if (!codes) return codes.error();
-    calibrated = *std::move(codes);
+  Calibrated calibrated(source);
+  if (needs_calibration(options)) {
+    Status done = calibrate(*plan, output, options, calibrated, report);
+    if (!done) return done.error();
   }
-  const Result<Content> content = quantize_all(source, options, std::move(calibrated), *plan);
+  const Result<Content> content = quantize_all(calibrated.weights, options, std::move(calibrated.codes), *plan);
   if (!content) return content.error();
   report.modules = *std::move(plan);
   if (const Status ok = write_tensors(folder->file("model.safetensors"), *content); !ok) return ok.error();
@@ -352,6 +397,7 @@ Result<QuantizationReport> quantize(const ModelSource& source, const std::string
   if (const Status ok = copy_companions(*folder, source); !ok) return ok.error();
   if (const Status ok = check_interrupt(); !ok) return ok.error();
   if (const Status ok = folder->commit(); !ok) return ok.error();
+  if (options.method == "cbq") (void)std::remove(checkpoint_path(output).c_str());
 
   const Result<ModelSource> written = ModelSource::open(output);
   if (!written) return written.error();

@@ -16,7 +16,8 @@
 #include <cbq/core/result.hpp>
 #include <cbq/io/quantization_config.hpp>
 #include <cbq/quant/quantized_matrix.hpp>
-#include <cbq/reconstruct/windows.hpp>
+#include <cbq/reconstruct/options.hpp>
+#include <cbq/reconstruct/rounding_choice.hpp>
 #include <cbq/scheme.hpp>
 
 #include "model_layout.hpp"
@@ -38,24 +39,56 @@ enum class RangeSearch : unsigned char { mse, minmax };
 /// Codes of matrices that a method quantized together, by module name.
 using CodesByModule = std::map<std::string, cbq::QuantizedMatrix>;
 
-/// How `--method cbq` trains; see cbq::ReconstructionOptions.
-struct ReconstructionSettings {
-  std::vector<std::string> calibration;  ///< text files, equal parts of each
-  std::size_t samples = 512;             ///< sequences in all
-  std::size_t sequence = 512;            ///< tokens of each
-  cbq::WindowOptions windows = {};
-  std::size_t steps = 400;  ///< per window
-  std::size_t batch = 8;    ///< sequences per step
-  double logits_weight = 1.0;
+/// Where calibration sequences come from.
+struct CalibrationSettings {
+  std::vector<std::string> texts;  ///< files, equal parts of each
+  std::size_t samples = 512;       ///< sequences in all
+  std::size_t sequence = 512;      ///< tokens of each; 0: the model's context, at most 2048
   std::uint64_t seed = 0;
 };
+
+/// Between the outputs of a window and their targets.
+enum class ReconstructionLoss : unsigned char {
+  l2,     ///< squared error over the variance of the targets
+  l2_kl,  ///< the paper's: squared error summed over channels, and the divergence of softmaxes over features
+  kl,     ///< the latter alone
+};
+
+/// What is done to weights before they are rounded.
+enum class Preprocessing : unsigned char { none, cfp, smoothquant };
+
+/// How `--method cbq` trains; see cbq::ReconstructionOptions.
+struct ReconstructionSettings {
+  cbq::WindowOptions windows = {};
+  std::size_t steps = 400;  ///< per window
+  std::size_t epochs = 0;   ///< if not 0: steps are this many passes over the samples
+  std::size_t batch = 8;    ///< sequences per step
+  double logits_weight = 1.0;
+  double same_input_weight = 0.0;
+  ReconstructionLoss loss = ReconstructionLoss::l2;
+  cbq::RoundingChoiceOptions rounding = {};
+};
+
+/// How `--method gptq` rounds; see cbq::GptqOptions.
+struct GptqSettings {
+  double damping = 0.01;
+  bool act_order = false;  ///< takes static groups
+  bool static_groups = false;
+};
+
+/// Whether work that was cut off is continued.
+enum class Resume : unsigned char { no, yes };
 
 struct QuantizationOptions {
   std::vector<SchemeRule> rules;  ///< of the linear layers of the blocks; the first that matches counts
   int head_bits = 8;              ///< of embedding and head: 16, 8 (per row) or 4 (groups of 32)
   RangeSearch range = RangeSearch::mse;
-  std::string method = "rtn";  ///< of the linear layers of the blocks: rtn, or cbq
+  std::string method = "rtn";  ///< of the linear layers of the blocks: rtn, gptq, or cbq
+  Preprocessing preprocessing = Preprocessing::none;
+  CalibrationSettings calibration = {};
   ReconstructionSettings reconstruction = {};
+  GptqSettings gptq = {};
+  Resume resume = Resume::no;  ///< `method` cbq: from OUTPUT.checkpoint, if there is one
   std::size_t threads = 1;
 };
 
@@ -73,6 +106,7 @@ struct QuantizationReport {
   double bits_per_weight = 0;  ///< of the whole folder, see bits_per_weight()
   std::size_t calibration_tokens = 0;
   std::size_t file_bytes = 0;
+  std::vector<cbq::WindowReport> windows;  ///< of reconstruction
 };
 
 /// Average bits per weight of a model's matrices as its files store them: linear layers, embedding, head (tied ones
@@ -85,7 +119,11 @@ struct QuantizationReport {
 [[nodiscard]] cbq::Result<std::vector<ModuleReport>> plan_quantization(const ModelConfig& config,
                                                                        const QuantizationOptions& options);
 
-/// Reads and quantizes one module. Errors as ModelSource::read() and cbq::round_nearest().
+/// Rounds one matrix to nearest. Errors of cbq::round_nearest().
+[[nodiscard]] cbq::Result<cbq::QuantizedMatrix> round_to_nearest(const FloatMatrix& weights, const cbq::Grid& grid,
+                                                                 const QuantizationOptions& options);
+
+/// Reads and rounds one module. Errors as ModelSource::read() and cbq::round_nearest().
 [[nodiscard]] cbq::Result<cbq::QuantizedMatrix> quantize_module(const ModelSource& source, const MatrixModule& module,
                                                                 const cbq::Grid& grid,
                                                                 const QuantizationOptions& options);

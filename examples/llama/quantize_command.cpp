@@ -39,6 +39,45 @@ cbq::Json module_json(const ModuleReport& entry) {
           {"reason", entry.reason.empty() ? cbq::Json(nullptr) : cbq::Json(entry.reason)}};
 }
 
+// Methods of the command line as those of quantize(): some are others with settings of their own.
+void set_method(const QuantizeCommand& command, QuantizationOptions& options) {
+  options.method = command.method;
+  options.preprocessing = command.preprocessing;
+  options.calibration = command.calibration;
+  options.reconstruction = command.reconstruction;
+  options.gptq = command.gptq;
+  options.resume = command.resume ? Resume::yes : Resume::no;
+  if (command.method == "smoothquant") {
+    options.method = "rtn";
+    options.preprocessing = Preprocessing::smoothquant;
+  } else if (command.method == "adaround") {
+    options.method = "cbq";
+    options.reconstruction.windows = {.size = 1, .overlap = 0};
+    options.reconstruction.logits_weight = 0;
+    options.reconstruction.rounding.method = cbq::RoundingMethod::ada;
+  }
+}
+
+// All windows, or those that did not go as planned.
+void print_windows(const QuantizationReport& report, const QuantizeCommand& command, std::FILE* out) {
+  for (const cbq::WindowReport& entry : report.windows) {
+    if (!command.explain && !entry.kept_start && entry.restarts == 0) continue;
+    const std::size_t first = entry.window.first, last = first + entry.window.count - 1;
+    (void)std::fprintf(out, "blocks %zu to %zu: loss of hard codes %.4g -> %.4g", first, last, entry.loss_before,
+                       entry.loss_after);
+    if (entry.restarts != 0) {
+      (void)std::fprintf(out, ", %zu restarts at lower rates after losses that were not finite", entry.restarts);
+    }
+    if (entry.kept_start) (void)std::fprintf(out, ", training did not lower it: kept the start");
+    (void)std::fprintf(out, "\n");
+  }
+}
+
+cbq::Json window_json(const cbq::WindowReport& entry) {
+  return {{"first_block", entry.window.first}, {"blocks", entry.window.count}, {"loss_before", entry.loss_before},
+          {"loss_after", entry.loss_after},    {"restarts", entry.restarts},   {"kept_start", entry.kept_start}};
+}
+
 }  // namespace
 
 Status run(const QuantizeCommand& command, const Console& console) {
@@ -46,9 +85,9 @@ Status run(const QuantizeCommand& command, const Console& console) {
   if (!machine) return machine.error();
   const Result<cbq::Scheme> scheme = cbq::parse_scheme(command.scheme.c_str());
   if (!scheme) return scheme.error();
-  if (command.method == "rtn" && !command.reconstruction.calibration.empty()) {
+  if (command.method == "rtn" && command.preprocessing == Preprocessing::none && !command.calibration.texts.empty()) {
     (void)std::fprintf(console.err, "cbq-llama: note: rounding to nearest needs no calibration text; %s is not read\n",
-                       command.reconstruction.calibration.front().c_str());
+                       command.calibration.texts.front().c_str());
   }
   const auto start = std::chrono::steady_clock::now();
   const Result<ModelSource> source = ModelSource::open(command.common.model.path, command.common.model.pre_tokenizer);
@@ -57,8 +96,7 @@ Status run(const QuantizeCommand& command, const Console& console) {
   options.rules = {{"*", *scheme}};
   options.head_bits = command.head_bits;
   options.range = command.range;
-  options.method = command.method;
-  options.reconstruction = command.reconstruction;
+  set_method(command, options);
   options.threads = machine->threads;
   const Result<QuantizationReport> done = quantize(*source, command.output, options);
   if (!done) return done.error();
@@ -75,12 +113,14 @@ Status run(const QuantizeCommand& command, const Console& console) {
   report.calibration_tokens = done->calibration_tokens;
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (prints_text(command.common)) {
+    print_windows(*done, command, console.out);
     if (command.explain) explain(*done, console.out);
     (void)std::fprintf(console.out, "%s: %s, %.3f bits per weight (scales and zero points included), %s, %.2f s\n",
                        command.output.c_str(), report.scheme.c_str(), done->bits_per_weight,
                        size_text(done->file_bytes).c_str(), *report.seconds);
   }
   cbq::Json json = to_json(report);
+  for (const cbq::WindowReport& entry : done->windows) json["reconstruction"].push_back(window_json(entry));
   if (command.explain) {
     json["modules"] = cbq::Json::array();
     for (const ModuleReport& entry : done->modules) json["modules"].push_back(module_json(entry));

@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "reconstruction.hpp"
 
-#include <algorithm>
-#include <cstring>
+#include <array>
+#include <cstdint>
 #include <memory>
 #include <optional>
-#include <random>
 #include <stop_token>
-#include <type_traits>
 #include <utility>
 
-#include <cbq/loss/squared.hpp>
-#include <cbq/nn/activation_site.hpp>
-#include <cbq/nn/block_gradient.hpp>
-#include <cbq/nn/opt_block.hpp>
-#include <cbq/reconstruct/reconstruction.hpp>
-#include <cbq/rounding/straight_through.hpp>
+#include <unistd.h>
 
-#include "commands.hpp"
+#include <cbq/io/atomic_file.hpp>
+#include <cbq/io/mapped_file.hpp>
+#include <cbq/loss/softmax_kl.hpp>
+#include <cbq/loss/squared.hpp>
+#include <cbq/loss/weighted_sum.hpp>
+#include <cbq/reconstruct/reconstruction.hpp>
+
+#include "decoder_blocks.hpp"
 #include "interrupt.hpp"
 #include "progress.hpp"
 
@@ -25,123 +25,88 @@ namespace cbq_llama {
 
 using cbq::Errc;
 using cbq::Error;
-using cbq::ErrorText;
-using cbq::MatrixView;
 using cbq::Result;
 using cbq::Status;
 
 namespace {
 
-using Rounding = cbq::StraightThrough<float>;
-using Site = cbq::ActivationSite<float>;
+using Loss = cbq::WeightedSum<cbq::SquaredLoss, cbq::FeatureKl>;
 
-// A block and the memory that its parts look at.
-template <class Block>
-class OwningBlock {
- public:
-  using Scalar = float;
-  using Tape = typename Block::Tape;
-
-  OwningBlock(std::vector<FloatMatrix> memory, Block block) : memory_(std::move(memory)), block_(std::move(block)) {}
-
-  template <cbq::Executor E>
-  [[nodiscard]] Status forward(const MatrixView<const float>& x, std::size_t length, const MatrixView<float>& y,
-                               Tape& tape, cbq::ExecutionContext<E>& context) const {
-    return block_.forward(x, length, y, tape, context);
+// Makes the loss of a window; a term of weight 0 costs nothing.
+struct LossOf {
+  ReconstructionLoss kind = ReconstructionLoss::l2;
+  [[nodiscard]] Loss operator()(double variance, std::size_t channels) const {
+    switch (kind) {
+      case ReconstructionLoss::l2_kl:
+        return Loss(std::array{1.0, 1.0}, cbq::SquaredLoss(), cbq::FeatureKl());
+      case ReconstructionLoss::kl:
+        return Loss(std::array{0.0, 1.0}, cbq::SquaredLoss(), cbq::FeatureKl());
+      case ReconstructionLoss::l2:
+        break;
+    }
+    return Loss(std::array{1.0, 0.0}, cbq::SquaredLoss::normalized(variance, channels), cbq::FeatureKl());
   }
-  template <cbq::Executor E>
-  [[nodiscard]] Status backward(const MatrixView<const float>& dy, const MatrixView<const float>& x, std::size_t length,
-                                Tape& tape, const MatrixView<float>& dx, cbq::ExecutionContext<E>& context) {
-    return block_.backward(dy, x, length, tape, dx, context);
-  }
-  template <class F>
-  void for_each_linear(F&& f) {
-    block_.for_each_linear(f);
-  }
-
- private:
-  std::vector<FloatMatrix> memory_;
-  Block block_;
 };
 
-std::span<const float> values(const FloatMatrix& matrix) {
-  return {matrix.memory.data(), matrix.memory.size()};
-}
-
-// The gains of all norms, two per block, then the final one.
-std::vector<FloatTensor> weight_norms(const ModelConfig& config) {
-  std::vector<FloatTensor> norms = norm_tensors(config);
-  std::erase_if(norms, [](const FloatTensor& tensor) { return tensor.name.ends_with(".bias"); });
-  return norms;
-}
-
-std::string module_of(const FloatTensor& tensor) {
-  return tensor.name.substr(0, tensor.name.rfind('.'));
-}
+// What a host reads.
+struct Model {
+  const ChangedWeights& original;
+  const ChangedWeights& changed;
+  std::span<const ModuleReport> plan;
+  const QuantizationOptions& options;
+};
 
 // The model as cbq::reconstruct() sees it.
 template <Architecture A>
 class Host {
-  template <class L>
-  using Block =
-      std::conditional_t<A == Architecture::llama, cbq::LlamaBlockGradient<L, Site>, cbq::OptBlockGradient<L, Site>>;
-  using Norm = std::conditional_t<A == Architecture::llama, cbq::RmsNormGradient<float>, cbq::LayerNormGradient<float>>;
-  using Trained = cbq::TrainableLinear<Rounding>;
-  using Dense = cbq::DenseGradient<float>;
+  using Opener = BlockOpener<A>;
+  using Norm = typename Opener::Norm;
+  using Trained = cbq::TrainableLinear<cbq::RoundingChoice<float>>;
 
  public:
   using Scalar = float;
-  using Student = OwningBlock<Block<Trained>>;
-  using Teacher = OwningBlock<Block<Dense>>;
-  using Head = cbq::HeadGradient<Norm, Dense>;
+  using Student = typename Opener::template Block<Trained>;
+  using Teacher = typename Opener::template Block<ObservedLinear>;
+  using Head = cbq::HeadGradient<Norm, cbq::DenseGradient<float>>;
 
-  static Result<std::unique_ptr<Host>> create(const ModelSource& source, std::span<const ModuleReport> plan,
-                                              const QuantizationOptions& options) {
-    auto host = std::make_unique<Host>(source, plan, options);
-    const ModelConfig& config = source.config();
-    const std::vector<FloatTensor> norms = weight_norms(config);
-    if constexpr (A == Architecture::llama) {
-      Result<cbq::RotaryTable> table =
-          cbq::RotaryTable::create(config.rotary, config.head_width, options.reconstruction.sequence);
-      if (!table) return table.error();
-      host->rotary_ = *std::move(table);
-    }
-    Result<Norm> norm = host->norm(module_of(norms.back()), host->memory_);
+  static Result<std::unique_ptr<Host>> create(const Model& model, std::size_t length) {
+    const ModelConfig& config = model.original.config();
+    Result<Opener> opener = Opener::create(config, length);
+    if (!opener) return opener.error();
+    auto host = std::make_unique<Host>(model, *std::move(opener));
+    host->memory_.reserve(8);
+    Result<Norm> norm = host->opener_.norm(model.original, host->opener_.norm_names().back(), host->memory_);
     if (!norm) return norm.error();
     const MatrixModule module = config.tied ? embedding_module(config) : head_module(config);
-    Result<Dense> head = host->dense(module, host->memory_);
+    auto head = Opener::template dense<cbq::DenseGradient<float>>(model.original, module, host->memory_);
     if (!head) return head.error();
     host->head_.emplace(*norm, *head);
     return host;
   }
 
-  Host(const ModelSource& source, std::span<const ModuleReport> plan, const QuantizationOptions& options)
-      : source_(source), plan_(plan), seed_(options.reconstruction.seed), executor_(make_executor(options.threads)) {}
+  Host(const Model& model, Opener opener)
+      : model_(model), opener_(std::move(opener)), executor_(make_executor(model.options.threads)) {}
 
-  [[nodiscard]] std::size_t blocks() const { return source_.config().layers; }
+  [[nodiscard]] std::size_t blocks() const { return model_.original.config().layers; }
   [[nodiscard]] Head* head() { return &*head_; }
   [[nodiscard]] CodesByModule take_codes() { return std::move(codes_); }
 
   [[nodiscard]] Result<Teacher> open_teacher(std::size_t layer) {
-    std::vector<FloatMatrix> memory;
-    const auto linear = [&](const MatrixModule& module) { return dense(module, memory); };
+    const auto linear = [&](const MatrixModule& module, std::vector<FloatMatrix>& memory) {
+      return Opener::template dense<ObservedLinear>(model_.original, module, memory);
+    };
     const auto site = [](const MatrixModule&) -> Result<Site> { return Site(); };
-    return open<Dense>(layer, linear, site, memory);
+    return opener_.template open<ObservedLinear>(model_.original, layer, linear, site);
   }
 
   [[nodiscard]] Result<Student> open_student(std::size_t layer) {
-    std::vector<FloatMatrix> memory;
-    const auto linear = [&](const MatrixModule& module) { return trained(module); };
-    const auto site = [&](const MatrixModule& module) -> Result<Site> {
-      const ModuleReport* entry = find(module);
-      if (entry == nullptr) return no_scheme(module);
-      return Site::create(entry->scheme->activation);
-    };
-    return open<Trained>(layer, linear, site, memory);
+    const auto linear = [&](const MatrixModule& module, std::vector<FloatMatrix>&) { return trained(module); };
+    const auto site = [&](const MatrixModule& module) { return site_of(model_.plan, module); };
+    return opener_.template open<Trained>(model_.changed, layer, linear, site);
   }
 
   [[nodiscard]] Status finish(std::size_t layer, Student& student) {
-    const std::vector<MatrixModule> modules = block_modules(source_.config(), layer);
+    const std::vector<MatrixModule> modules = block_modules(model_.original.config(), layer);
     std::size_t next = 0;
     student.for_each_linear(
         [&](const char*, Trained& linear) { codes_.emplace(modules[next++].name, linear.take_codes()); });
@@ -149,186 +114,120 @@ class Host {
   }
 
  private:
-  [[nodiscard]] const ModuleReport* find(const MatrixModule& module) const {
-    const auto entry =
-        std::find_if(plan_.begin(), plan_.end(), [&](const ModuleReport& e) { return e.module.name == module.name; });
-    return entry == plan_.end() || !entry->scheme ? nullptr : &*entry;
-  }
-
-  [[nodiscard]] static Error no_scheme(const MatrixModule& module) {
-    return {Errc::unsupported, "reconstruction needs a scheme for every linear layer of the blocks", module.name};
-  }
-
-  [[nodiscard]] Result<std::span<const float>> keep(const std::string& name, std::size_t rows, std::size_t columns,
-                                                    std::vector<FloatMatrix>& memory) const {
-    Result<FloatMatrix> matrix = source_.read_matrix(name, rows, columns);
-    if (!matrix) return matrix.error();
-    memory.push_back(*std::move(matrix));
-    return values(memory.back());
-  }
-
-  [[nodiscard]] Result<Norm> norm(const std::string& name, std::vector<FloatMatrix>& memory) const {
-    const ModelConfig& config = source_.config();
-    const auto gain = keep(name + ".weight", 1, config.hidden, memory);
-    if (!gain) return gain.error();
-    if constexpr (A == Architecture::llama) {
-      return Norm(*gain, config.norm_epsilon);
-    } else {
-      const auto bias = keep(name + ".bias", 1, config.hidden, memory);
-      if (!bias) return bias.error();
-      return Norm(*gain, *bias, config.norm_epsilon);
-    }
-  }
-
-  [[nodiscard]] Result<std::span<const float>> bias(const MatrixModule& module,
-                                                    std::vector<FloatMatrix>& memory) const {
-    if (!module.has_bias) return std::span<const float>();
-    return keep(module.name + ".bias", 1, module.outputs, memory);
-  }
-
-  [[nodiscard]] Result<Dense> dense(const MatrixModule& module, std::vector<FloatMatrix>& memory) const {
-    const auto weights = keep(module.name + ".weight", module.outputs, module.inputs, memory);
-    if (!weights) return weights.error();
-    const auto added = bias(module, memory);
-    if (!added) return added.error();
-    return Dense(cbq::matrix_view(weights->data(), module.outputs, module.inputs), *added);
-  }
-
   [[nodiscard]] Result<Trained> trained(const MatrixModule& module) const {
-    const ModuleReport* entry = find(module);
-    if (entry == nullptr) return no_scheme(module);
-    std::vector<FloatMatrix> memory;
-    const auto weights = keep(module.name + ".weight", module.outputs, module.inputs, memory);
+    const Result<cbq::Scheme> scheme = scheme_of(model_.plan, module);
+    if (!scheme) return scheme.error();
+    const auto weights = model_.changed.read_matrix(module.name + ".weight", module.outputs, module.inputs);
     if (!weights) return weights.error();
-    const auto added = bias(module, memory);
-    if (!added) return added.error();
-    Result<Trained> linear = Trained::create(cbq::matrix_view(weights->data(), module.outputs, module.inputs), *added,
-                                             entry->scheme->weight, {}, seed_, executor_);
+    std::vector<FloatMatrix> memory;
+    const auto bias = Opener::bias(model_.changed, module, memory);
+    if (!bias) return bias.error();
+    const QuantizationOptions& options = model_.options;
+    Result<Trained> linear = Trained::create(cbq::as_const(weights->view), *bias, scheme->weight,
+                                             options.reconstruction.rounding, options.calibration.seed, executor_);
     if (!linear) return cbq::in_context(linear.error(), module.name);
     return linear;
   }
 
-  // A block of linear layers and sites that the two callbacks make.
-  template <class L, class MakeLinear, class MakeSite>
-  [[nodiscard]] Result<OwningBlock<Block<L>>> open(std::size_t layer, const MakeLinear& make, const MakeSite& make_site,
-                                                   std::vector<FloatMatrix>& memory) const {
-    const ModelConfig& config = source_.config();
-    const std::vector<MatrixModule> modules = block_modules(config, layer);
-    std::vector<L> linears;
-    std::vector<Site> sites;
-    memory.reserve(32);
-    for (const MatrixModule& module : modules) {
-      Result<L> linear = make(module);
-      if (!linear) return linear.error();
-      linears.push_back(*std::move(linear));
-      const Result<Site> site = make_site(module);
-      if (!site) return site.error();
-      sites.push_back(*site);
-    }
-    const std::vector<FloatTensor> norms = weight_norms(config);
-    Result<Norm> first = norm(module_of(norms[2 * layer]), memory);
-    if (!first) return first.error();
-    Result<Norm> second = norm(module_of(norms[2 * layer + 1]), memory);
-    if (!second) return second.error();
-    auto attention = cbq::SelfAttentionGradient<L, Site>::create(
-        {config.heads, config.kv_heads, config.head_width}, A == Architecture::llama ? &rotary_ : nullptr,
-        {std::move(linears[0]), std::move(linears[1]), std::move(linears[2]), std::move(linears[3]), sites[0],
-         sites[3]});
-    if (!attention) return attention.error();
-    if constexpr (A == Architecture::llama) {
-      auto mlp = cbq::GatedMlpGradient<L, Site>::create(
-          {std::move(linears[4]), std::move(linears[5]), std::move(linears[6]), sites[4], sites[6]});
-      if (!mlp) return mlp.error();
-      return OwningBlock<Block<L>>(std::move(memory), {*first, *std::move(attention), *second, *std::move(mlp)});
-    } else {
-      auto mlp =
-          cbq::ReluMlpGradient<L, Site>::create({std::move(linears[4]), std::move(linears[5]), sites[4], sites[5]});
-      if (!mlp) return mlp.error();
-      return OwningBlock<Block<L>>(std::move(memory), {*first, *std::move(attention), *second, *std::move(mlp)});
-    }
-  }
-
-  const ModelSource& source_;
-  std::span<const ModuleReport> plan_;
-  std::uint64_t seed_;
+  Model model_;
+  Opener opener_;
   ToolExecutor executor_;
-  cbq::RotaryTable rotary_;
   std::vector<FloatMatrix> memory_;
   std::optional<Head> head_;
   CodesByModule codes_;
 };
 
-// Rows of the embedding, and learned positions, for all tokens.
-class Embeddings {
+// Of everything that the blocks and targets of a run depend on and that cbq::reconstruct() does not see.
+Result<std::uint64_t> fingerprint(const Model& model) {
+  const ModelConfig& config = model.original.config();
+  std::uint64_t hash = cbq::hash_bytes({});
+  const auto add = [&](const auto* values, std::size_t count) {
+    hash = cbq::hash_bytes(std::as_bytes(std::span(values, count)), hash);
+  };
+  const auto add_number = [&](double value) { add(&value, 1); };
+  const cbq::RoundingChoiceOptions& rounding = model.options.reconstruction.rounding;
+  add_number(static_cast<double>(rounding.method));
+  add_number(static_cast<double>(rounding.rank));
+  add_number(rounding.offset_rate.value_or(-1));
+  add_number(rounding.step_rate.value_or(-1));
+  add_number(static_cast<double>(model.options.reconstruction.loss));
+  for (const ModuleReport& entry : model.plan) {
+    const std::string name = entry.scheme ? cbq::scheme_name(*entry.scheme).c_str() : "float";
+    add(name.data(), name.size());
+  }
+  for (const ChangedWeights* weights : {&model.original, &model.changed}) {
+    if (weights == &model.changed && model.options.preprocessing == Preprocessing::none) continue;
+    for (const MatrixModule& module : all_block_modules(config)) {
+      const Result<FloatMatrix> matrix = weights->read_matrix(module.name + ".weight", module.outputs, module.inputs);
+      if (!matrix) return matrix.error();
+      add(matrix->memory.data(), matrix->memory.size());
+    }
+  }
+  return hash;
+}
+
+// The file of the run's state: read when asked to, written after each window.
+class StateFile {
  public:
-  static Result<Embeddings> read(const ModelSource& source, std::span<const ModuleReport> plan,
-                                 const QuantizationOptions& options) {
-    const ModelConfig& config = source.config();
-    const MatrixModule module = embedding_module(config);
-    Embeddings result;
-    Result<FloatMatrix> table = source.read_matrix(module.name + ".weight", module.outputs, module.inputs);
-    if (!table) return table.error();
-    result.table_ = *std::move(table);
-    const auto entry =
-        std::find_if(plan.begin(), plan.end(), [&](const ModuleReport& e) { return e.module.name == module.name; });
-    if (entry != plan.end() && entry->scheme) {
-      const Result<cbq::QuantizedMatrix> codes = quantize_module(source, module, entry->scheme->weight, options);
-      if (!codes) return codes.error();
-      result.rounded_.resize(result.table_.memory.size());
-      const auto out = cbq::matrix_view(result.rounded_.data(), module.outputs, module.inputs);
-      if (const Status done = cbq::dequantize(codes->view(), entry->scheme->weight, out); !done) return done.error();
+  static Result<StateFile> open(const std::string& path, Resume resume) {
+    StateFile state(path);
+    if (::access(path.c_str(), F_OK) != 0) return state;
+    if (resume == Resume::no) {
+      return Error{Errc::bad_argument, "a run that was cut off left its state: --resume continues it, or remove it",
+                   path};
     }
-    if (const FloatTensor positions = position_tensor(config); !positions.name.empty()) {
-      Result<FloatMatrix> learned = source.read_matrix(positions.name, positions.rows, positions.columns);
-      if (!learned) return learned.error();
-      result.positions_ = *std::move(learned);
-    }
-    return result;
+    // Copied: the run replaces the file while it reads.
+    Result<cbq::FileBytes> bytes = cbq::FileBytes::open(path, cbq::FileMode::read);
+    if (!bytes) return bytes.error();
+    state.bytes_.emplace(*std::move(bytes));
+    return state;
   }
 
-  // What enters the first block of the float model, or of the quantized one.
-  void look_up(std::span<const std::int32_t> tokens, std::size_t length, bool quantized,
-               const MatrixView<float>& out) const {
-    const float* table = quantized && !rounded_.empty() ? rounded_.data() : table_.memory.data();
-    for (std::size_t t = 0; t < tokens.size(); ++t) {
-      float* hidden = cbq::row(out, t);
-      std::memcpy(hidden, table + static_cast<std::size_t>(tokens[t]) * out.columns, out.columns * sizeof(float));
-      if (positions_.memory.size() == 0) continue;
-      const float* learned = cbq::row(positions_.view, t % length + cbq::LearnedPositions::offset);
-      for (std::size_t i = 0; i < out.columns; ++i) hidden[i] += learned[i];
-    }
+  [[nodiscard]] cbq::CheckpointOptions options(std::uint64_t fingerprint) const {
+    cbq::CheckpointOptions options;
+    options.fingerprint = fingerprint;
+    options.save = [path = path_](std::span<const std::byte> state) { return cbq::write_file(path, state); };
+    if (bytes_) options.resume = bytes_->bytes();
+    return options;
   }
 
  private:
-  FloatMatrix table_;
-  FloatMatrix positions_;
-  std::vector<float> rounded_;
+  explicit StateFile(std::string path) : path_(std::move(path)) {}
+  std::string path_;
+  std::optional<cbq::FileBytes> bytes_;
 };
 
-template <Architecture A>
-Result<CodesByModule> run(const ModelSource& source, std::span<const ModuleReport> plan,
-                          std::span<const std::int32_t> tokens, const QuantizationOptions& options) {
+cbq::ReconstructionOptions loop_options(const QuantizationOptions& options) {
   const ReconstructionSettings& settings = options.reconstruction;
-  Result<std::unique_ptr<Host<A>>> host = Host<A>::create(source, plan, options);
-  if (!host) return host.error();
-  const std::size_t hidden = source.config().hidden;
-  cbq::TapeMatrix<float> target, student;
-  for (cbq::TapeMatrix<float>* matrix : {&target, &student}) {
-    if (const Status taken = matrix->reshape(tokens.size(), hidden); !taken) return taken.error();
-  }
-  {
-    const Result<Embeddings> embeddings = Embeddings::read(source, plan, options);
-    if (!embeddings) return embeddings.error();
-    embeddings->look_up(tokens, settings.sequence, false, target.view());
-    embeddings->look_up(tokens, settings.sequence, true, student.view());
-  }
-  std::stop_source stop;
   cbq::ReconstructionOptions loop;
   loop.windows = settings.windows;
   loop.steps = settings.steps;
   loop.batch = settings.batch;
+  if (settings.epochs != 0) {
+    const std::size_t samples = options.calibration.samples;
+    const std::size_t batch = settings.batch < samples ? settings.batch : samples;
+    loop.steps = settings.epochs * cbq::divide_up(samples, batch);
+  }
   loop.logits_weight = settings.logits_weight;
-  loop.seed = settings.seed;
+  loop.same_input_weight = settings.same_input_weight;
+  loop.hardened_share = cbq::hardened_share(settings.rounding.method);
+  loop.seed = options.calibration.seed;
+  return loop;
+}
+
+template <Architecture A>
+Result<Reconstructed> run(const Model& model, const CalibrationTokens& tokens, const std::string& checkpoint) {
+  Result<StateFile> file = StateFile::open(checkpoint, model.options.resume);
+  if (!file) return file.error();
+  const Result<std::uint64_t> identity = fingerprint(model);
+  if (!identity) return identity.error();
+  Result<std::unique_ptr<Host<A>>> host = Host<A>::create(model, tokens.length);
+  if (!host) return host.error();
+  Result<FirstStates> states = FirstStates::create(model.original.source(), model.plan, tokens, model.options);
+  if (!states) return states.error();
+  std::stop_source stop;
+  cbq::ReconstructionOptions loop = loop_options(model.options);
+  loop.checkpoint = file->options(*identity);
   loop.stop = stop.get_token();
   std::optional<Progress> progress;
   loop.progress = [&](const cbq::ReconstructionProgress& now) {
@@ -336,55 +235,32 @@ Result<CodesByModule> run(const ModelSource& source, std::span<const ModuleRepor
     if (!progress) progress.emplace("reconstructing", "steps", now.windows * now.steps);
     progress->update(now.window * now.steps + now.step);
   };
-  const ToolExecutor executor = make_executor(options.threads);
+  const ToolExecutor executor = make_executor(model.options.threads);
   cbq::ExecutionContext<ToolExecutor> context(executor, cbq::detect());
-  const auto done = cbq::reconstruct(**host, {target.view(), student.view(), settings.sequence},
-                                     cbq::SquaredLoss::normalized, loop, context);
-  if (!done) return done.error();
-  return (*host)->take_codes();
+  Result<std::vector<cbq::WindowReport>> windows =
+      cbq::reconstruct(**host, {states->target.view(), states->student.view(), tokens.length},
+                       LossOf{model.options.reconstruction.loss}, loop, context);
+  if (!windows) {
+    const bool state = model.options.resume == Resume::yes && windows.error().code != Errc::interrupted;
+    return state ? cbq::in_context(windows.error(), checkpoint) : windows.error();
+  }
+  return Reconstructed{(*host)->take_codes(), *std::move(windows)};
 }
 
 }  // namespace
 
-Result<std::vector<std::int32_t>> calibration_tokens(const ModelSource& source,
-                                                     const ReconstructionSettings& settings) {
-  if (settings.calibration.empty()) {
-    return Error{Errc::bad_argument, "this method needs a calibration text", "--calibration"};
-  }
-  if (settings.sequence < 2 || settings.sequence > source.config().context || settings.samples == 0) {
-    return Error{Errc::bad_argument, "calibration sequences must fit the model's context", "--sequence",
-                 settings.sequence, ErrorText("2 to ") << source.config().context};
-  }
-  const Result<Tokenizer> tokenizer = source.tokenizer();
-  if (!tokenizer) return tokenizer.error();
-  std::vector<std::int32_t> tokens;
-  tokens.reserve(settings.samples * settings.sequence);
-  std::mt19937_64 random(settings.seed);
-  const std::size_t files = settings.calibration.size();
-  for (std::size_t f = 0; f < files; ++f) {
-    const std::string& path = settings.calibration[f];
-    const Result<std::string> text = read_text(path);
-    if (!text) return text.error();
-    const Result<std::vector<std::int32_t>> ids = tokenizer->encode(*text);
-    if (!ids) return cbq::in_context(ids.error(), path);
-    if (ids->size() < settings.sequence) {
-      return Error{Errc::bad_argument, "the calibration text is shorter than one sequence", path,
-                   ErrorText(ids->size()) << " tokens", settings.sequence};
-    }
-    const std::size_t last = settings.samples * (f + 1) / files;
-    for (std::size_t sample = settings.samples * f / files; sample < last; ++sample) {
-      const auto first = static_cast<std::ptrdiff_t>(random() % (ids->size() - settings.sequence + 1));
-      tokens.insert(tokens.end(), ids->begin() + first,
-                    ids->begin() + first + static_cast<std::ptrdiff_t>(settings.sequence));
-    }
-  }
-  return tokens;
+std::string checkpoint_path(const std::string& output) {
+  const std::size_t last = output.find_last_not_of('/');
+  return output.substr(0, last == std::string::npos ? 0 : last + 1) + ".checkpoint";
 }
 
-Result<CodesByModule> reconstruct_blocks(const ModelSource& source, std::span<const ModuleReport> plan,
-                                         std::span<const std::int32_t> tokens, const QuantizationOptions& options) {
-  return source.config().architecture == Architecture::llama ? run<Architecture::llama>(source, plan, tokens, options)
-                                                             : run<Architecture::opt>(source, plan, tokens, options);
+Result<Reconstructed> reconstruct_blocks(const ChangedWeights& weights, std::span<const ModuleReport> plan,
+                                         const CalibrationTokens& tokens, const std::string& checkpoint,
+                                         const QuantizationOptions& options) {
+  const ChangedWeights original(weights.source());
+  const Model model = {original, weights, plan, options};
+  return weights.config().architecture == Architecture::llama ? run<Architecture::llama>(model, tokens, checkpoint)
+                                                              : run<Architecture::opt>(model, tokens, checkpoint);
 }
 
 }  // namespace cbq_llama

@@ -3,27 +3,30 @@
 
 // Reconstruction of a checkpoint's blocks on calibration text: `cbq-llama quantize --method cbq`.
 
-#include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
-#include <cbq/core/result.hpp>
-
-#include "model_source.hpp"
-#include "quantization.hpp"
+#include "calibration.hpp"
 
 namespace cbq_llama {
 
-/// Token ids of `samples` sequences, one after another, cut at random places of the texts. Errc::io, Errc::bad_argument
-/// for a text shorter than a sequence or no text.
-[[nodiscard]] cbq::Result<std::vector<std::int32_t>> calibration_tokens(const ModelSource& source,
-                                                                        const ReconstructionSettings& settings);
+struct Reconstructed {
+  CodesByModule codes;  ///< of the linear layers of all blocks, by module name
+  std::vector<cbq::WindowReport> windows;
+};
 
-/// Codes of the linear layers of all blocks, by module name, for the schemes of `plan`. Errors of reading the model and
-/// of cbq::reconstruct(); Errc::unsupported where a block has layers without a scheme.
-[[nodiscard]] cbq::Result<CodesByModule> reconstruct_blocks(const ModelSource& source,
+/// Where reconstruction into the folder `output` keeps its state.
+[[nodiscard]] std::string checkpoint_path(const std::string& output);
+
+/// Codes for the schemes of `plan`; weights may have been preprocessed, targets are those of the model as it was. After
+/// each window the state is written to the file `checkpoint`, which stays until the caller removes it; with
+/// Resume::yes it is read first. Errors of reading the model and of cbq::reconstruct(); Errc::unsupported where a layer
+/// has no scheme; Errc::bad_argument for a file `checkpoint` that is not to be continued.
+[[nodiscard]] cbq::Result<Reconstructed> reconstruct_blocks(const ChangedWeights& weights,
                                                             std::span<const ModuleReport> plan,
-                                                            std::span<const std::int32_t> tokens,
+                                                            const CalibrationTokens& tokens,
+                                                            const std::string& checkpoint,
                                                             const QuantizationOptions& options);
 
 }  // namespace cbq_llama

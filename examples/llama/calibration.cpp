@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "calibration.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <random>
+#include <string>
+#include <utility>
+
+#include <cbq/nn/opt_block.hpp>
+#include <cbq/quant/affine.hpp>
+
+#include "commands.hpp"
+
+namespace cbq_llama {
+
+using cbq::Errc;
+using cbq::Error;
+using cbq::ErrorText;
+using cbq::MatrixView;
+using cbq::Result;
+using cbq::Status;
+
+namespace {
+
+// Rows of the embedding, and learned positions, for all tokens.
+class Embeddings {
+ public:
+  static Result<Embeddings> read(const ModelSource& source, std::span<const ModuleReport> plan,
+                                 const QuantizationOptions& options) {
+    const ModelConfig& config = source.config();
+    const MatrixModule module = embedding_module(config);
+    Embeddings result;
+    Result<FloatMatrix> table = source.read_matrix(module.name + ".weight", module.outputs, module.inputs);
+    if (!table) return table.error();
+    result.table_ = *std::move(table);
+    const auto entry =
+        std::find_if(plan.begin(), plan.end(), [&](const ModuleReport& e) { return e.module.name == module.name; });
+    if (entry != plan.end() && entry->scheme) {
+      const Result<cbq::QuantizedMatrix> codes = round_to_nearest(result.table_, entry->scheme->weight, options);
+      if (!codes) return cbq::in_context(codes.error(), module.name);
+      result.rounded_.resize(result.table_.memory.size());
+      const auto out = cbq::matrix_view(result.rounded_.data(), module.outputs, module.inputs);
+      if (const Status done = cbq::dequantize(codes->view(), entry->scheme->weight, out); !done) return done.error();
+    }
+    if (const FloatTensor positions = position_tensor(config); !positions.name.empty()) {
+      Result<FloatMatrix> learned = source.read_matrix(positions.name, positions.rows, positions.columns);
+      if (!learned) return learned.error();
+      result.positions_ = *std::move(learned);
+    }
+    return result;
+  }
+
+  // What enters the first block of the float model, or of the quantized one.
+  void look_up(std::span<const std::int32_t> tokens, std::size_t length, bool quantized,
+               const MatrixView<float>& out) const {
+    const float* table = quantized && !rounded_.empty() ? rounded_.data() : table_.memory.data();
+    for (std::size_t t = 0; t < tokens.size(); ++t) {
+      float* hidden = cbq::row(out, t);
+      std::memcpy(hidden, table + static_cast<std::size_t>(tokens[t]) * out.columns, out.columns * sizeof(float));
+      if (positions_.memory.size() == 0) continue;
+      const float* learned = cbq::row(positions_.view, t % length + cbq::LearnedPositions::offset);
+      for (std::size_t i = 0; i < out.columns; ++i) hidden[i] += learned[i];
+    }
+  }
+
+ private:
+  FloatMatrix table_;
+  FloatMatrix positions_;
+  std::vector<float> rounded_;
+};
+
+}  // namespace
+
+Result<FirstStates> FirstStates::create(const ModelSource& source, std::span<const ModuleReport> plan,
+                                        const CalibrationTokens& tokens, const QuantizationOptions& options) {
+  FirstStates states;
+  for (cbq::TapeMatrix<float>* matrix : {&states.target, &states.student}) {
+    if (const Status taken = matrix->reshape(tokens.ids.size(), source.config().hidden); !taken) return taken.error();
+  }
+  const Result<Embeddings> embeddings = Embeddings::read(source, plan, options);
+  if (!embeddings) return embeddings.error();
+  embeddings->look_up(tokens.ids, tokens.length, false, states.target.view());
+  embeddings->look_up(tokens.ids, tokens.length, true, states.student.view());
+  return states;
+}
+
+Result<std::vector<std::int32_t>> calibration_tokens(const ModelSource& source, const CalibrationSettings& settings) {
+  if (settings.texts.empty()) {
+    return Error{Errc::bad_argument, "this method needs a calibration text", "--calibration"};
+  }
+  if (settings.sequence < 2 || settings.sequence > source.config().context || settings.samples == 0) {
+    return Error{Errc::bad_argument, "calibration sequences must fit the model's context", "--sequence",
+                 settings.sequence, ErrorText("2 to ") << source.config().context};
+  }
+  const Result<Tokenizer> tokenizer = source.tokenizer();
+  if (!tokenizer) return tokenizer.error();
+  std::vector<std::int32_t> tokens;
+  tokens.reserve(settings.samples * settings.sequence);
+  std::mt19937_64 random(settings.seed);
+  const std::size_t files = settings.texts.size();
+  for (std::size_t f = 0; f < files; ++f) {
+    const std::string& path = settings.texts[f];
+    const Result<std::string> text = read_text(path);
+    if (!text) return text.error();
+    const Result<std::vector<std::int32_t>> ids = tokenizer->encode(*text);
+    if (!ids) return cbq::in_context(ids.error(), path);
+    if (ids->size() < settings.sequence) {
+      return Error{Errc::bad_argument, "the calibration text is shorter than one sequence", path,
+                   ErrorText(ids->size()) << " tokens", settings.sequence};
+    }
+    const std::size_t last = settings.samples * (f + 1) / files;
+    for (std::size_t sample = settings.samples * f / files; sample < last; ++sample) {
+      const auto first = static_cast<std::ptrdiff_t>(random() % (ids->size() - settings.sequence + 1));
+      tokens.insert(tokens.end(), ids->begin() + first,
+                    ids->begin() + first + static_cast<std::ptrdiff_t>(settings.sequence));
+    }
+  }
+  return tokens;
+}
+
+}  // namespace cbq_llama
