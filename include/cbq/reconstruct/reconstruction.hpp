@@ -23,6 +23,7 @@
 
 #include <cbq/nn/head_gradient.hpp>
 #include <cbq/reconstruct/checkpoint.hpp>
+#include <cbq/reconstruct/checks.hpp>
 #include <cbq/reconstruct/host.hpp>
 #include <cbq/reconstruct/options.hpp>
 #include <cbq/reconstruct/window_training.hpp>
@@ -49,11 +50,11 @@ class Reconstruction {
 
   /// See reconstruct().
   [[nodiscard]] Result<std::vector<WindowReport>> run(const CalibrationStates<T>& states) {
-    if (const Status valid = check(states); !valid) return valid.error();
+    if (const Status valid = reconstruction::check(states, options_); !valid) return valid.error();
     const Result<std::vector<Window>> windows = plan_windows(host_.blocks(), options_.windows);
     if (!windows) return windows.error();
     states_ = states;
-    identity_ = fingerprint();
+    identity_ = reconstruction::fingerprint(states, options_, host_.blocks());
     if (!options_.checkpoint.resume.empty()) {
       if (const Status resumed = resume(*windows); !resumed) return resumed.error();
     }
@@ -71,26 +72,6 @@ class Reconstruction {
  private:
   static constexpr std::uint32_t version = 1;
   static constexpr std::uint64_t magic = 0x31636572'2d716263;  // "cbq-rec1"
-
-  [[nodiscard]] Status check(const CalibrationStates<T>& states) const {
-    const MatrixView<T>& target = states.target;
-    const bool same = states.student.rows == target.rows && states.student.columns == target.columns;
-    const bool dense = target.stride == target.columns && states.student.stride == target.columns;
-    if (states.length == 0 || target.rows == 0 || target.rows % states.length != 0 || !same || !dense) {
-      return Error{Errc::bad_shape, "calibration states are whole sequences of one length, both streams of one shape",
-                   "states", ErrorText(target.rows) << " x " << target.columns, states.length};
-    }
-    if (options_.steps == 0 || options_.batch == 0) {
-      return Error{Errc::bad_argument, "reconstruction needs at least one step of one sequence", "steps, batch",
-                   ErrorText(options_.steps) << ", " << options_.batch};
-    }
-    for (const double weight : {options_.logits_weight, options_.same_input_weight, options_.hardened_share}) {
-      if (weight >= 0 && std::isfinite(weight)) continue;
-      return Error{Errc::bad_argument, "weights and shares are finite and not negative", "ReconstructionOptions"};
-    }
-    if (options_.hardened_share <= 1) return {};
-    return Error{Errc::bad_argument, "a share of the steps is at most 1", "hardened_share"};
-  }
 
   [[nodiscard]] Result<WindowReport> run_window(const Window& window, std::size_t windows) {
     const std::size_t end = window.first + window.count;
@@ -182,27 +163,6 @@ class Reconstruction {
   }
 
   // ---- checkpoints ----
-
-  /// Of everything that the result depends on, as far as the loop knows it.
-  [[nodiscard]] std::uint64_t fingerprint() const {
-    CheckpointWriter all;
-    const WindowOptions& windows = options_.windows;
-    for (const std::uint64_t value :
-         {options_.checkpoint.fingerprint, std::uint64_t{host_.blocks()}, std::uint64_t{windows.size},
-          std::uint64_t{windows.overlap}, static_cast<std::uint64_t>(windows.ends), std::uint64_t{options_.steps},
-          std::uint64_t{options_.batch}, static_cast<std::uint64_t>(options_.decay), options_.seed,
-          std::uint64_t{states_.length}}) {
-      all.number(value);
-    }
-    for (const double value : {options_.logits_weight, options_.same_input_weight, options_.hardened_share}) {
-      all.number(value);
-    }
-    std::uint64_t hash = hash_bytes(all.content());
-    for (const MatrixView<T>& states : {states_.target, states_.student}) {
-      hash = hash_bytes(std::as_bytes(std::span(states.data, states.rows * states.columns)), hash);
-    }
-    return hash;
-  }
 
   [[nodiscard]] Status save() {
     CheckpointWriter state;
