@@ -52,9 +52,8 @@ TEST_CASE("A method as a value is the method") {
 }
 
 TEST_CASE("Every method reconstructs: a loss that falls, codes that threads do not change, checkpoints that continue") {
-  for (const auto method :
-       {RoundingMethod::straight_through, RoundingMethod::straight_through_low_rank, RoundingMethod::lora,
-        RoundingMethod::ada, RoundingMethod::nearest}) {
+  for (const auto method : {RoundingMethod::straight_through, RoundingMethod::straight_through_low_rank,
+                            RoundingMethod::lora, RoundingMethod::ada, RoundingMethod::nearest}) {
     CAPTURE(static_cast<int>(method));
     const RoundingChoiceOptions choice = {.method = method, .rank = 4};
     cbq::ReconstructionOptions options = {.steps = 40, .batch = 4, .hardened_share = cbq::hardened_share(method)};

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// RoundingChoice: a trainable rounding whose method is a value, for tools that learn it from a command line: the loop is
-// compiled once for all methods. A branch per call, nothing per weight.
+// RoundingChoice: a trainable rounding whose method is a value, for tools that learn it from a command line: the loop
+// is compiled once for all methods. A branch per call, nothing per weight.
 
 #include <cstddef>
 #include <cstdint>
@@ -116,11 +116,16 @@ class RoundingChoice {
       return f(type, own);
     };
     switch (options.method) {
-      case RoundingMethod::straight_through_low_rank: return call(std::type_identity<StraightThroughLowRank<T>>());
-      case RoundingMethod::lora: return call(std::type_identity<LoraRounding<T>>());
-      case RoundingMethod::ada: return call(std::type_identity<AdaRound<T>>());
-      case RoundingMethod::nearest: return call(std::type_identity<LearnedSteps<T>>());
-      case RoundingMethod::straight_through: break;
+      case RoundingMethod::straight_through_low_rank:
+        return call(std::type_identity<StraightThroughLowRank<T>>());
+      case RoundingMethod::lora:
+        return call(std::type_identity<LoraRounding<T>>());
+      case RoundingMethod::ada:
+        return call(std::type_identity<AdaRound<T>>());
+      case RoundingMethod::nearest:
+        return call(std::type_identity<LearnedSteps<T>>());
+      case RoundingMethod::straight_through:
+        break;
     }
     return call(std::type_identity<StraightThrough<T>>());
   }
