@@ -12,8 +12,14 @@ file(WRITE ${WORK_DIR}/with.cpp "#include <cbq/${HEADER}>\n")
 reached_from(${HEADER} names)
 file(WRITE ${WORK_DIR}/without.cpp "")
 foreach(name IN LISTS names)
-  # Headers of another architecture or operating system are behind #if in cbq, too.
-  file(APPEND ${WORK_DIR}/without.cpp "#if __has_include(<${name}>)\n#include <${name}>\n#endif\n")
+  # Headers of another architecture or operating system are behind #if in cbq, too. Clang has those of all.
+  set(condition "__has_include(<${name}>)")
+  if(name STREQUAL "arm_neon.h")
+    set(condition "defined(__aarch64__)")
+  elseif(name MATCHES "^(immintrin|cpuid)\\.h$")
+    set(condition "defined(__x86_64__)")
+  endif()
+  file(APPEND ${WORK_DIR}/without.cpp "#if ${condition}\n#include <${name}>\n#endif\n")
 endforeach()
 
 # User CPU time in milliseconds, best of three.
