@@ -11,6 +11,7 @@
 
 #include "oracle/gemm.hpp"
 #include "support/isas.hpp"
+#include "support/kernels.hpp"
 
 using namespace cbq;
 

@@ -7,6 +7,7 @@
 #include <cbq/nn/any_linear.hpp>
 
 #include "support/isas.hpp"
+#include "support/kernels.hpp"
 #include "support/random_model.hpp"
 #include "support/rounded.hpp"
 

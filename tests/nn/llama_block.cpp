@@ -8,6 +8,7 @@
 #include <cbq/nn/packed_linear.hpp>
 
 #include "support/isas.hpp"
+#include "support/kernels.hpp"
 #include "support/random_model.hpp"
 #include "support/rounded.hpp"
 

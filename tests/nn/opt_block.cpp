@@ -6,6 +6,7 @@
 #include <cbq/nn/dense_linear.hpp>
 
 #include "support/isas.hpp"
+#include "support/kernels.hpp"
 #include "support/random_model.hpp"
 
 using namespace cbq;

@@ -9,6 +9,7 @@
 
 #include "oracle/nn.hpp"
 #include "support/isas.hpp"
+#include "support/kernels.hpp"
 #include "support/nn.hpp"
 #include "support/rounded.hpp"
 

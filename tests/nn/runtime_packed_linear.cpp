@@ -6,6 +6,7 @@
 #include <cbq/nn/any_linear.hpp>
 
 #include "oracle/nn.hpp"
+#include "support/kernels.hpp"
 #include "support/nn.hpp"
 #include "support/rounded.hpp"
 
