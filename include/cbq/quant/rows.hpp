@@ -17,6 +17,7 @@
 #include <limits>
 #include <span>
 
+#include <cbq/core/divide.hpp>
 #include <cbq/core/element.hpp>
 #include <cbq/quant/scale.hpp>
 
@@ -118,7 +119,7 @@ void for_each_code(std::span<const float> x, const CodeGrid& grid, Body&& body) 
     for (std::size_t v = 0; v < count; ++v) {
       const Floats value = Floats::load_unaligned(block + v * Floats::size);
       // Limits are integers, so clamping before rounding gives the same codes and keeps the conversion in range.
-      body(value, xsimd::nearbyint_as_int(xsimd::min(xsimd::max(value / scale, low), high)), v, valid);
+      body(value, xsimd::nearbyint_as_int(xsimd::min(xsimd::max(divide(value, scale), low), high)), v, valid);
     }
   });
 }
@@ -232,7 +233,7 @@ inline void fake_quantize_row(std::span<const float> x, const CodeGrid& grid, fl
       float g[lanes::width] = {};
       std::memcpy(g, upstream + at, valid * sizeof(float));
       for (std::size_t v = 0; v < lanes::count; ++v) {
-        const Floats u = Floats::load_unaligned(block + v * Floats::size) / scale;
+        const Floats u = divide(Floats::load_unaligned(block + v * Floats::size), scale);
         const Floats up = Floats::load_unaligned(g + v * Floats::size);
         const Floats d = xsimd::to_float(xsimd::nearbyint_as_int(xsimd::min(xsimd::max(u, low), high)));
         // Rounding reaches the grid from half a step beyond it: up to, and at even limits including, the tie.

@@ -18,6 +18,7 @@
 #include <cmath>
 #include <cstddef>
 
+#include <cbq/core/divide.hpp>
 #include <cbq/rounding/segment_loops.hpp>
 #include <cbq/rounding/trainable.hpp>
 
@@ -177,7 +178,7 @@ class RectifiedSigmoidRule {
     const Lanes zeta(static_cast<T>(rectified_sigmoid::zeta)), gamma(static_cast<T>(rectified_sigmoid::gamma));
     const Lanes width(static_cast<T>(rectified_sigmoid::zeta - rectified_sigmoid::gamma));
     Decision x;
-    x.scaled = w / Lanes(grid.step);
+    x.scaled = divide(w, Lanes(grid.step));
     x.floor = xsimd::floor(x.scaled);
     const Lanes f = segments::clamp<T>(x.scaled - x.floor, none, one);
     const Lanes a = f - gamma;

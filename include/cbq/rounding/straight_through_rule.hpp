@@ -11,6 +11,7 @@
 
 #include <cstddef>
 
+#include <cbq/core/divide.hpp>
 #include <cbq/rounding/segment_loops.hpp>
 #include <cbq/rounding/trainable.hpp>
 
@@ -40,7 +41,7 @@ class StraightThroughRule {
     segments::transform<T>(
         in.size, out,
         [&](std::size_t, const Lanes& w, const Lanes& v) {
-          const Lanes t = w / step + segments::clamp<T>(v, -reach, reach);
+          const Lanes t = divide(w, step) + segments::clamp<T>(v, -reach, reach);
           // The limits are integers: clamping first gives the same code and keeps the conversion in range.
           return value * segments::round_even<T>(segments::clamp<T>(t, low, high));
         },
@@ -54,7 +55,7 @@ class StraightThroughRule {
     segments::transform<T>(
         in.size, out,
         [&](std::size_t place, const Lanes& w, const Lanes& v, const Lanes& g) {
-          const Lanes u = w / step;
+          const Lanes u = divide(w, step);
           const Lanes bounded = segments::clamp<T>(v, -reach, reach);
           // Rounding reaches the grid from half a step beyond it.
           const Lanes near = segments::round_even<T>(segments::clamp<T>(u + bounded, low - one, high + one));
