@@ -17,8 +17,8 @@
 #include <limits>
 #include <span>
 
-#include <cbq/core/divide.hpp>
 #include <cbq/core/element.hpp>
+#include <cbq/quant/divide.hpp>
 #include <cbq/quant/scale.hpp>
 
 namespace cbq {

@@ -18,7 +18,7 @@
 #include <cmath>
 #include <cstddef>
 
-#include <cbq/core/divide.hpp>
+#include <cbq/quant/divide.hpp>
 #include <cbq/rounding/segment_loops.hpp>
 #include <cbq/rounding/trainable.hpp>
 

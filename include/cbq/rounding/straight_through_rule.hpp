@@ -11,7 +11,7 @@
 
 #include <cstddef>
 
-#include <cbq/core/divide.hpp>
+#include <cbq/quant/divide.hpp>
 #include <cbq/rounding/segment_loops.hpp>
 #include <cbq/rounding/trainable.hpp>
 

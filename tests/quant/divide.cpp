@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cbq/core/divide.hpp>
+#include <cbq/quant/divide.hpp>
 
 #include <limits>
 #include <random>
