@@ -11,6 +11,7 @@
 #include <cbq/io/checkpoint.hpp>
 #include <cbq/io/compressed_tensors.hpp>
 #include <cbq/io/config_groups.hpp>
+#include <cbq/io/config_rotations.hpp>
 #include <cbq/io/gguf.hpp>
 #include <cbq/io/gguf_blocks.hpp>
 #include <cbq/io/gguf_metadata.hpp>

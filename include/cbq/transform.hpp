@@ -9,6 +9,7 @@
 #include <cbq/transform/decoder_rotation.hpp>
 #include <cbq/transform/hadamard.hpp>
 #include <cbq/transform/hadamard_kernels.hpp>
+#include <cbq/transform/input_rotation.hpp>
 #include <cbq/transform/layer_weights.hpp>
 #include <cbq/transform/rotation.hpp>
 #include <cbq/transform/smoothquant.hpp>

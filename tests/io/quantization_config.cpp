@@ -123,6 +123,43 @@ TEST_CASE("a record is read back as it was written") {
   CHECK(cbq::find_module(*read, "lm_head") == nullptr);
 }
 
+TEST_CASE("online rotations are read back, and told to other programs in their words") {
+  QuantizationRecord record = two_linears("w4a4", "w4a4");
+  record.rotations = {{"m.1", 512}, {"lm_head", 64}};
+  const Json config = written(record);
+  CHECK(config["cbq"]["version"] == 2);
+  CHECK(written(two_linears("w4a4", "w4a4"))["cbq"]["version"] == 1);
+  const Json& groups = config["quantization_config"]["transform_config"]["config_groups"];
+  CHECK(groups.size() == 2);
+  CHECK(groups["hadamard_512"] == *cbq::parse_json(R"({"type": "hadamard", "head_dim": 512, "apply": [
+      {"targets": ["m.1"], "location": "input"},
+      {"targets": ["m.1"], "location": "weight_input", "inverse": true}]})"));
+  const auto read = cbq::parse_quantization(config, std::vector<std::string_view>{"m.0", "m.1"});
+  REQUIRE(read);
+  REQUIRE(read->rotations.size() == 2);
+  REQUIRE(cbq::find_rotation(*read, "m.1") != nullptr);
+  CHECK(cbq::find_rotation(*read, "m.1")->block == 512);
+  CHECK(cbq::find_rotation(*read, "lm_head")->block == 64);
+  CHECK(cbq::find_rotation(*read, "m.0") == nullptr);
+  CHECK(read->notes == record.notes);
+
+  const auto with = [&](const char* key, const Json& value) {
+    Json changed = config;
+    changed["cbq"][key] = value;
+    return outcome(changed, {"m.0", "m.1"});
+  };
+  CHECK(with("input_rotations", Json::object()) == "success");
+  CHECK_THAT(with("version", 1), ContainsSubstring("rotations need version 2"));
+  CHECK_THAT(with("input_rotations", 3), ContainsSubstring("no object"));
+  CHECK_THAT(with("input_rotations", {{"m.1", {{"type", "fourier"}, {"block", 4}}}}), ContainsSubstring("m.1"));
+  for (const Json& bad : {Json(0), Json(6), Json(-4), Json("4"), Json(nullptr)}) {
+    CHECK(with("input_rotations", {{"m.1", {{"type", "hadamard"}, {"block", bad}}}}) != "success");
+  }
+  for (const Json& bad : {Json(3), Json("hadamard"), Json::object()}) {
+    CHECK(with("input_rotations", {{"m.1", bad}}) != "success");
+  }
+}
+
 TEST_CASE("schemes that the form cannot hold are refused") {
   Json config = Json::object();
   CHECK_FALSE(cbq::add_quantization(config, two_linears("w16a16", "w8a8")));
@@ -154,7 +191,7 @@ TEST_CASE("a broken description of ours is refused") {
     return outcome(config, {"m.0", "m.1"});
   };
   CHECK(with("extra", 1) == "success");
-  CHECK_THAT(with("version", 2), ContainsSubstring("later form"));
+  CHECK_THAT(with("version", 3), ContainsSubstring("later form"));
   for (const Json& bad : {Json(1.0), Json("1"), Json(-1), Json(nullptr)}) CHECK(with("version", bad) != "success");
   for (const Json& bad : {Json(1), Json(9), Json(17), Json("8"), Json(~0ull)})
     CHECK(with("head_bits", bad) != "success");
@@ -198,6 +235,9 @@ TEST_CASE("another program's file is refused where cbq would guess") {
   CHECK(with("/ignore", nullptr) == "success");
   CHECK_THAT(with("/quant_method", "gptq"), ContainsSubstring("does not read (got gptq"));
   CHECK_THAT(with("/config_groups/group_0/targets", Json{"re:.*"}), ContainsSubstring("pattern"));
+  CHECK(with("/transform_config", nullptr) == "success");
+  CHECK(with("/transform_config", {{"config_groups", Json::object()}}) == "success");
+  CHECK_THAT(with("/transform_config", {{"config_groups", {{"down", 1}}}}), ContainsSubstring("transforms of another"));
   CHECK_THAT(with("/config_groups/group_0/targets", Json{"other"}), ContainsSubstring("no group for a packed module"));
   CHECK_THAT(with("/config_groups/group_1", foreign()["quantization_config"]["config_groups"]["group_0"]),
              ContainsSubstring("same target in two groups"));

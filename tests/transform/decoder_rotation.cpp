@@ -101,6 +101,7 @@ TEST_CASE("a rotation spreads an outlier channel of the stream") {
 }
 
 TEST_CASE("a stream of layer norms is rotated by what keeps its mean") {
+  const bool biased_head = GENERATE(true, false);
   support::RandomOpt opt;
   std::vector<cbq::DecoderLayerWeights<float>> layers;
   for (support::Layer& l : opt.layers) {
@@ -109,8 +110,9 @@ TEST_CASE("a stream of layer norms is rotated by what keeps its mean") {
     layers.back().mlp_norm.bias = l.second_bias;
     layers.back().gate = {};
   }
-  std::vector<float> embedding = support::normal(9 * 40, 3), final_norm(40, 1.0f), final_bias(40, 0.3f);
-  support::Weights head(9, 40, 8, true);
+  std::vector<float> embedding = support::normal(9 * 40, 3), final_norm = support::norm_weight(40, 7),
+                     final_bias = support::normal(40, 5);
+  support::Weights head(9, 40, 8, biased_head);
   // What the model computes from the embeddings of nine tokens.
   const auto run = [&] {
     oracle::Matrix h(9, 40, embedding);
@@ -125,7 +127,8 @@ TEST_CASE("a stream of layer norms is rotated by what keeps its mean") {
                                          .head = support::view_of(head),
                                          .value_heads = {5, 5, 8}};
   REQUIRE(cbq::rotate_decoder(weights, {.norms = NormKind::layer, .seed = 4}));
-  CHECK(final_bias == std::vector<float>(40, 0.0f));
+  CHECK(final_norm == std::vector<float>(40, 1.0f));
+  CHECK((final_bias == std::vector<float>(40, 0.0f)) == biased_head);  // a head without a bias leaves it to the norm
   const oracle::Matrix rotated = run();
   CHECK(oracle::distance(std::vector<float>(rotated.values.begin(), rotated.values.end()), wanted) < 2e-5);
 }
@@ -158,4 +161,6 @@ TEST_CASE("what cannot be rotated is named and left as it was") {
   CHECK(decoder.llama.layers[0].query.values == before);
   const auto norm = cbq::NormWeights<float>{decoder.llama.layers[0].first_norm, bias};
   CHECK(cbq::fold_norm(norm, {&decoder.layers[0].query, 1}).error().code == Errc::unsupported);
+  decoder.llama.layers[0].first_norm[5] = 0;
+  CHECK(cbq::fold_gain(norm, {&decoder.layers[0].query, 1}).error().code == Errc::unsupported);
 }

@@ -9,7 +9,8 @@
 //   "cbq": {"version": 1, "method": ..., "head_bits": ..., "schemes": {module: scheme name}, "embeddings": [module,
 //   ...]} with
 //     what the former cannot say: the exact scheme of each module, embeddings stored as codes. cbq reads this one when
-//     it is there and falls back to the other.
+//     it is there and falls back to the other. Version 2 adds "input_rotations" (<cbq/io/config_rotations.hpp>):
+//     whoever knows version 1 only must not run such a model.
 
 #include <algorithm>
 #include <cstddef>
@@ -21,6 +22,7 @@
 #include <vector>
 
 #include <cbq/io/config_groups.hpp>
+#include <cbq/io/config_rotations.hpp>
 #include <cbq/io/json.hpp>
 #include <cbq/scheme.hpp>
 
@@ -42,6 +44,7 @@ struct ModuleScheme {
 struct QuantizationRecord {
   std::vector<ModuleScheme> modules;
   std::vector<std::string> ignore;  ///< linear modules that stayed in floating point
+  std::vector<ModuleRotation> rotations = {};
   std::string method = "rtn";
   int head_bits = 16;
   Json notes = Json::object();  ///< further members of the "cbq" object
@@ -51,6 +54,15 @@ struct QuantizationRecord {
 [[nodiscard]] inline const ModuleScheme* find_module(const QuantizationRecord& record,
                                                      std::string_view module) noexcept {
   for (const ModuleScheme& entry : record.modules) {
+    if (entry.module == module) return &entry;
+  }
+  return nullptr;
+}
+
+/// The rotation of `module`'s input, or nullptr when it has none.
+[[nodiscard]] inline const ModuleRotation* find_rotation(const QuantizationRecord& record,
+                                                         std::string_view module) noexcept {
+  for (const ModuleRotation& entry : record.rotations) {
     if (entry.module == module) return &entry;
   }
   return nullptr;
@@ -115,11 +127,14 @@ inline Json config_groups(const QuantizationRecord& record) {
                                    {"version", "0.20.0"}};  // of the compressed-tensors release whose form this is
   Json& own = config["cbq"];
   own = record.notes.is_object() ? record.notes : Json::object();
-  own["version"] = 1;
+  own["version"] = record.rotations.empty() ? 1 : 2;
   own["method"] = record.method;
   own["head_bits"] = record.head_bits;
   own["schemes"] = std::move(schemes);
   own["embeddings"] = std::move(embeddings);
+  if (record.rotations.empty()) return {};
+  own["input_rotations"] = io_detail::rotations_json(record.rotations);
+  config["quantization_config"]["transform_config"] = io_detail::transform_config(record.rotations);
   return {};
 }
 
@@ -141,7 +156,9 @@ inline Result<QuantizationRecord> parse_own(const Json& own) {
   QuantizationRecord record;
   const Result<std::uint64_t> version = json_unsigned(own, "version");
   if (!version) return version.error();
-  if (*version != 1) return Error{Errc::unsupported, "a later form of cbq checkpoint", "cbq.version", *version, "1"};
+  if (*version != 1 && *version != 2) {
+    return Error{Errc::unsupported, "a later form of cbq checkpoint", "cbq.version", *version, "1 or 2"};
+  }
   const Result<std::string_view> method = json_string(own, "method");
   if (!method) return method.error();
   record.method = *method;
@@ -171,8 +188,16 @@ inline Result<QuantizationRecord> parse_own(const Json& own) {
     const bool embedding = std::binary_search(looked_up.begin(), looked_up.end(), module);
     record.modules.push_back({module, *scheme, embedding ? ModuleKind::embedding : ModuleKind::linear});
   }
+  if (const Json* rotations = json_find(own, "input_rotations"); rotations != nullptr) {
+    if (*version == 1) return wrong_config("rotations need version 2", "cbq.input_rotations");
+    Result<std::vector<ModuleRotation>> read = parse_rotations(*rotations);
+    if (!read) return read.error();
+    record.rotations = *std::move(read);
+  }
   record.notes = own;
-  for (const char* key : {"version", "method", "head_bits", "schemes", "embeddings"}) record.notes.erase(key);
+  for (const char* key : {"version", "method", "head_bits", "schemes", "embeddings", "input_rotations"}) {
+    record.notes.erase(key);
+  }
   return record;
 }
 
@@ -183,6 +208,7 @@ inline Result<QuantizationRecord> parse_foreign(const Json& quantization, std::s
     return Error{Errc::unsupported, "a quantization method that cbq does not read", "quant_method", *method,
                  "compressed-tensors"};
   }
+  if (const Status plain = refuse_transforms(quantization); !plain) return plain.error();
   const Json* listed = json_find(quantization, "config_groups");
   if (listed == nullptr) return wrong_config("a JSON key is missing", "config_groups");
   GroupTargets groups;

@@ -5,7 +5,8 @@
 // Q the model computes the same function, and the activations that linear layers read lose their outliers.
 //
 //   norms        gain and bias move into the layers that read the norm; what is left commutes with Q (RMSNorm), or with
-//                a Q that keeps means (LayerNorm)
+//                a Q that keeps means (LayerNorm). Where a head has no bias to take the final norm's (OPT), that norm
+//                keeps it: W (g o n + b) = W diag(g) (n + b / g), and b / g is rotated like the stream
 //   residual     embedding and what is added to the stream is multiplied with Q, what reads the stream with Q^T
 //   value heads  rows of each value head with a second rotation, the columns of o_proj that read it with its transpose
 //   down input   columns of down_proj with a block Hadamard matrix; the engine then transforms the input of down_proj
@@ -92,6 +93,24 @@ template <std::floating_point T, Executor E = SerialExecutor>
   return done;
 }
 
+/// Moves the gain of `norm` alone into `consumers`, which need no bias: W (g o n + b) = W diag(g) (n + b / g). The gain
+/// is then 1 and the bias b / g. Errc::bad_shape, and Errc::unsupported where a gain of 0 has a bias.
+template <std::floating_point T>
+[[nodiscard]] Status fold_gain(const NormWeights<T>& norm,
+                               std::type_identity_t<std::span<const LinearWeights<T>>> consumers) noexcept {
+  const std::size_t width = norm.gain.size();
+  if (const Status valid = layer_weights::check(norm, width); !valid) return valid;
+  if (const Status valid = layer_weights::check_consumers<T>(consumers, width); !valid) return valid;
+  for (std::size_t c = 0; c < norm.bias.size(); ++c) {
+    if (norm.gain[c] != 0 || norm.bias[c] == 0) continue;
+    return Error{Errc::unsupported, "the bias of a norm cannot be divided by a gain of 0", ErrorText("channel ") << c};
+  }
+  for (std::size_t c = 0; c < norm.bias.size(); ++c) {
+    if (norm.bias[c] != 0) norm.bias[c] /= norm.gain[c];
+  }
+  return fold_norm(NormWeights<T>{norm.gain, {}}, consumers);
+}
+
 namespace decoder_rotation {
 
 template <std::floating_point T>
@@ -124,6 +143,15 @@ template <std::floating_point T>
   return {};
 }
 
+/// The final norm into the head, the norm's bias into the head's or, rotated, into the stream before it.
+template <std::floating_point T>
+[[nodiscard]] Status fold_final_norm(const DecoderWeights<T>& w, const Rotation<T>& q) noexcept {
+  const std::span<const LinearWeights<T>> head(&w.head, 1);
+  if (w.final_norm.bias.empty() || !w.head.bias.empty()) return fold_norm(w.final_norm, head);
+  if (const Status done = fold_gain(w.final_norm, head); !done) return done;
+  return rotate_rows(matrix_view(w.final_norm.bias.data(), 1, w.final_norm.bias.size()), q);
+}
+
 template <std::floating_point T>
 [[nodiscard]] Status check(const DecoderWeights<T>& w) noexcept {
   const std::size_t hidden = w.final_norm.gain.size();
@@ -134,7 +162,6 @@ template <std::floating_point T>
   }
   if (ok) ok = layer_weights::check(w.final_norm, hidden);
   if (ok) ok = layer_weights::check(w.head, "head", w.embedding.rows, hidden);
-  if (ok) ok = check_bias<T>(w.final_norm, {&w.head, 1}, "head");
   if (ok && w.head.weights.data == w.embedding.data) {
     return Error{Errc::bad_argument, "the head takes the final norm's gain: untie it from the embedding first", "head"};
   }
@@ -179,9 +206,9 @@ template <std::floating_point T, Executor E>
 
 }  // namespace decoder_rotation
 
-/// Rotates a whole decoder in place; see the top. The head takes the final norm, so that it must not be tied to the
-/// embedding, and needs a bias where that norm has one. The same weights, options and seed give the same bits for any
-/// executor. Errc::bad_shape, Errc::bad_argument (tied head), Errc::unsupported (no bias to fold into), out_of_memory.
+/// Rotates a whole decoder in place; see the top. The head takes the final norm's gain, so that it must not be tied to
+/// the embedding. The same weights, options and seed give the same bits for any executor. Errc::bad_shape,
+/// Errc::bad_argument (tied head), Errc::unsupported (a bias that nothing can take), out_of_memory.
 template <std::floating_point T, Executor E = SerialExecutor>
 [[nodiscard]] Status rotate_decoder(const DecoderWeights<T>& w, const DecoderRotationOptions& options,
                                     const E& executor = {}) noexcept {
@@ -189,7 +216,7 @@ template <std::floating_point T, Executor E = SerialExecutor>
   const RotationMean mean = options.norms == NormKind::layer ? RotationMean::kept : RotationMean::free;
   const Result<Rotation<T>> residual = Rotation<T>::create(w.final_norm.gain.size(), options.seed, mean);
   if (!residual) return residual.error();
-  Status done = fold_norm(w.final_norm, std::span<const LinearWeights<T>>(&w.head, 1));
+  Status done = decoder_rotation::fold_final_norm(w, *residual);
   if (done) done = rotate_rows(w.embedding, *residual, executor);
   if (done && w.positions.rows != 0) done = rotate_rows(w.positions, *residual, executor);
   if (done) done = rotate_rows(w.head.weights, *residual, executor);
