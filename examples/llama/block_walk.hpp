@@ -34,10 +34,4 @@ template <class Block>
   return {};
 }
 
-/// The first module of those that read the same input: q for k and v, gate for up.
-[[nodiscard]] constexpr std::size_t first_reader(std::size_t module, Architecture architecture) {
-  if (module < 3) return 0;
-  return architecture == Architecture::llama && module == 5 ? 4 : module;
-}
-
 }  // namespace cbq_llama

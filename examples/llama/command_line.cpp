@@ -11,6 +11,7 @@
 #include <CLI/CLI.hpp>
 
 #include "interrupt.hpp"
+#include "recipe.hpp"
 
 namespace cbq_llama {
 
@@ -187,9 +188,8 @@ void add_gptq(CLI::App& app, GptqSettings& settings) {
 void add_quantize(CLI::App& app, Commands& commands) {
   QuantizeCommand& command = commands.quantize;
   CLI::App* added = add_command(app, commands, command, "quantize", "quantize a model into a folder");
-  added->add_option("-o,--output", command.output, "folder to write")->required()->type_name("DIR");
-  added->add_option("--scheme", command.scheme, "for example w4a8_g128")
-      ->required()
+  added->add_option("-o,--output", command.output, "folder to write; required")->type_name("DIR");
+  added->add_option("--scheme", command.scheme, "for example w4a8_g128; required but where a recipe lists schemes")
       ->check(CLI::Validator(check_scheme, "", ""))
       ->type_name("NAME");
   added->add_option("--method", command.method, "how weights are rounded: rtn, smoothquant, gptq, adaround or cbq")
@@ -218,7 +218,17 @@ void add_quantize(CLI::App& app, Commands& commands) {
       ->capture_default_str()
       ->type_name("N");
   added->add_flag("--explain", command.explain, "list each tensor's scheme, bits and error, and windows");
+  added->add_option("--recipe", command.recipe, "JSON file with options by their names, and schemes of single layers")
+      ->type_name("FILE");
   added->callback([&commands, &command, added] {
+    if (!command.recipe.empty()) {
+      if (const Status read = apply_recipe(command.recipe, *added, command.schemes); !read) {
+        commands.chosen = [read](const Console&) { return read; };
+        return;
+      }
+    }
+    if (command.output.empty()) throw CLI::RequiredError("--output");
+    if (command.scheme.empty() && command.schemes.empty()) throw CLI::RequiredError("--scheme");
     if (!commands.preset.empty()) apply_preset(*added, commands.preset, command);
     commands.chosen = [&command](const Console& console) { return run(command, console); };
   });

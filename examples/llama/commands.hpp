@@ -46,7 +46,9 @@ struct InfoCommand {
 struct QuantizeCommand {
   CommonOptions common;
   std::string output;
-  std::string scheme;
+  std::string scheme;               ///< of layers that `schemes` does not name; empty: they stay in floating point
+  std::vector<SchemeRule> schemes;  ///< of the file `recipe`
+  std::string recipe;
   std::string method = "rtn";
   RangeSearch range = RangeSearch::mse;
   Preprocessing preprocessing = Preprocessing::none;

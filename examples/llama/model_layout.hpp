@@ -29,6 +29,12 @@ struct FloatTensor {
 /// The linear layers of a block in the order Q, K, V, output, then gate, up, down (LLaMA) or fc1, fc2 (OPT).
 [[nodiscard]] std::vector<MatrixModule> block_modules(const ModelConfig& config, std::size_t layer);
 
+/// The first module of those that read the same input: q for k and v, gate for up.
+[[nodiscard]] constexpr std::size_t first_reader(std::size_t module, Architecture architecture) {
+  if (module < 3) return 0;
+  return architecture == Architecture::llama && module == 5 ? 4 : module;
+}
+
 /// The linear layers of all blocks.
 [[nodiscard]] std::vector<MatrixModule> all_block_modules(const ModelConfig& config);
 

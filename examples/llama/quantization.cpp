@@ -50,6 +50,25 @@ Status check_packable(const Scheme& scheme) {
   return cbq::visit_scheme(scheme, []<Scheme S>() -> Status { return {}; });
 }
 
+bool needs_calibration(const QuantizationOptions& options) {
+  return options.method != "rtn" || options.preprocessing != Preprocessing::none;
+}
+
+// Blocks that are calibrated quantize an input once for all layers that read it. `plan` begins with the blocks' layers.
+Status check_shared_inputs(const ModelConfig& config, const QuantizationOptions& options,
+                           std::span<const ModuleReport> plan) {
+  if (!needs_calibration(options)) return {};
+  const std::size_t count = block_modules(config, 0).size();
+  for (std::size_t i = 0; i < count * config.layers; ++i) {
+    const ModuleReport& entry = plan[i];
+    const ModuleReport& first = plan[i - i % count + first_reader(i % count, config.architecture)];
+    if (!entry.scheme || !first.scheme || entry.scheme->activation == first.scheme->activation) continue;
+    return Error{Errc::unsupported, "layers with the same input need activations of the same grid", entry.module.name,
+                 cbq::scheme_name(*entry.scheme).c_str(), cbq::scheme_name(*first.scheme).c_str()};
+  }
+  return {};
+}
+
 std::size_t weights_of(const MatrixModule& module) {
   return module.outputs * module.inputs;
 }
@@ -99,6 +118,27 @@ Result<double> bits_per_weight(const ModelSource& source) {
   return bits / weights;
 }
 
+Status check_rules(const ModelConfig& config, std::span<const SchemeRule> rules) {
+  std::vector<std::size_t> uses(rules.size()), matched(rules.size());
+  for (const MatrixModule& module : all_block_modules(config)) {
+    bool first = true;
+    for (std::size_t i = 0; i < rules.size(); ++i) {
+      if (!matches(rules[i].pattern, module.name)) continue;
+      ++matched[i];
+      uses[i] += first ? 1 : 0;
+      first = false;
+    }
+  }
+  for (std::size_t i = 0; i < rules.size(); ++i) {
+    if (uses[i] != 0) continue;
+    return Error{Errc::bad_argument,
+                 matched[i] == 0 ? "a pattern that matches no linear layer of the blocks"
+                                 : "a pattern whose layers all match earlier ones",
+                 ErrorText("schemes[") << i << "].pattern", rules[i].pattern};
+  }
+  return {};
+}
+
 Result<std::vector<ModuleReport>> plan_quantization(const ModelConfig& config, const QuantizationOptions& options) {
   std::vector<ModuleReport> plan;
   Scheme first_scheme;
@@ -123,6 +163,7 @@ Result<std::vector<ModuleReport>> plan_quantization(const ModelConfig& config, c
     if (!added) return added.error();
     if (plan.size() == 1 && found) first_scheme = rule->scheme;
   }
+  if (const Status same = check_shared_inputs(config, options, plan); !same) return same.error();
   const Result<Scheme> head = cbq::head_scheme(options.head_bits, first_scheme);
   if (!head) return head.error();
   if (const Status added = add(embedding_module(config), *head, "--head-bits 16"); !added) return added.error();
@@ -340,10 +381,6 @@ struct Calibrated {
   ChangedWeights weights;
   CodesByModule codes;
 };
-
-bool needs_calibration(const QuantizationOptions& options) {
-  return options.method != "rtn" || options.preprocessing != Preprocessing::none;
-}
 
 Status calibrate(std::span<const ModuleReport> plan, const std::string& output, const QuantizationOptions& options,
                  Calibrated& result, QuantizationReport& report) {

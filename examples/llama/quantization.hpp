@@ -114,8 +114,12 @@ struct QuantizationReport {
 /// Errc::bad_file when one is missing.
 [[nodiscard]] cbq::Result<double> bits_per_weight(const ModelSource& source);
 
+/// Errc::bad_argument for a rule that no linear layer of the blocks gets its scheme from, as "schemes[i].pattern".
+[[nodiscard]] cbq::Status check_rules(const ModelConfig& config, std::span<const SchemeRule> rules);
+
 /// What `options` make of each matrix of the model, in the order of the model. Errc::unsupported for a scheme without
-/// packed kernels, Errc::bad_argument (head bits).
+/// packed kernels, and, with calibration, for layers that read the same input on different grids; Errc::bad_argument
+/// (head bits).
 [[nodiscard]] cbq::Result<std::vector<ModuleReport>> plan_quantization(const ModelConfig& config,
                                                                        const QuantizationOptions& options);
 

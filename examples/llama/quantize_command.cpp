@@ -58,6 +58,15 @@ void set_method(const QuantizeCommand& command, QuantizationOptions& options) {
   }
 }
 
+Status set_rules(const QuantizeCommand& command, QuantizationOptions& options) {
+  options.rules = command.schemes;
+  if (command.scheme.empty()) return {};
+  const Result<cbq::Scheme> scheme = cbq::parse_scheme(command.scheme.c_str());
+  if (!scheme) return scheme.error();
+  options.rules.push_back({"*", *scheme});
+  return {};
+}
+
 // All windows, or those that did not go as planned.
 void print_windows(const QuantizationReport& report, const QuantizeCommand& command, std::FILE* out) {
   for (const cbq::WindowReport& entry : report.windows) {
@@ -83,8 +92,6 @@ cbq::Json window_json(const cbq::WindowReport& entry) {
 Status run(const QuantizeCommand& command, const Console& console) {
   const Result<Machine> machine = machine_of(command.common);
   if (!machine) return machine.error();
-  const Result<cbq::Scheme> scheme = cbq::parse_scheme(command.scheme.c_str());
-  if (!scheme) return scheme.error();
   if (command.method == "rtn" && command.preprocessing == Preprocessing::none && !command.calibration.texts.empty()) {
     (void)std::fprintf(console.err, "cbq-llama: note: rounding to nearest needs no calibration text; %s is not read\n",
                        command.calibration.texts.front().c_str());
@@ -92,8 +99,11 @@ Status run(const QuantizeCommand& command, const Console& console) {
   const auto start = std::chrono::steady_clock::now();
   const Result<ModelSource> source = ModelSource::open(command.common.model.path, command.common.model.pre_tokenizer);
   if (!source) return source.error();
+  if (const Status used = check_rules(source->config(), command.schemes); !used) {
+    return cbq::in_context(used.error(), command.recipe);
+  }
   QuantizationOptions options;
-  options.rules = {{"*", *scheme}};
+  if (const Status done = set_rules(command, options); !done) return done;
   options.head_bits = command.head_bits;
   options.range = command.range;
   set_method(command, options);
@@ -103,7 +113,7 @@ Status run(const QuantizeCommand& command, const Console& console) {
 
   Report report;
   report.model = command.output;
-  report.scheme = cbq::scheme_name(*scheme).c_str();
+  report.scheme = options.rules.size() == 1 ? cbq::scheme_name(options.rules[0].scheme).c_str() : "mixed";
   report.method = command.method;
   report.isa = cbq::isa_name(machine->isa);
   report.threads = machine->threads;
