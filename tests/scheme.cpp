@@ -38,6 +38,14 @@ TEST_CASE("names give the parts of a scheme") {
   CHECK(cbq::parse_scheme("w4a4_asym")->activation.zero == Zero::affine);
   CHECK(cbq::parse_scheme("w4a8_asym")->activation.zero == Zero::symmetric);
   CHECK(cbq::parse_scheme("w5a16")->weight.bits == 5);
+  // _act_group gives activations the groups of the weights.
+  const auto grouped = cbq::parse_scheme("w4a8_g32_asym_act_group");
+  REQUIRE(grouped);
+  CHECK(grouped->weight == cbq::Grid{4, Granularity::per_group, 32, Zero::affine});
+  CHECK(grouped->activation == cbq::Grid{8, Granularity::per_group, 32, Zero::symmetric});
+  CHECK(*cbq::parse_scheme("w4a8_g128_act_group") == cbq::schemes::w4a8_g128_act_group);
+  CHECK(std::string(cbq::scheme_name(*cbq::parse_scheme("w16a8_g99999_asym_act_group")).c_str()) ==
+        "w16a8_g99999_asym_act_group");
 }
 
 TEST_CASE("names that break the grammar are errors that repeat the name") {
@@ -63,6 +71,13 @@ TEST_CASE("names that break the grammar are errors that repeat the name") {
                            "w4a8_sym",
                            "w99999999999999999999a8",
                            "w4a8_g128_asym_asym",
+                           "w4a8_act_group",
+                           "w4a8_channel_act_group",
+                           "w4a16_g128_act_group",
+                           "w4a4_g128_act_group",
+                           "w4a8_g128_act_group_asym",
+                           "w4a8_g128_act",
+                           "w4a8_g128_act_group_",
                            "w-4a8"}) {
     CAPTURE(name);
     const auto scheme = cbq::parse_scheme(name);
@@ -89,7 +104,8 @@ TEST_CASE("every packed scheme goes through its name and visit_scheme unchanged"
 }
 
 TEST_CASE("schemes without a packed kernel are unsupported, by name") {
-  for (const char* name : {"w5a8", "w4a5", "w16a16", "w4a8_g48", "w4a16_g256", "w16a8"}) {
+  for (const char* name :
+       {"w5a8_g32_act_group", "w4a8_g96_act_group", "w5a8", "w4a5", "w16a16", "w4a8_g48", "w4a16_g256", "w16a8"}) {
     CAPTURE(name);
     const auto scheme = cbq::parse_scheme(name);
     REQUIRE(scheme);

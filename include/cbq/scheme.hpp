@@ -2,10 +2,11 @@
 #pragma once
 
 // Scheme: how the two operands of a linear layer are quantized, as a value that the compiler knows and a template
-// argument. Names follow a grammar, w<bits>a<bits>[_g<n>|_channel][_asym]:
-//   w4a8_g128        4-bit symmetric weights with a scale per 128 inputs, 8-bit activations with a scale per token
-//   w4a16_g32_asym   4-bit affine weights with scale and zero point per 32 inputs, floating-point activations
-//   w8a8             no suffix means _channel: one weight scale per output
+// argument. Names follow a grammar, w<bits>a<bits>[_g<n>|_channel][_asym][_act_group]:
+//   w4a8_g128            4-bit symmetric weights with a scale per 128 inputs, 8-bit activations with a scale per token
+//   w4a16_g32_asym       4-bit affine weights with scale and zero point per 32 inputs, floating-point activations
+//   w8a8                 no suffix means _channel: one weight scale per output
+//   w4a8_g128_act_group  8-bit activations with a scale per token and 128 inputs, the groups of the weights
 // `_asym` makes the weights affine, and activations of 4 bits too. The last group of a row may be shorter than the
 // others.
 
@@ -23,7 +24,7 @@ namespace cbq {
 enum class Granularity : unsigned char {
   per_tensor,
   per_channel,  ///< weights: one scale per output (a row of the N x K matrix)
-  per_group,    ///< weights: one scale per `group` consecutive inputs of an output
+  per_group,    ///< one scale per `group` consecutive inputs of an output, or of a token
   per_token,    ///< activations: one scale per row
 };
 
@@ -71,8 +72,16 @@ struct Rules {
                 "[cbq] Scheme: weight.group must be a multiple of 32 (a block of the packed layout)");
   static_assert(S.activation.bits == 4 || S.activation.bits == 8 || S.activation.bits == 16,
                 "[cbq] Scheme: activation.bits must be 4, 8 or 16 (floating point)");
-  static_assert(S.activation.granularity == Granularity::per_token && S.activation.group == 0,
-                "[cbq] Scheme: activation.granularity must be per_token");
+  static_assert(S.activation.granularity == Granularity::per_token ||
+                    S.activation.granularity == Granularity::per_group,
+                "[cbq] Scheme: activation.granularity must be per_token or per_group");
+  static_assert(S.activation.granularity == Granularity::per_group || S.activation.group == 0,
+                "[cbq] Scheme: activation.group must be set with per_group, and only then");
+  static_assert(S.activation.granularity != Granularity::per_group ||
+                    (S.activation.group != 0 && S.activation.group == S.weight.group),
+                "[cbq] Scheme: activation.group must be the group of the weights");
+  static_assert(S.activation.granularity != Granularity::per_group || S.activation.bits == 8,
+                "[cbq] Scheme: activations per group must have 8 bits");
   static_assert(S.activation.zero == Zero::symmetric || S.activation.bits == 4,
                 "[cbq] Scheme: activation.zero may be affine only with 4 bits (code - zero point must fit in int8)");
 };
@@ -120,9 +129,18 @@ consteval Scheme checked() {
   return scheme;
 }
 
+/// `scheme` with 8-bit activations that share the groups of its weights, which are per group.
+[[nodiscard]] constexpr Scheme with_activation_groups(Scheme scheme) noexcept {
+  scheme.activation = {
+      .bits = 8, .granularity = Granularity::per_group, .group = scheme.weight.group, .zero = Zero::symmetric};
+  return scheme;
+}
+
 namespace schemes {
 inline constexpr Scheme w4a8_g32 = make_scheme(4, 8, 32, Zero::symmetric);
 inline constexpr Scheme w4a8_g128 = make_scheme(4, 8, 128, Zero::symmetric);
+inline constexpr Scheme w4a8_g32_act_group = with_activation_groups(w4a8_g32);
+inline constexpr Scheme w4a8_g128_act_group = with_activation_groups(w4a8_g128);
 inline constexpr Scheme w4a8 = make_scheme(4, 8, 0, Zero::symmetric);
 inline constexpr Scheme w4a16_g32 = make_scheme(4, 16, 32, Zero::symmetric);
 inline constexpr Scheme w4a16_g128 = make_scheme(4, 16, 128, Zero::symmetric);
@@ -145,6 +163,7 @@ struct SchemeName {
   text << "w" << scheme.weight.bits << "a" << scheme.activation.bits;
   if (scheme.weight.granularity == Granularity::per_group) text << "_g" << scheme.weight.group;
   if (scheme.weight.zero == Zero::affine) text << "_asym";
+  if (scheme.activation.granularity == Granularity::per_group) text << "_act_group";
   SchemeName name;
   for (std::size_t i = 0; i < text.size && i + 1 < sizeof name.characters; ++i) name.characters[i] = text.characters[i];
   return name;
@@ -170,7 +189,7 @@ struct SchemeName {
   };
   const auto error = [name] {
     return Error{Errc::bad_argument, "not a scheme name", "scheme", name,
-                 "w<bits>a<bits>[_g<n>|_channel][_asym], for example w4a8_g128"};
+                 "w<bits>a<bits>[_g<n>|_channel][_asym][_act_group], for example w4a8_g128"};
   };
   if (!accept("w")) return error();
   const int weight_bits = number();
@@ -184,22 +203,30 @@ struct SchemeName {
     (void)accept("_channel");
   }
   const Zero zero = accept("_asym") ? Zero::affine : Zero::symmetric;
+  const Granularity activations = accept("_act_group") ? Granularity::per_group : Granularity::per_token;
   if (*at != '\0') return error();
   const auto valid = [](int bits) { return (bits >= 2 && bits <= 8) || bits == 16; };
   if (!valid(weight_bits) || !valid(activation_bits)) return error();
-  return make_scheme(weight_bits, activation_bits, group, zero);
+  const Scheme scheme = make_scheme(weight_bits, activation_bits, group, zero);
+  if (activations == Granularity::per_token) return scheme;
+  // Activations share the groups of the weights and have 8 bits.
+  if (group == 0 || activation_bits != 8) return error();
+  return with_activation_groups(scheme);
 }
 
 /// Every scheme with a packed kernel: weights of 2, 3, 4, 8 bits; activations of 4, 8 bits and float; per channel and
-/// groups of 32, 64, 128; symmetric and affine.
+/// groups of 32, 64, 128; symmetric and affine. Those with groups and 8-bit activations also with activations per
+/// group.
 inline constexpr auto packed_schemes = [] {
-  std::array<Scheme, 96> all{};
+  std::array<Scheme, 120> all{};
   std::size_t count = 0;
   for (const int weight_bits : {2, 3, 4, 8}) {
     for (const int activation_bits : {4, 8, 16}) {
       for (const int group : {0, 32, 64, 128}) {
         for (const Zero zero : {Zero::symmetric, Zero::affine}) {
-          all[count++] = make_scheme(weight_bits, activation_bits, group, zero);
+          const Scheme scheme = make_scheme(weight_bits, activation_bits, group, zero);
+          all[count++] = scheme;
+          if (group != 0 && activation_bits == 8) all[count++] = with_activation_groups(scheme);
         }
       }
     }

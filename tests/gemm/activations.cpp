@@ -33,26 +33,38 @@ void check_codes(const std::vector<float>& values, Case shape, Isa isa) {
   const std::size_t group = group_length(S.weight, shape.inputs);
   const std::size_t groups = group_count(S.weight, shape.inputs);
   std::size_t wrong = 0;
+  const std::size_t span = group_length(S.activation, shape.inputs);  // of one scale
   for (std::size_t t = 0; t < shape.tokens; ++t) {
-    float low = 0.0f;
-    float high = 0.0f;
-    for (std::size_t k = 0; k < shape.inputs; ++k) {
-      low = std::min(low, values[t * shape.inputs + k]);
-      high = std::max(high, values[t * shape.inputs + k]);
-    }
-    const bool affine = S.activation.zero == Zero::affine;
-    const float levels = affine ? 15.0f : S.activation.bits == 8 ? 127.0f : 7.0f;
-    const float width = affine ? high - low : std::max(high, -low);
-    const float inverse = width == 0.0f ? 0.0f : levels / width;
-    const float zero = affine ? std::nearbyint(-low * inverse) : 0.0f;
-    wrong += view->scales[t] != (width == 0.0f ? 0.0f : width / levels);
     std::vector<int> sums(groups, 0);
-    for (std::size_t k = 0; k < shape.inputs; ++k) {
-      const float code = std::clamp(std::nearbyint(values[t * shape.inputs + k] * inverse), affine ? -zero : -levels,
-                                    affine ? levels - zero : levels);
-      const int got = oracle::activation_code(*view, t, k, group, view->layout.blocks_per_group);
-      wrong += got != static_cast<int>(code);
-      sums[k / group] += got;
+    float largest = 0.0f;
+    for (std::size_t begin = 0; begin < shape.inputs; begin += span) {
+      const std::size_t end = std::min(begin + span, shape.inputs);
+      float low = 0.0f;
+      float high = 0.0f;
+      for (std::size_t k = begin; k < end; ++k) {
+        low = std::min(low, values[t * shape.inputs + k]);
+        high = std::max(high, values[t * shape.inputs + k]);
+      }
+      const bool affine = S.activation.zero == Zero::affine;
+      const float levels = affine ? 15.0f : S.activation.bits == 8 ? 127.0f : 7.0f;
+      const float width = affine ? high - low : std::max(high, -low);
+      const float inverse = width == 0.0f ? 0.0f : levels / width;
+      const float zero = affine ? std::nearbyint(-low * inverse) : 0.0f;
+      largest = std::max(largest, oracle::group_scale(*view, t, begin / span));
+      wrong += oracle::group_scale(*view, t, begin / span) * view->scales[t] != (width == 0.0f ? 0.0f : width / levels);
+      for (std::size_t k = begin; k < end; ++k) {
+        const float code = std::clamp(std::nearbyint(values[t * shape.inputs + k] * inverse), affine ? -zero : -levels,
+                                      affine ? levels - zero : levels);
+        const int got = oracle::activation_code(*view, t, k, group, view->layout.blocks_per_group);
+        wrong += got != static_cast<int>(code);
+        sums[k / group] += got;
+      }
+    }
+    if (view->group_scales != nullptr) {
+      // The unit of a token is a power of two, and the largest of its groups is at least 1 in it.
+      int exponent = 0;
+      wrong += view->scales[t] != 0.0f && std::frexp(view->scales[t], &exponent) != 0.5f;
+      wrong += view->scales[t] != 0.0f && !(largest >= 1.0f && largest < 2.0f);
     }
     const std::size_t first = t / view->shape.rows * view->shape.rows;
     const std::size_t rows = std::min(view->shape.rows, shape.tokens - first);
@@ -83,6 +95,8 @@ TEST_CASE("Codes, scales and sums follow the definition on every instruction set
   check_codes<make_scheme(4, 8, 0, Zero::affine)>(values, shape, isa);
   check_codes<make_scheme(4, 4, 64, Zero::symmetric)>(values, shape, isa);
   check_codes<make_scheme(4, 4, 128, Zero::affine)>(values, shape, isa);
+  check_codes<schemes::w4a8_g32_act_group>(values, shape, isa);
+  check_codes<with_activation_groups(make_scheme(4, 8, 96, Zero::affine))>(values, shape, isa);
 }
 
 TEST_CASE("Rows of one sign, constant rows, zeros and ties") {
@@ -105,6 +119,30 @@ TEST_CASE("Rows of one sign, constant rows, zeros and ties") {
   check_codes<schemes::w4a8_g32>(values, shape, isa);
   check_codes<make_scheme(4, 4, 32, Zero::symmetric)>(values, shape, isa);
   check_codes<make_scheme(4, 4, 32, Zero::affine)>(values, shape, isa);
+  check_codes<schemes::w4a8_g32_act_group>(values, shape, isa);
+}
+
+TEST_CASE("Groups of one token have ranges of their own") {
+  const Isa isa = GENERATE(from_range(support::machine_isas()));
+  constexpr Case shape{21, 150};
+  std::vector<float> values = normal_values(shape.tokens * shape.inputs);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const std::size_t group = i % shape.inputs / 32;
+    // An outlier in the first group, the second small, the third zero, the fourth one value, the last short and huge.
+    if (i % shape.inputs == 5) values[i] = -300.0f;
+    if (group == 1) values[i] *= 0x1p-20f;
+    if (group == 2) values[i] = 0.0f;
+    if (group == 3) values[i] = i % shape.inputs == 127 ? 0.25f : 0.0f;
+    if (group == 4) values[i] *= 0x1p100f;
+  }
+  std::fill(values.begin() + 150, values.begin() + 300, 0.0f);
+  check_codes<schemes::w4a8_g32_act_group>(values, shape, isa);
+  check_codes<with_activation_groups(make_scheme(3, 8, 64, Zero::affine))>(values, shape, isa);
+  QuantizedActivations<schemes::w4a8_g32_act_group> x;
+  REQUIRE(x.quantize(matrix_view<const float>(values.data(), 21, 150), SerialExecutor{}, isa));
+  CHECK(oracle::activation_code(x.view(), 20, 127, 32, 1) == 127);
+  CHECK(oracle::activation_code(x.view(), 20, 5, 32, 1) == -127);
+  CHECK(oracle::activation_code(x.view(), 20, 65, 32, 1) == 0);
 }
 
 TEST_CASE("Denormal rows are zero, the largest floats are not infinite") {
@@ -125,6 +163,13 @@ TEST_CASE("Denormal rows are zero, the largest floats are not infinite") {
   CHECK(std::isfinite(affine.view().scales[1]));
   CHECK(oracle::activation_code(affine.view(), 1, 5, 32, 1) - oracle::activation_code(affine.view(), 1, 8, 32, 1) ==
         15);
+  // The same as two groups of one token: the unit is that of the largest, and the denormal group is zero.
+  QuantizedActivations<schemes::w4a8_g32_act_group> grouped;
+  REQUIRE(grouped.quantize(matrix_view<const float>(values.data(), 1, 64), SerialExecutor{}, isa));
+  CHECK(std::isfinite(grouped.view().scales[0]));
+  CHECK(oracle::group_scale(grouped.view(), 0, 0) == 0.0f);
+  CHECK(oracle::activation_code(grouped.view(), 0, 5, 32, 1) == 0);
+  CHECK(oracle::activation_code(grouped.view(), 0, 40, 32, 1) == -127);
 }
 
 TEST_CASE("NaN and infinity are reported with their token") {
@@ -139,6 +184,11 @@ TEST_CASE("NaN and infinity are reported with their token") {
   REQUIRE_FALSE(quantized);
   CHECK(quantized.error().code == Errc::not_finite);
   CHECK(std::string(quantized.error().where.c_str()) == "token 23");
+  QuantizedActivations<schemes::w4a8_g32_act_group> grouped;
+  const Status refused = grouped.quantize(matrix_view<const float>(values.data(), 30, 37), SerialExecutor{}, isa);
+  REQUIRE_FALSE(refused);
+  CHECK(refused.error().code == Errc::not_finite);
+  CHECK(std::string(refused.error().where.c_str()) == "token 23");
 }
 
 TEST_CASE("AMX gets panels of its own where its tiles are filled") {
@@ -157,8 +207,9 @@ TEST_CASE("AMX gets panels of its own where its tiles are filled") {
   CHECK(row_codes(groups_of_96, {20, 32}) == (3 + 3 + 1) * 32);
   CHECK(row_codes(groups_of_96, {32, 64}) == (2 + 2 + 1) * 64);
   // Sizes do not depend on the machine.
-  CHECK(activation_layout(make_scheme(4, 8, 96, Zero::symmetric).weight, 16, 2 * 96 + 20)->bytes ==
-        16 * (5 * 64 + 3 * 4 + 4));
+  CHECK(activation_layout(make_scheme(4, 8, 96, Zero::symmetric), 16, 2 * 96 + 20)->bytes == 16 * (5 * 64 + 3 * 4 + 4));
+  CHECK(activation_layout(with_activation_groups(make_scheme(4, 8, 96, Zero::symmetric)), 16, 2 * 96 + 20)->bytes ==
+        16 * (5 * 64 + 2 * 3 * 4 + 4));
 }
 
 TEST_CASE("Memory that does not fit is refused") {
@@ -178,6 +229,9 @@ TEST_CASE("No tokens and no inputs are fine") {
   QuantizedActivations<schemes::w4a8_g32> x;
   CHECK(x.quantize(matrix_view<const float>(nullptr, 0, 32)));
   CHECK(x.quantize(matrix_view<const float>(nullptr, 3, 0)));
+  QuantizedActivations<schemes::w4a8_g32_act_group> grouped;
+  CHECK(grouped.quantize(matrix_view<const float>(nullptr, 0, 32)));
+  CHECK(grouped.quantize(matrix_view<const float>(nullptr, 3, 0)));
 }
 
 TEST_CASE("Activations without memory or with rows that overlap are refused") {

@@ -24,7 +24,8 @@ struct Shape {
   std::size_t inputs;
 };
 
-/// y from the definition: int64 sums per group, then float in the documented order (one fused multiply-add per group).
+/// y from the definition: int64 sums per group, then float in the documented order (one fused multiply-add per group,
+/// by the product of both scales where activations have one per group).
 template <Scheme S>
 std::vector<float> expected(const QuantizedActivationsView<S>& x, const oracle::Weights& w, float multiplier) {
   std::vector<float> y(x.tokens * w.outputs);
@@ -37,7 +38,8 @@ std::vector<float> expected(const QuantizedActivationsView<S>& x, const oracle::
           sum += static_cast<std::int64_t>(w.level(n, k)) *
                  oracle::activation_code(x, t, k, w.group, x.layout.blocks_per_group);
         }
-        total = std::fma(w.scales[n * w.groups + g] / multiplier, static_cast<float>(sum), total);
+        const float scale = w.scales[n * w.groups + g] / multiplier * oracle::group_scale(x, t, g);
+        total = std::fma(scale, static_cast<float>(sum), total);
       }
       y[t * w.outputs + n] = total * (x.scales[t] * multiplier);
     }
@@ -63,14 +65,18 @@ struct GuardedActivations {
       : codes(std::span(x.codes, x.tokens * row_codes(x.layout, x.shape)), support::Edge::end),
         zero_terms(std::span(x.zero_terms, x.tokens * x.layout.groups), support::Edge::end),
         scales(std::span(x.scales, x.tokens), support::Edge::end),
+        group_scales(std::span(x.group_scales, x.group_scales == nullptr ? 0 : x.tokens * x.layout.groups),
+                     support::Edge::end),
         view(x) {
     view.codes = codes.data();
     view.zero_terms = zero_terms.data();
     view.scales = scales.data();
+    if (x.group_scales != nullptr) view.group_scales = group_scales.data();
   }
   support::Guarded<std::int8_t> codes;
   support::Guarded<std::int32_t> zero_terms;
   support::Guarded<float> scales;
+  support::Guarded<float> group_scales;
   QuantizedActivationsView<S> view;
 };
 
@@ -151,6 +157,13 @@ TEST_CASE("Every kernel equals the definition bit for bit: 4-bit activations") {
   check_shapes<make_scheme(8, 4, 0, Zero::symmetric)>();
 }
 
+TEST_CASE("Every kernel equals the definition bit for bit: activations per group") {
+  check_shapes<schemes::w4a8_g32_act_group>();
+  check_shapes<with_activation_groups(make_scheme(8, 8, 64, Zero::affine))>();
+  check_shapes<with_activation_groups(make_scheme(3, 8, 96, Zero::symmetric))>();
+  check_shapes<with_activation_groups(make_scheme(2, 8, 128, Zero::affine))>();
+}
+
 TEST_CASE("Every height of an activation panel equals the definition") {
   // Kernels have a tile of their own for most heights; per channel, 5 blocks are more than one piece of a group.
   for (std::size_t tokens = 1; tokens <= activation_panel_rows; ++tokens) {
@@ -158,6 +171,7 @@ TEST_CASE("Every height of an activation panel equals the definition") {
     check_shape<make_scheme(3, 8, 0, Zero::affine)>({tokens, 33, 160});
     check_shape<make_scheme(8, 8, 32, Zero::affine)>({tokens, 31, 33}, oracle::Codes::lowest);
     check_shape<schemes::w8a8>({tokens, 16, 161});
+    check_shape<schemes::w4a8_g32_act_group>({tokens, 33, 97});
   }
 }
 
@@ -177,6 +191,74 @@ TEST_CASE("Groups longer than what AMX kernels decode at a time, and more rows t
   check_shape<make_scheme(4, 8, 0, Zero::affine)>({161, 17, 1100});
   check_shape<schemes::w4a8_g128>({300, 32, 2304});
   check_shape<schemes::w4a8_g32>({257, 16, 1120});
+  check_shape<schemes::w4a8_g32_act_group>({257, 17, 1120});
+  check_shape<with_activation_groups(make_scheme(4, 8, 1024, Zero::affine))>({161, 33, 1100});
+}
+
+TEST_CASE("Activations per group stay close to the float product, however far their groups lie apart") {
+  constexpr Scheme S = schemes::w4a8_g32_act_group;
+  constexpr Shape shape{23, 19, 150};  // the last group has 22 inputs
+  std::mt19937 random(9);
+  const oracle::Weights w = oracle::weights(S.weight, shape.outputs, shape.inputs, oracle::Codes::random, random);
+  const auto packed = PackedWeights<S>::from_codes(w.view());
+  REQUIRE(packed);
+  // At 1e36 a product of both scales alone would be infinite, at 1e-29 it would be denormal.
+  for (const float size : {1.0f, 1e36f, 1e-29f}) {
+    std::vector<float> x = activations(shape.tokens, shape.inputs, oracle::Codes::random, random);
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      const std::size_t group = i % shape.inputs / 32;
+      // Groups of very different sizes, and one of zeros.
+      x[i] *= group == 2 ? 0.0f : group == 1 ? 0x1p-9f * size : size;
+    }
+    for (const Isa isa : support::machine_isas()) {
+      CAPTURE(isa_name(isa), size);
+      QuantizedActivations<S> quantized;
+      REQUIRE(
+          quantized.quantize(matrix_view<const float>(x.data(), shape.tokens, shape.inputs), SerialExecutor{}, isa));
+      std::vector<float> y(shape.tokens * shape.outputs);
+      REQUIRE(matmul<S, NoEpilogue, PortableKernels>(quantized.view(), packed->view(),
+                                                     matrix_view(y.data(), shape.tokens, shape.outputs), {}, {}, isa));
+      double worst = 0;
+      for (std::size_t t = 0; t < shape.tokens; ++t) {
+        for (std::size_t n = 0; n < shape.outputs; ++n) {
+          double sum = 0, bound = 0;
+          for (std::size_t g = 0; g < w.groups; ++g) {
+            double largest = 0, weights = 0;
+            for (std::size_t k = g * 32; k < std::min(shape.inputs, (g + 1) * 32); ++k) {
+              const double weight = static_cast<double>(w.scale(n, k)) * w.level(n, k);
+              const double value = static_cast<double>(x[t * shape.inputs + k]);
+              sum += weight * value;
+              weights += std::fabs(weight);
+              largest = std::max(largest, std::fabs(value));
+            }
+            bound += 0.5 / 127 * largest * weights;  // half a step of the group for each input
+          }
+          worst = std::max(worst, std::fabs(static_cast<double>(y[t * shape.outputs + n]) - sum) / bound);
+        }
+      }
+      CHECK(worst < 1.0001);
+      CHECK(worst > 0.05);
+    }
+  }
+}
+
+TEST_CASE("Group scales belong to activations per group, and only there") {
+  constexpr Scheme S = schemes::w4a8_g32_act_group;
+  std::mt19937 random(5);
+  const oracle::Weights w = oracle::weights(S.weight, 8, 64, oracle::Codes::random, random);
+  const auto grouped = PackedWeights<S>::from_codes(w.view());
+  const auto whole = PackedWeights<schemes::w4a8_g32>::from_codes(w.view());
+  const std::vector<float> x(64 * 2, 1.0f);
+  QuantizedActivations<S> quantized;
+  REQUIRE((grouped && whole && quantized.quantize(matrix_view<const float>(x.data(), 2, 64))));
+  std::vector<float> y(16, -1.0f);
+  const auto view = matrix_view(y.data(), 2, 8);
+  QuantizedActivationsView<S> without = quantized.view();
+  without.group_scales = nullptr;
+  CHECK(matmul(without, grouped->view(), view).error().code == Errc::bad_argument);
+  const QuantizedActivationsView<schemes::w4a8_g32> foreign{{quantized.view()}};
+  CHECK(matmul(foreign, whole->view(), view).error().code == Errc::bad_argument);
+  CHECK(y == std::vector<float>(y.size(), -1.0f));
 }
 
 TEST_CASE("Activations in panels for AMX want AMX kernels") {

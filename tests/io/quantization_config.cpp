@@ -70,6 +70,40 @@ TEST_CASE("one scheme for all linears is one group of the class") {
   CHECK(config["cbq"]["schemes"] == Json{{"m.0", "w4a8_g128"}, {"m.1", "w4a8_g128"}});
 }
 
+TEST_CASE("activations per group have the strategy and the groups of the weights") {
+  const QuantizationRecord record = two_linears("w4a8_g128_act_group", "w4a8_g128_act_group");
+  Json config = written(record);
+  const Json inputs = config["quantization_config"]["config_groups"]["group_0"]["input_activations"];
+  CHECK(inputs["strategy"] == "group");
+  CHECK(inputs["group_size"] == 128);
+  CHECK(inputs["dynamic"] == true);
+  CHECK(config["cbq"]["schemes"]["m.0"] == "w4a8_g128_act_group");
+  const std::vector<std::string_view> packed = {"m.0", "m.1"};
+  // From the exact names, and from what other programs read.
+  CHECK(cbq::parse_quantization(config, packed)->modules[1].scheme == scheme("w4a8_g128_act_group"));
+  config.erase("cbq");
+  CHECK(cbq::parse_quantization(config, packed)->modules[1].scheme == scheme("w4a8_g128_act_group"));
+  Json& read = config["quantization_config"]["config_groups"]["group_0"]["input_activations"];
+  for (const auto& [key, bad] : std::vector<std::pair<std::string, Json>>{{"group_size", 64},
+                                                                          {"group_size", nullptr},
+                                                                          {"group_size", 0},
+                                                                          {"num_bits", 4},
+                                                                          {"symmetric", false},
+                                                                          {"dynamic", false}}) {
+    CAPTURE(key, bad.dump());
+    read = inputs;
+    read[key] = bad;
+    CHECK(outcome(config, packed) != "success");
+  }
+  QuantizationRecord other = two_linears("w4a8_g128_act_group", "w4a8_g64");
+  other.modules[0].scheme.activation.group = 64;
+  Json refused = Json::object();
+  CHECK(cbq::add_quantization(refused, other).error().code == Errc::unsupported);
+  other = two_linears("w8a8", "w8a8");
+  other.modules[0].scheme.activation = scheme("w4a8_g128_act_group").activation;
+  CHECK(cbq::add_quantization(refused, other).error().code == Errc::unsupported);
+}
+
 TEST_CASE("mixed schemes name their modules") {
   QuantizationRecord record = two_linears("w4a16_g32_asym", "w8a8");
   record.modules.push_back({"m.2", scheme("w8a8")});
@@ -98,7 +132,8 @@ TEST_CASE("a record is read back as it was written") {
   record.head_bits = 8;
   record.ignore = {"lm_head", "other"};
   record.notes = {{"seed", 3}, {"calibration_tokens", 65536}};
-  const char* names[] = {"w2a8_g64_asym", "w3a16_g128_asym", "w4a4", "w4a4_g32_asym", "w5a16", "w8a8", "w4a8_g999"};
+  const char* names[] = {"w2a8_g64_asym", "w3a16_g128_asym",        "w4a4", "w4a4_g32_asym", "w5a16", "w8a8",
+                         "w4a8_g999",     "w4a8_g32_asym_act_group"};
   std::vector<std::string_view> packed = {"embed"};
   record.modules.push_back({"embed", scheme("w8a16"), ModuleKind::embedding});
   std::vector<std::string> modules;

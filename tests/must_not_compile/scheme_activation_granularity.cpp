@@ -1,4 +1,4 @@
-// expect: [cbq] Scheme: activation.granularity must be per_token
+// expect: [cbq] Scheme: activation.granularity must be per_token or per_group
 // SPDX-License-Identifier: Apache-2.0
 #include <cbq/scheme.hpp>
 

@@ -33,8 +33,9 @@ TEST_CASE("A grid of 16 bits is the identity, other grids are those of packed ac
   CHECK(ActivationSite<float>::create(Grid{}).value().is_identity());
   CHECK_FALSE(ActivationSite<float>::create(token_grid(6, Zero::symmetric)));
   const std::vector<float> x = support::normal(3 * 45, 4);
+  const Grid groups = {.bits = 8, .granularity = Granularity::per_group, .group = 32};
   for (const Grid grid :
-       {token_grid(8, Zero::symmetric), token_grid(4, Zero::symmetric), token_grid(4, Zero::affine)}) {
+       {token_grid(8, Zero::symmetric), token_grid(4, Zero::symmetric), token_grid(4, Zero::affine), groups}) {
     const auto site = ActivationSite<float>::create(grid);
     REQUIRE(site);
     std::vector<float> wanted(x.size());
@@ -49,6 +50,35 @@ TEST_CASE("A clip below 1 shrinks the range of every token") {
   site->clip() = 0.5;
   // max|x| = 7 gives step 0.5: 7 is cut to 3.5, 1.3 becomes 3 steps.
   CHECK(forward(*site, {7.0, 1.3, -1.1, 0.2}, 4) == std::vector<double>{3.5, 1.5, -1.0, 0.0});
+}
+
+TEST_CASE("Groups of a token are tokens of their own") {
+  const Grid grid = {.bits = 8, .granularity = Granularity::per_group, .group = 32};
+  auto grouped = ActivationSite<double>::create(grid, ClipMultiplier::learned);
+  auto whole = ActivationSite<double>::create(token_grid(8, Zero::symmetric), ClipMultiplier::learned);
+  REQUIRE((grouped && whole));
+  // Two tokens of two groups are four tokens.
+  std::vector<double> x = support::doubles(support::normal(2 * 64, 8));
+  for (std::size_t i = 0; i < 32; ++i) x[i] *= 100.0;
+  const std::vector<double> slopes = support::doubles(support::normal(2 * 64, 9));
+  grouped->clip() = whole->clip() = 0.7;
+  CHECK(forward(*grouped, x, 64) == forward(*whole, x, 32));
+  const SerialExecutor serial;
+  ExecutionContext<> context(serial);
+  std::vector<double> gradient = slopes, wanted = slopes;
+  const auto in = matrix_view<const double>(x.data(), 2, 64);
+  const auto apart = matrix_view<const double>(x.data(), 4, 32);
+  REQUIRE(grouped->backward(matrix_view(gradient.data(), 2, 64), in, in, context));
+  REQUIRE(whole->backward(matrix_view(wanted.data(), 4, 32), apart, apart, context));
+  CHECK(gradient == wanted);
+  CHECK(gradient != slopes);
+  CHECK(grouped->clip_gradient() == Catch::Approx(whole->clip_gradient()));
+  // Of two groups, the second with the bad value.
+  x[64 + 40] = std::numeric_limits<double>::infinity();
+  std::vector<double> out(x.size());
+  const Status done = grouped->forward(in, matrix_view(out.data(), 2, 64), context);
+  REQUIRE_FALSE(done);
+  CHECK(std::string(done.error().where.c_str()) == "token 1");
 }
 
 TEST_CASE("The gradient of a clip is that of learned steps, and clipped values get none") {

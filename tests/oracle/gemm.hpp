@@ -88,4 +88,13 @@ int activation_code(const View& x, std::size_t token, std::size_t input, std::si
   return x.codes[first * slices * slice + (index * rows + token - first) * slice + input % group % slice];
 }
 
+/// Activation scale of one token and group in units of the token's, read back from cbq's panels; 1 where there is none.
+template <class View>
+float group_scale(const View& x, std::size_t token, std::size_t group) {
+  if (x.group_scales == nullptr) return 1.0f;
+  const std::size_t first = token / x.shape.rows * x.shape.rows;
+  const std::size_t rows = x.tokens - first < x.shape.rows ? x.tokens - first : x.shape.rows;
+  return x.group_scales[first * x.layout.groups + group * rows + token - first];
+}
+
 }  // namespace oracle

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "oracle/gemm.hpp"
 #include "oracle/quant.hpp"
 
 using cbq::Grid;
@@ -111,6 +112,39 @@ TEST_CASE("activations move by at most half a step, zero and the extremes stay")
   }
 }
 
+TEST_CASE("activations per group are the packed path's, bit for bit") {
+  constexpr cbq::Scheme scheme = cbq::with_activation_groups(cbq::make_scheme(4, 8, 64, Zero::symmetric));
+  for (const std::size_t size : {std::size_t{1}, std::size_t{64}, std::size_t{65}, std::size_t{200}}) {
+    std::vector<float> x;
+    for (const std::vector<float>& one : rows_of(size)) x.insert(x.end(), one.begin(), one.end());
+    const std::size_t tokens = x.size() / size;
+    std::vector<float> fake(x.size());
+    REQUIRE(cbq::fake_quantize_activations({x.data(), tokens, size, size}, scheme.activation,
+                                           {fake.data(), tokens, size, size}));
+    cbq::QuantizedActivations<scheme> packed;
+    REQUIRE(packed.quantize({x.data(), tokens, size, size}));
+    const auto& view = packed.view();
+    int wrong = 0, different = 0;
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      const std::size_t t = i / size, k = i % size;
+      const float scale = oracle::group_scale(view, t, k / 64) * view.scales[t];
+      wrong += scale * static_cast<float>(oracle::activation_code(view, t, k, 64, 2)) == fake[i] ? 0 : 1;
+      // Each group alone is a token of its own.
+      const std::size_t first = k / 64 * 64;
+      if (k != first) continue;
+      std::vector<float> group(std::min<std::size_t>(64, size - first));
+      REQUIRE(cbq::fake_quantize_activations({x.data() + i, 1, group.size(), group.size()}, grids[0],
+                                             {group.data(), 1, group.size(), group.size()}));
+      for (std::size_t j = 0; j < group.size(); ++j) {
+        different += group[j] == fake[i + j] ? 0 : 1;
+      }
+    }
+    CAPTURE(size);
+    CHECK(wrong == 0);
+    CHECK(different == 0);
+  }
+}
+
 TEST_CASE("tokens are independent, and the result may overwrite the input") {
   std::vector<float> x = oracle::random_weights(3 * 50, 3);
   std::vector<float> apart(3 * 40), together(3 * 40);
@@ -142,6 +176,18 @@ TEST_CASE("bad activations, grids and shapes are errors") {
   CHECK(fails(token_grid(16, Zero::symmetric), {out.data(), 3, 20, 20}));
   CHECK(fails(token_grid(8, Zero::affine), {out.data(), 3, 20, 20}));
   CHECK(fails(Grid{.bits = 8}, {out.data(), 3, 20, 20}));
+  const auto group_grid = [](int bits, int group, Zero zero) {
+    return Grid{.bits = bits, .granularity = cbq::Granularity::per_group, .group = group, .zero = zero};
+  };
+  CHECK(fails(group_grid(4, 32, Zero::symmetric), {out.data(), 3, 20, 20}));
+  CHECK(fails(group_grid(8, 0, Zero::symmetric), {out.data(), 3, 20, 20}));
+  CHECK(fails(group_grid(8, 32, Zero::affine), {out.data(), 3, 20, 20}));
+  x[47] = NAN;
+  const auto named =
+      cbq::fake_quantize_activations({x.data(), 3, 20, 20}, group_grid(8, 3, Zero::symmetric), {out.data(), 3, 20, 20});
+  REQUIRE(!named);
+  CHECK(std::string(named.error().where.c_str()) == "token 2");
+  x[47] = 1.0f;
   CHECK(fails(grids[0], {out.data(), 3, 19, 20}));
   CHECK(fails(grids[0], {out.data(), 2, 20, 20}));
   CHECK(fails(grids[0], {out.data(), 3, 20, 19}));

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Activations quantized per token, in the panels that integer kernels read, as an object of its own: quantize once,
-// then multiply with Q, K and V, or gate and up. One pass finds the range of a row, one writes codes and their sums.
+// Activations quantized per token, or per token and group of inputs, in the panels that integer kernels read, as an
+// object of its own: quantize once, then multiply with Q, K and V, or gate and up. One pass finds the range of a row
+// (or group), one writes codes and their sums.
 //
 //   8 or 4 bits symmetric   scale = max|x| / q, code = round(x / scale) in [-q, q], q = 127 or 7
 //   4 bits affine           scale = (max(x,0) - min(x,0)) / 15, zero = round(-min / scale), code = round(x / scale) +
@@ -12,7 +13,11 @@
 // Memory: codes[panel][slice][row][inputs] int8, zero_terms[panel][group][row] int32, scales[row] float. A panel has 20
 // rows, the last fewer, and its slices are blocks of 32 inputs; for AMX, whose tiles hold 16 rows x 64 inputs, it has
 // 32 rows and slices of 64 inputs where groups are that long. zero_terms are -zero * sum(codes of the group), or -sum
-// for affine weights. Rows whose values all lie below 2^-100 in magnitude are quantized to zero.
+// for affine weights. Rows (or groups) whose values all lie below 2^-100 in magnitude are quantized to zero.
+//
+// Per group, the scale of a group is group_scales[panel][group][row] * scales[row]. The latter is a power of two, and
+// the largest of a row's group_scales lies in [1, 2): products with the scales of weights neither overflow nor lose
+// bits, however large or small activations are.
 
 #include <cstddef>
 #include <cstdint>
@@ -32,6 +37,7 @@ struct QuantizedTokens {
   PackedLayout layout = {};       ///< of weights with these inputs and no outputs: groups and blocks
   std::size_t tokens = 0;
   PanelShape shape = {};
+  const float* group_scales = nullptr;  ///< one per token and group, in units of `scales`; null where one per token
 };
 
 /// Quantized activations whose scheme the compiler knows.
@@ -60,27 +66,31 @@ struct ActivationLayout {
   PackedLayout groups = {};
   std::size_t zero_terms_offset = 0;
   std::size_t scales_offset = 0;
+  std::size_t group_scales_offset = 0;  ///< `bytes` where there is one scale per token
   std::size_t bytes = 0;
 };
 
-/// Layout of `tokens` x `inputs` activations for weights of grid `weight`; Errc::bad_shape as packed_layout().
-[[nodiscard]] constexpr Result<ActivationLayout> activation_layout(const Grid& weight, std::size_t tokens,
+/// Layout of `tokens` x `inputs` activations for a scheme; Errc::bad_shape as packed_layout().
+[[nodiscard]] constexpr Result<ActivationLayout> activation_layout(const Scheme& scheme, std::size_t tokens,
                                                                    std::size_t inputs) noexcept {
-  const Result<PackedLayout> groups = packed_layout(weight, 0, inputs);
+  const Result<PackedLayout> groups = packed_layout(scheme.weight, 0, inputs);
   if (!groups) return groups.error();
   // Room for the largest shape of panels: sizes do not depend on the machine.
   const std::size_t row_bytes = row_codes(*groups, panel_shape(*groups, tokens, Isa::amx_int8));
   const Result<std::size_t> codes = checked_product(tokens, row_bytes);
   const Result<std::size_t> zero_terms = checked_product(tokens, groups->groups, sizeof(std::int32_t));
   const Result<std::size_t> scales = checked_product(tokens, sizeof(float));
-  if (!codes || !zero_terms || !scales)
+  const bool grouped = scheme.activation.granularity == Granularity::per_group;
+  const Result<std::size_t> group_scales = checked_product(tokens, grouped ? groups->groups : 0, sizeof(float));
+  if (!codes || !zero_terms || !scales || !group_scales)
     return Error{Errc::bad_shape, "[cbq] quantize_activations: the size does not fit in 64 bits"};
-  const Result<std::size_t> total = checked_sum(*codes, *zero_terms, *scales);
+  const Result<std::size_t> total = checked_sum(*codes, *zero_terms, *scales, *group_scales);
   if (!total) return total.error();
   ActivationLayout layout;
   layout.groups = *groups;
   layout.zero_terms_offset = *codes;
   layout.scales_offset = *codes + *zero_terms;
+  layout.group_scales_offset = layout.scales_offset + *scales;
   layout.bytes = *total;
   return layout;
 }
@@ -90,12 +100,12 @@ template <Scheme S>
 [[nodiscard]] constexpr Result<std::size_t> activations_size(std::size_t tokens, std::size_t inputs) noexcept {
   static_assert(checked<S>().activation.bits <= 8,
                 "[cbq] quantize_activations: the scheme's activations stay in floating point");
-  const Result<ActivationLayout> layout = activation_layout(S.weight, tokens, inputs);
+  const Result<ActivationLayout> layout = activation_layout(S, tokens, inputs);
   if (!layout) return layout.error();
   return layout->bytes;
 }
 
-/// How one row is quantized: stored code = clamp(round(x * inverse_scale), lowest, highest).
+/// How one row, or one group of it, is quantized: stored code = clamp(round(x * inverse_scale), lowest, highest).
 struct TokenQuantization {
   float scale = 0.0f;
   float inverse_scale = 0.0f;
@@ -103,7 +113,7 @@ struct TokenQuantization {
   float highest = 0.0f;
 };
 
-/// The quantization of a row with the given range (zero included).
+/// The quantization of a row or group with the given range (zero included).
 [[nodiscard]] inline TokenQuantization token_quantization(const Grid& grid, const RowRange& range) noexcept {
   constexpr float smallest = 0x1p-100f;  // below it 1 / scale could overflow
   TokenQuantization token;
@@ -129,11 +139,49 @@ struct TokenQuantization {
 
 namespace driver {
 
+/// Quantizes a row with one scale and returns that, NaN where the row is not finite. `row` lacks what depends on the
+/// values.
+[[nodiscard]] inline float quantize_whole_row(ActivationRow row, const Grid& grid, Isa isa) noexcept {
+  const RowRange range = row_range(row.values, row.inputs, isa);
+  const TokenQuantization token = range.finite ? token_quantization(grid, range) : TokenQuantization{};
+  if (!range.finite) row.inputs = 0;
+  row.inverse_scale = token.inverse_scale;
+  row.lowest = token.lowest;
+  row.highest = token.highest;
+  quantize_row(row, isa);
+  return range.finite ? token.scale : __builtin_nanf("");
+}
+
+/// Quantizes a row group by group; returns the power of two that is the unit of its `scales`, NaN where the row is not
+/// finite. The scale of the next group lies panel_rows behind.
+[[nodiscard]] inline float quantize_row_groups(const ActivationRow& row, const Grid& grid, float* scales,
+                                               Isa isa) noexcept {
+  ActivationRow part = row;
+  float largest = 0.0f;
+  std::size_t groups = 0;
+  for (std::size_t first = 0; first < row.inputs; first += row.group, ++groups) {
+    part.values = row.values + first;
+    part.inputs = row.inputs - first < row.group ? row.inputs - first : row.group;
+    const float scale = quantize_whole_row(part, grid, isa);
+    if (scale != scale) return scale;
+    scales[groups * row.panel_rows] = scale;
+    largest = scale > largest ? scale : largest;
+    part.codes += divide_up(row.group, row.slice_inputs) * row.slice_inputs * row.panel_rows;
+    part.zero_terms += row.panel_rows;
+  }
+  if (largest == 0.0f) return 0.0f;
+  // Scales lie in [2^-107, 2^121], so that this and its inverse are normal numbers.
+  const float unit = __builtin_bit_cast(float, __builtin_bit_cast(std::uint32_t, largest) & 0x7f800000u);
+  const float inverse = 1.0f / unit;
+  for (std::size_t group = 0; group < groups; ++group) scales[group * row.panel_rows] *= inverse;
+  return unit;
+}
+
 /// quantize_activations() for a scheme known at run time; its activations have at most 8 bits.
 template <Executor E>
 [[nodiscard]] Result<QuantizedTokens> quantize_tokens(const MatrixView<const float>& x, const Scheme& scheme,
                                                       std::span<std::byte> memory, const E& executor, Isa isa) {
-  const Result<ActivationLayout> layout = activation_layout(scheme.weight, x.rows, x.columns);
+  const Result<ActivationLayout> layout = activation_layout(scheme, x.rows, x.columns);
   if (!layout) return layout.error();
   if (x.rows > 1 && x.stride < x.columns) {
     return Error{Errc::bad_shape, "[cbq] quantize_activations: a stride is shorter than a row", "x", x.stride,
@@ -152,6 +200,8 @@ template <Executor E>
   auto* codes = reinterpret_cast<std::int8_t*>(memory.data());
   auto* zero_terms = reinterpret_cast<std::int32_t*>(memory.data() + layout->zero_terms_offset);
   auto* scales = reinterpret_cast<float*>(memory.data() + layout->scales_offset);
+  const bool grouped = scheme.activation.granularity == Granularity::per_group;
+  auto* group_scales = grouped ? reinterpret_cast<float*>(memory.data() + layout->group_scales_offset) : nullptr;
   const PackedLayout& groups = layout->groups;
   const PanelShape shape = panel_shape(groups, x.rows, isa);
   const std::size_t row_bytes = row_codes(groups, shape);
@@ -160,24 +210,19 @@ template <Executor E>
     const std::size_t first = panel * shape.rows;
     const std::size_t count = x.rows - first < shape.rows ? x.rows - first : shape.rows;
     for (std::size_t r = 0; r < count; ++r) {
-      const float* values = row(x, first + r);
-      const RowRange range = row_range(values, x.columns, isa);
-      const TokenQuantization token = range.finite ? token_quantization(scheme.activation, range) : TokenQuantization{};
-      // A NaN scale marks the row for the check below; no kernel sees it.
-      scales[first + r] = range.finite ? token.scale : __builtin_nanf("");
       ActivationRow job;
-      job.values = values;
-      job.inputs = range.finite ? x.columns : 0;
+      job.values = row(x, first + r);
+      job.inputs = x.columns;
       job.group = group_length(scheme.weight, x.columns);
       job.panel_rows = count;
       job.slice_inputs = shape.inputs;
       job.codes = codes + first * row_bytes + r * shape.inputs;
       job.zero_terms = zero_terms + first * groups.groups + r;
       job.zero_factor = scheme.weight.zero == Zero::affine ? -1 : -symmetric_zero(scheme.weight);
-      job.inverse_scale = token.inverse_scale;
-      job.lowest = token.lowest;
-      job.highest = token.highest;
-      quantize_row(job, isa);
+      // A NaN scale marks the row for the check below; no kernel sees it.
+      scales[first + r] =
+          grouped ? quantize_row_groups(job, scheme.activation, group_scales + first * groups.groups + r, isa)
+                  : quantize_whole_row(job, scheme.activation, isa);
     }
   });
   for (std::size_t token = 0; token < x.rows; ++token) {
@@ -186,7 +231,7 @@ template <Executor E>
                    ErrorText("token ") << token};
     }
   }
-  return QuantizedTokens{codes, zero_terms, scales, groups, x.rows, shape};
+  return QuantizedTokens{codes, zero_terms, scales, groups, x.rows, shape, group_scales};
 }
 
 }  // namespace driver

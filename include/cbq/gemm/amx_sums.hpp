@@ -2,7 +2,7 @@
 #pragma once
 
 // The int32 sums of one group, which AMX tiles leave in memory, on their way to float totals: one conversion and one
-// FMA per 16 results, by AVX-512.
+// FMA per 16 results, by AVX-512, and one product where activations have a scale per group.
 
 #if defined(__x86_64__)
 
@@ -25,6 +25,7 @@ struct GroupSums {
   float* totals = nullptr;
   const std::byte* header = nullptr;  // of the group in the first panel of weights
   const std::int32_t* zero_terms = nullptr;
+  const float* row_scales = nullptr;  // of the activations of this group, or null
   std::size_t rows = 0;
 };
 
@@ -57,6 +58,7 @@ template <Zero Left, std::size_t Panels>
 template <Zero Left, std::size_t Panels>
 [[gnu::always_inline]] inline void add_rows(const GroupScales<Panels>& by, GroupSums& group,
                                             std::size_t rows) noexcept {
+  const bool grouped = group.row_scales != nullptr;
   for (const std::size_t end = group.rows < rows ? 0 : group.rows - rows; group.rows > end; --group.rows) {
     _Pragma("GCC unroll 2") for (std::size_t p = 0; p < Panels; ++p) {
       const std::size_t at = p * panel_outputs;
@@ -65,8 +67,11 @@ template <Zero Left, std::size_t Panels>
         sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(by.zeros[p], _mm512_set1_epi32(*group.zero_terms)));
       }
       const __m512 total = _mm512_loadu_ps(group.totals + at);
-      _mm512_storeu_ps(group.totals + at, _mm512_fmadd_ps(by.scales[p], _mm512_cvtepi32_ps(sum), total));
+      __m512 scale = by.scales[p];
+      if (grouped) scale = _mm512_mul_ps(scale, _mm512_set1_ps(*group.row_scales));
+      _mm512_storeu_ps(group.totals + at, _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sum), total));
     }
+    if (grouped) ++group.row_scales;
     group.sums += strip_outputs;
     group.totals += strip_outputs;
     ++group.zero_terms;

@@ -144,9 +144,9 @@ template <class ProductAt>
 }
 
 /// Bytes of one expert's activations, filled up so that the next begin on a cache line.
-[[nodiscard]] constexpr Result<std::size_t> expert_bytes(const Grid& weight, std::size_t tokens,
+[[nodiscard]] constexpr Result<std::size_t> expert_bytes(const Scheme& scheme, std::size_t tokens,
                                                          std::size_t inputs) noexcept {
-  const Result<ActivationLayout> layout = activation_layout(weight, tokens, inputs);
+  const Result<ActivationLayout> layout = activation_layout(scheme, tokens, inputs);
   if (!layout) return layout.error();
   const Result<std::size_t> padded = checked_sum(layout->bytes, line_bytes);
   if (!padded) return padded.error();
@@ -165,7 +165,7 @@ template <Scheme S, Epilogue Post = NoEpilogue, OutputElement T = float, class K
                                   Isa cap = detect()) {
   const Isa isa = capped(cap);
   const IntegerKernel kernel = Kernels::template integer_tile<S.weight.bits, S.weight.zero>(isa);
-  if (const Status readable = driver::check_panels(x.shape, isa); !readable) return readable;
+  if (const Status readable = driver::check_activations<S>(x, isa); !readable) return readable;
   const auto product_at = [&](std::size_t i) {
     const GroupMember<S, Post, T>& member = members[i];
     return driver::IntegerProduct<Post, T>{.kernel = kernel,
@@ -188,7 +188,7 @@ template <Scheme S>
   if (const Status cut = driver::check_offsets(offsets, offsets.empty() ? 0 : offsets.back()); !cut) return cut.error();
   std::size_t total = (offsets.size() - 1) * sizeof(QuantizedActivationsView<S>) + line_bytes;
   for (std::size_t e = 0; e + 1 < offsets.size(); ++e) {
-    const Result<std::size_t> bytes = driver::expert_bytes(S.weight, offsets[e + 1] - offsets[e], inputs);
+    const Result<std::size_t> bytes = driver::expert_bytes(S, offsets[e + 1] - offsets[e], inputs);
     if (!bytes) return bytes.error();
     const Result<std::size_t> sum = checked_sum(total, *bytes);
     if (!sum) return sum.error();
@@ -226,12 +226,12 @@ template <Scheme S, Executor E = SerialExecutor>
     // Until its expert is quantized, a view only says where its memory begins.
     View* view = ::new (static_cast<void*>(memory.data() + e * sizeof(View))) View{};
     view->codes = reinterpret_cast<const std::int8_t*>(rest);
-    rest += *driver::expert_bytes(S.weight, offsets[e + 1] - offsets[e], x.columns);
+    rest += *driver::expert_bytes(S, offsets[e + 1] - offsets[e], x.columns);
   }
   const auto quantize = [&](std::size_t e) -> Result<QuantizedTokens> {
     const std::size_t tokens = offsets[e + 1] - offsets[e];
     auto* codes = const_cast<std::byte*>(reinterpret_cast<const std::byte*>(views[e].codes));
-    const std::span<std::byte> part(codes, *driver::expert_bytes(S.weight, tokens, x.columns));
+    const std::span<std::byte> part(codes, *driver::expert_bytes(S, tokens, x.columns));
     return driver::quantize_tokens(rows(x, offsets[e], tokens), S, part, SerialExecutor{}, isa);
   };
   executor.for_each_index(experts, [&](std::size_t e) {
@@ -277,7 +277,7 @@ template <Scheme S, Epilogue Post = NoEpilogue, class Kernels = RegionKernels, E
   if (const Status fits = driver::check_result(y, y.rows, y.columns); !fits) return fits;
   if (const Status fits = check_epilogue(epilogue, y.rows, y.columns); !fits) return fits;
   for (const QuantizedTokens& tokens : x.experts) {
-    if (const Status readable = driver::check_panels(tokens.shape, isa); !readable) return readable;
+    if (const Status readable = driver::check_activations<S>(tokens, isa); !readable) return readable;
   }
   if (const Status fit = driver::check_all(experts.size(), "expert", product_at); !fit) return fit;
   driver::multiply_all(experts.size(), product_at, executor);

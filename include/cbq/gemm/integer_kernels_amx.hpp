@@ -109,6 +109,7 @@ inline void multiply_panel(const Pass& pass, const Chunk& chunk, std::size_t row
     waiting.totals = pass.totals + row * strip_outputs;
     waiting.header = tile.panel + group * tile.group_bytes;
     waiting.zero_terms = tile.zero_terms + panel * tile.groups + group * rows;
+    if (tile.group_scales != nullptr) waiting.row_scales = tile.group_scales + panel * tile.groups + group * rows;
     waiting.rows = left <= chunk.slices ? rows : 0;
     weights += chunk.slices * Panels * inputs * panel_outputs;
   }

@@ -88,6 +88,7 @@ inline void multiply_rows(const IntegerTile& tile, const std::byte* panel, std::
       _Pragma("GCC unroll 2") for (std::size_t h = 0; h < Halves; ++h) totals[r][h] = _mm256_setzero_ps();
   const std::int8_t* codes = tile.codes + first_row * block_inputs;
   const std::int32_t* zero_terms = tile.zero_terms + first_row;
+  const float* group_scales = tile.group_scales == nullptr ? nullptr : tile.group_scales + first_row;
   const std::size_t block_stride = block_inputs * tile.panel_rows;
   std::size_t blocks_left = tile.blocks;
   for (std::size_t group = 0; group < tile.groups; ++group) {
@@ -125,10 +126,15 @@ inline void multiply_rows(const IntegerTile& tile, const std::byte* panel, std::
     _Pragma("GCC unroll 2") for (std::size_t h = 0; h < Halves; ++h) {
       const std::byte* scales = panel + (first_output + 8 * h) * sizeof(half);
       const __m256 scale = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales)));
-      _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r) {
-        totals[r][h] = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(sums[r][h]), totals[r][h]);
+      if (group_scales == nullptr) {
+        _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r) totals[r][h] =
+            _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(sums[r][h]), totals[r][h]);
+      } else {
+        _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r) totals[r][h] = _mm256_fmadd_ps(
+            _mm256_mul_ps(scale, _mm256_set1_ps(group_scales[r])), _mm256_cvtepi32_ps(sums[r][h]), totals[r][h]);
       }
     }
+    if (group_scales != nullptr) group_scales += tile.panel_rows;
     zero_terms += tile.panel_rows;
     panel += tile.group_bytes;
   }

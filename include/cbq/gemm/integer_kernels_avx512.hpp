@@ -5,7 +5,7 @@
 // that neither signs nor tables are needed; the zero point is the initial value of the accumulator. Register tile: 5
 // rows x 2 panels = 10 integer and 10 float accumulators, 2 decoded vectors, 1 broadcast. One broadcast of 4
 // activations feeds two products, because a 512-bit load is as scarce as a product. Group epilogue: 1 conversion and 1
-// FMA per row and panel.
+// FMA per row and panel, and 1 product where activations have a scale per group.
 
 #if defined(__x86_64__)
 
@@ -66,6 +66,26 @@ template <int Bits, unsigned Step, std::size_t Rows, std::size_t Panels, std::si
   if constexpr (Step < 7) multiply_steps<Bits, Step + 1, Rows, Panels, Chains>(sums, blocks, panel_bytes, codes);
 }
 
+/// Adds the sums of a group, which starts at `panel`, to the totals. `row_scales`: of the activations of this group, or
+/// null.
+template <std::size_t Rows, std::size_t Panels>
+[[gnu::always_inline]] inline void add_group(__m512 (&totals)[Rows][Panels], const __m512i (&sums)[Rows][Panels],
+                                             const std::byte* panel, std::size_t panel_bytes,
+                                             const float* row_scales) noexcept {
+  __m512 scales[Panels];
+  _Pragma("GCC unroll 2") for (std::size_t p = 0; p < Panels; ++p) scales[p] =
+      _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + p * panel_bytes)));
+  if (row_scales == nullptr) {
+    _Pragma("GCC unroll 16") for (std::size_t r = 0; r < Rows; ++r)
+        _Pragma("GCC unroll 2") for (std::size_t p = 0; p < Panels; ++p) totals[r][p] =
+            _mm512_fmadd_ps(scales[p], _mm512_cvtepi32_ps(sums[r][p]), totals[r][p]);
+  } else {
+    _Pragma("GCC unroll 16") for (std::size_t r = 0; r < Rows; ++r)
+        _Pragma("GCC unroll 2") for (std::size_t p = 0; p < Panels; ++p) totals[r][p] = _mm512_fmadd_ps(
+            _mm512_mul_ps(scales[p], _mm512_set1_ps(row_scales[r])), _mm512_cvtepi32_ps(sums[r][p]), totals[r][p]);
+  }
+}
+
 /// Rows [first_row, first_row + Rows) of the tile. Chains: independent accumulators per result, where Rows x Panels
 /// alone are too few to hide the latency of vpdpbusd.
 template <int Bits, Zero Z, std::size_t Rows, std::size_t Panels>
@@ -76,6 +96,7 @@ inline void multiply_rows(const IntegerTile& tile, const std::byte* panel, std::
       _Pragma("GCC unroll 2") for (std::size_t p = 0; p < Panels; ++p) totals[r][p] = _mm512_setzero_ps();
   const std::int8_t* codes = tile.codes + first_row * block_inputs;
   const std::int32_t* zero_terms = tile.zero_terms + first_row;
+  const float* group_scales = tile.group_scales == nullptr ? nullptr : tile.group_scales + first_row;
   const std::size_t block_stride = block_inputs * tile.panel_rows;
   std::size_t blocks_left = tile.blocks;
   for (std::size_t group = 0; group < tile.groups; ++group) {
@@ -100,15 +121,12 @@ inline void multiply_rows(const IntegerTile& tile, const std::byte* panel, std::
       blocks += Bits * 64;
       codes += block_stride;
     }
-    _Pragma("GCC unroll 2") for (std::size_t p = 0; p < Panels; ++p) {
-      const std::byte* scales = panel + p * tile.panel_bytes;
-      const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales)));
-      _Pragma("GCC unroll 16") for (std::size_t r = 0; r < Rows; ++r) {
-        __m512i sum = sums[0][r][p];
-        _Pragma("GCC unroll 4") for (std::size_t c = 1; c < Chains; ++c) sum = _mm512_add_epi32(sum, sums[c][r][p]);
-        totals[r][p] = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sum), totals[r][p]);
-      }
-    }
+    _Pragma("GCC unroll 16") for (std::size_t r = 0; r < Rows; ++r)
+        _Pragma("GCC unroll 2") for (std::size_t p = 0; p < Panels; ++p)
+            _Pragma("GCC unroll 4") for (std::size_t c = 1; c < Chains; ++c) sums[0][r][p] =
+                _mm512_add_epi32(sums[0][r][p], sums[c][r][p]);
+    add_group(totals, sums[0], panel, tile.panel_bytes, group_scales);
+    if (group_scales != nullptr) group_scales += tile.panel_rows;
     zero_terms += tile.panel_rows;
     panel += tile.group_bytes;
   }

@@ -229,6 +229,7 @@ inline void multiply_rows(const IntegerTile& tile, const std::byte* panel, std::
   _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r)
       _Pragma("GCC unroll 4") for (std::size_t q = 0; q < Quads; ++q) totals[r][q] = vdupq_n_f32(0.0f);
   const std::int32_t* zero_terms = tile.zero_terms + first_row;
+  const float* group_scales = tile.group_scales == nullptr ? nullptr : tile.group_scales + first_row;
   GroupPosition position{nullptr, tile.codes + first_row * block_inputs, 0, block_inputs * tile.panel_rows};
   std::size_t blocks_left = tile.blocks;
   for (std::size_t group = 0; group < tile.groups; ++group, panel += tile.group_bytes, zero_terms += tile.panel_rows) {
@@ -249,10 +250,15 @@ inline void multiply_rows(const IntegerTile& tile, const std::byte* panel, std::
     position.codes += position.blocks * position.block_stride;
     _Pragma("GCC unroll 4") for (std::size_t q = 0; q < Quads; ++q) {
       const float32x4_t scale = group_scale(panel, first_output + quad_outputs * q);
-      _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r) {
-        totals[r][q] = vfmaq_f32(totals[r][q], scale, vcvtq_f32_s32(sums[r][q]));
+      if (group_scales == nullptr) {
+        _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r) totals[r][q] =
+            vfmaq_f32(totals[r][q], scale, vcvtq_f32_s32(sums[r][q]));
+      } else {
+        _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r) totals[r][q] =
+            vfmaq_f32(totals[r][q], vmulq_n_f32(scale, group_scales[r]), vcvtq_f32_s32(sums[r][q]));
       }
     }
+    if (group_scales != nullptr) group_scales += tile.panel_rows;
   }
   _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r) {
     const float scale = tile.row_scales[first_row + r] * tile.weight_multiplier;

@@ -35,6 +35,7 @@ inline constexpr std::size_t most_quads = 2 * panel_outputs / quad_outputs;
 /// 2 rows x 8 inputs, 2 rows x 2 outputs, and those of 2 rows x 4 outputs.
 using PairCodes = std::int8_t[16];
 using PairTerms = std::int32_t[4];
+using PairScales = float[4];
 using PairSums = std::int32_t[2][4];
 using PairTotals = float[2][4];
 
@@ -42,6 +43,7 @@ using PairTotals = float[2][4];
 struct Workspace {
   alignas(16) PairCodes codes[chunk_blocks * block_pieces * most_pairs];
   alignas(16) PairTerms zero_terms[most_pairs];  // of both rows, twice each
+  alignas(16) PairScales scales[most_pairs];     // the same; where activations have a scale per group
   alignas(16) PairSums sums[most_quads][most_pairs];
   alignas(16) PairTotals totals[most_quads][most_pairs];
 };
@@ -54,6 +56,7 @@ struct Chunk {
   std::size_t count = 0;
   bool begins_group = false;
   bool ends_group = false;
+  bool scales_rows = false;  // activations have a scale per group
   PairSums* sums = nullptr;
   PairTotals* totals = nullptr;
 };
@@ -88,6 +91,14 @@ inline void interleave_zero_terms(const std::int32_t* terms, std::size_t rows, W
   for (std::size_t pair = 0; pair < Pairs; ++pair) {
     const int32x2_t two = 2 * pair + 1 < rows ? vld1_s32(terms + 2 * pair) : vld1_dup_s32(terms + 2 * pair);
     vst1q_s32(work.zero_terms[pair], vcombine_s32(vdup_lane_s32(two, 0), vdup_lane_s32(two, 1)));
+  }
+}
+
+template <std::size_t Pairs>
+inline void interleave_scales(const float* scales, std::size_t rows, Workspace& work) noexcept {
+  for (std::size_t pair = 0; pair < Pairs; ++pair) {
+    const float32x2_t two = 2 * pair + 1 < rows ? vld1_f32(scales + 2 * pair) : vld1_dup_f32(scales + 2 * pair);
+    vst1q_f32(work.scales[pair], vcombine_f32(vdup_lane_f32(two, 0), vdup_lane_f32(two, 1)));
   }
 }
 
@@ -132,6 +143,11 @@ template <int Bits, Zero Z, std::size_t Pairs>
   }
 }
 
+/// Adds the sums of 2 rows x 2 outputs of a group to their totals.
+[[gnu::always_inline]] inline void add_pair(float (&totals)[4], float32x4_t scale, int32x4_t sums) noexcept {
+  vst1q_f32(totals, vfmaq_f32(vld1q_f32(totals), scale, vcvtq_f32_s32(sums)));
+}
+
 /// One chunk of 4 outputs times all rows of the panel.
 template <int Bits, Zero Z, std::size_t Pairs>
 void multiply_chunk(const Chunk& chunk, const Workspace& work) noexcept {
@@ -152,9 +168,17 @@ void multiply_chunk(const Chunk& chunk, const Workspace& work) noexcept {
   const float32x4_t low = vreinterpretq_f32_f64(vzip1q_f64(scale, scale));
   const float32x4_t high = vreinterpretq_f32_f64(vzip2q_f64(scale, scale));
   PairTotals* totals = chunk.totals;
-  _Pragma("GCC unroll 10") for (std::size_t p = 0; p < Pairs; ++p) {
-    vst1q_f32(totals[p][0], vfmaq_f32(vld1q_f32(totals[p][0]), low, vcvtq_f32_s32(sums[p][0])));
-    vst1q_f32(totals[p][1], vfmaq_f32(vld1q_f32(totals[p][1]), high, vcvtq_f32_s32(sums[p][1])));
+  if (chunk.scales_rows) {
+    _Pragma("GCC unroll 10") for (std::size_t p = 0; p < Pairs; ++p) {
+      const float32x4_t rows = vld1q_f32(work.scales[p]);
+      add_pair(totals[p][0], vmulq_f32(low, rows), sums[p][0]);
+      add_pair(totals[p][1], vmulq_f32(high, rows), sums[p][1]);
+    }
+  } else {
+    _Pragma("GCC unroll 10") for (std::size_t p = 0; p < Pairs; ++p) {
+      add_pair(totals[p][0], low, sums[p][0]);
+      add_pair(totals[p][1], high, sums[p][1]);
+    }
   }
 }
 
@@ -180,6 +204,9 @@ void multiply_panels(const IntegerTile& tile) noexcept {
   std::size_t blocks_left = tile.blocks;
   for (std::size_t group = 0; group < tile.groups; ++group) {
     interleave_zero_terms<Pairs>(tile.zero_terms + group * tile.panel_rows, tile.panel_rows, work);
+    if (tile.group_scales != nullptr) {
+      interleave_scales<Pairs>(tile.group_scales + group * tile.panel_rows, tile.panel_rows, work);
+    }
     const std::size_t blocks = blocks_left < tile.blocks_per_group ? blocks_left : tile.blocks_per_group;
     blocks_left -= blocks;
     for (std::size_t first = 0; first < blocks; first += chunk_blocks) {
@@ -187,6 +214,7 @@ void multiply_panels(const IntegerTile& tile) noexcept {
       chunk.count = blocks - first < chunk_blocks ? blocks - first : chunk_blocks;
       chunk.begins_group = first == 0;
       chunk.ends_group = first + chunk.count == blocks;
+      chunk.scales_rows = tile.group_scales != nullptr;
       interleave_codes<Pairs>(tile, codes, chunk.count, work);
       codes += chunk.count * block_inputs * tile.panel_rows;
       chunk.sums = work.sums[0];

@@ -2,8 +2,9 @@
 #pragma once
 
 // The plain kernels: what every other kernel must equal, the integers bit for bit. They run everywhere and are slow.
-// Floating point follows the same order as in the AVX2 and AVX-512 kernels (one fused multiply-add per group, one
-// product per row), so that those agree with this one in every bit of the result too.
+// Floating point follows the same order as in the AVX2 and AVX-512 kernels (one fused multiply-add per group, whose
+// scale is that of the weights or its product with that of the activations, and one product per row), so that those
+// agree with this one in every bit of the result too.
 
 #include <cstddef>
 #include <cstdint>
@@ -53,7 +54,9 @@ void integer_tile(const IntegerTile& tile) noexcept {
         sum +=
             group_product<Bits>(header + tile.header_bytes, tile.codes + (first * tile.panel_rows + row) * block_inputs,
                                 count, tile.panel_rows, output);
-        total = __builtin_fmaf(to_float(load_half(header + output * sizeof(half))), static_cast<float>(sum), total);
+        float scale = to_float(load_half(header + output * sizeof(half)));
+        if (tile.group_scales != nullptr) scale *= tile.group_scales[group * tile.panel_rows + row];
+        total = __builtin_fmaf(scale, static_cast<float>(sum), total);
       }
       tile.out[row * tile.out_stride + column] = total * (tile.row_scales[row] * tile.weight_multiplier);
     }

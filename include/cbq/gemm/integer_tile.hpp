@@ -27,8 +27,8 @@ inline constexpr std::size_t activation_panel_rows = 20;
 inline constexpr std::size_t amx_panel_rows = 32;
 
 /// One or two panels of packed weights times one panel of quantized activations:
-/// out[r][c] = row_scales[r] * weight_multiplier * sum over groups of scale[g][c] * (sum over k of code * activation -
-/// zero * sum of activations)
+/// out[r][c] = row_scales[r] * weight_multiplier * sum over groups of scale[g][c] * group_scales[g][r] * (sum over k of
+/// code * activation - zero * sum of activations)
 struct IntegerTile {
   // Weights of the first panel; the second lies panel_bytes behind.
   const std::byte* panel = nullptr;
@@ -40,12 +40,14 @@ struct IntegerTile {
   std::size_t blocks_per_group = 0;
   std::size_t blocks = 0;
   float weight_multiplier = 1.0f;
-  // Activations: codes[slice][row][shape.inputs]; zero_terms[group][row]; row_scales[row].
+  // Activations: codes[slice][row][shape.inputs]; zero_terms[group][row]; group_scales[group][row], null where they
+  // are 1; row_scales[row].
   PanelShape shape = {};
   const std::int8_t* codes = nullptr;
   const std::int32_t* zero_terms = nullptr;
+  const float* group_scales = nullptr;
   const float* row_scales = nullptr;
-  std::size_t panel_rows = 0;  // rows that share the panel: the strides of codes and zero_terms
+  std::size_t panel_rows = 0;  // rows that share the panel: the strides of codes, zero_terms and group_scales
   std::size_t rows = 0;        // panel_rows, but in panels for AMX: of several panels that follow one another
   // Result, rows x 16 * panels.
   float* out = nullptr;

@@ -99,12 +99,13 @@ void multiply_row(const IntegerTile& tile, const std::byte* panel, std::size_t f
     }
     std::int32_t sums[lane_outputs];
     sum.store_unaligned(sums);
+    const float row_scale = tile.group_scales == nullptr ? 1.0f : tile.group_scales[group * tile.panel_rows + row];
     for (std::size_t c = 0; c < lane_outputs; ++c) {
       std::int32_t term = tile.zero_terms[group * tile.panel_rows + row];
       if constexpr (Z == Zero::affine) {
         term *= static_cast<std::int32_t>(panel[group_scales_bytes + first_output + c]);
       }
-      const float scale = to_float(isa::scalar::load_half(panel + (first_output + c) * sizeof(half)));
+      const float scale = to_float(isa::scalar::load_half(panel + (first_output + c) * sizeof(half))) * row_scale;
       totals[c] = __builtin_fmaf(scale, static_cast<float>(sums[c] + term), totals[c]);
     }
     panel += tile.group_bytes;

@@ -113,6 +113,7 @@ void multiply_patch(const IntegerProduct<Post, T>& product, const Patch& patch) 
   tile.shape = x.shape;
   tile.codes = x.codes + patch.row * row_codes(layout, x.shape);
   tile.zero_terms = x.zero_terms + patch.row * layout.groups;
+  if (x.group_scales != nullptr) tile.group_scales = x.group_scales + patch.row * layout.groups;
   tile.row_scales = x.scales + patch.row;
   tile.panel_rows = patch.rows;
   tile.rows = patch.rows;
@@ -195,6 +196,16 @@ void multiply(const IntegerProduct<Post, T>& product, const E& executor) {
                isa_name(isa), isa_name(Isa::amx_int8)};
 }
 
+/// Whether kernels of `isa` can multiply activations of scheme S.
+template <Scheme S>
+[[nodiscard]] Status check_activations(const QuantizedTokens& x, Isa isa) noexcept {
+  constexpr bool grouped = S.activation.granularity == Granularity::per_group;
+  if (x.tokens * x.layout.groups != 0 && grouped != (x.group_scales != nullptr)) {
+    return Error{Errc::bad_argument, "[cbq] matmul: group scales belong to activations per group, and only there", "x"};
+  }
+  return check_panels(x.shape, isa);
+}
+
 /// What check_operands(), check_result() and the epilogue have against a product; resolves its range.
 template <class Post, OutputElement T>
 [[nodiscard]] Status check_product(IntegerProduct<Post, T>& product) noexcept {
@@ -216,7 +227,7 @@ template <Scheme S, Epilogue Post = NoEpilogue, class Kernels = RegionKernels, E
                                     OutputRange range, const MatrixView<T>& y, const Post& epilogue = {},
                                     const E& executor = {}, Isa cap = detect()) {
   const Isa isa = capped(cap);
-  if (const Status readable = driver::check_panels(x.shape, isa); !readable) return readable;
+  if (const Status readable = driver::check_activations<S>(x, isa); !readable) return readable;
   driver::IntegerProduct<Post, T> product{.kernel = Kernels::template integer_tile<S.weight.bits, S.weight.zero>(isa),
                                           .x = x,
                                           .weights = weights,

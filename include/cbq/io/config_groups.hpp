@@ -8,7 +8,8 @@
 //    "input_activations": null or {"num_bits": 8, "type": "int", "symmetric": true, "strategy": "token", "dynamic":
 //    true, ...}}
 //
-// Targets are module names or the class "Linear"; patterns ("re:...") are refused, not interpreted.
+// Activations per group have the strategy "group" and the group_size of the weights. Targets are module names or the
+// class "Linear"; patterns ("re:...") are refused, not interpreted.
 
 #include <algorithm>
 #include <cstddef>
@@ -45,11 +46,12 @@ inline Json weight_arguments(const Grid& grid) {
 
 inline Json activation_arguments(const Grid& grid) {
   if (grid.bits == 16) return nullptr;
+  const bool grouped = grid.granularity == Granularity::per_group;
   return {{"num_bits", grid.bits},
           {"type", "int"},
           {"symmetric", grid.zero == Zero::symmetric},
-          {"strategy", "token"},
-          {"group_size", nullptr},
+          {"strategy", grouped ? "group" : "token"},
+          {"group_size", grouped ? Json(grid.group) : Json(nullptr)},
           {"dynamic", true},
           {"actorder", nullptr},
           {"block_structure", nullptr},
@@ -92,8 +94,7 @@ inline Result<Grid> parse_arguments(const Json& arguments, Granularity per_row) 
   if (!strategy) return strategy.error();
   grid.granularity = per_row;
   if (*strategy == (dynamic ? "token" : "channel")) return grid;
-  if (dynamic || *strategy != "group")
-    return Error{Errc::unsupported, "a strategy that cbq does not read", "strategy", *strategy};
+  if (*strategy != "group") return Error{Errc::unsupported, "a strategy that cbq does not read", "strategy", *strategy};
   const Result<std::uint64_t> group = json_unsigned(arguments, "group_size");
   if (!group) return group.error();
   if (*group == 0 || *group > (std::uint64_t{1} << 24)) return wrong_config("not a group size", "group_size", *group);
@@ -122,6 +123,11 @@ inline Result<Scheme> parse_group(const Json& group) {
   const Result<Grid> activation = parse_arguments(*inputs, Granularity::per_token);
   if (!activation) return in_context(activation.error(), "input_activations");
   scheme.activation = *activation;
+  if (activation->granularity == Granularity::per_group && scheme != with_activation_groups(scheme)) {
+    return Error{Errc::unsupported, "groups of activations that are not the weights'", "input_activations",
+                 ErrorText(activation->bits) << " bits in groups of " << activation->group,
+                 ErrorText("8 bits, symmetric, in groups of ") << weight->group};
+  }
   return scheme;
 }
 

@@ -100,8 +100,8 @@ inline Json config_groups(const QuantizationRecord& record) {
 
 }  // namespace io_detail
 
-/// Adds "quantization_config" and "cbq" to a model's config.json. Errc::unsupported for weights that the form cannot
-/// hold (only 2..8 bits, per channel or per group).
+/// Adds "quantization_config" and "cbq" to a model's config.json. Errc::unsupported for schemes that the form cannot
+/// hold (weights only of 2..8 bits, per channel or per group; activations only in the groups of the weights).
 [[nodiscard]] inline Status add_quantization(Json& config, const QuantizationRecord& record) {
   if (!config.is_object())
     return Error{Errc::bad_argument, "a model's config is an object", "", config.type_name(), "object"};
@@ -110,6 +110,11 @@ inline Json config_groups(const QuantizationRecord& record) {
   for (const ModuleScheme& entry : record.modules) {
     const Grid& grid = entry.scheme.weight;
     const bool grouped = grid.granularity == Granularity::per_group && grid.group > 0;
+    const bool grouped_activations = entry.scheme.activation.granularity == Granularity::per_group;
+    if (grouped_activations && (!grouped || entry.scheme != with_activation_groups(entry.scheme))) {
+      return Error{Errc::unsupported, "groups of activations that are not the weights'", entry.module,
+                   scheme_name(entry.scheme).c_str()};
+    }
     if (grid.bits < 2 || grid.bits > 8 || !(grouped || grid.granularity == Granularity::per_channel)) {
       return Error{Errc::unsupported, "pack-quantized cannot hold this scheme", entry.module,
                    scheme_name(entry.scheme).c_str(), "2 to 8 bits per channel or group"};

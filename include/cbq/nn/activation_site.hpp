@@ -2,9 +2,9 @@
 #pragma once
 
 // ActivationSite: what a scheme does to the input of linear layers, with a backward pass. Floating-point grids do
-// nothing; others fake-quantize per token exactly as the packed path does (<cbq/quant/activation.hpp>). Gradients pass
-// straight through. A clip multiplier c shrinks every token's range and can be learned; packed operators know c = 1
-// only.
+// nothing; others fake-quantize per token, or per group of a token, exactly as the packed path does
+// (<cbq/quant/activation.hpp>). Gradients pass straight through. A clip multiplier c shrinks every range and can be
+// learned; packed operators know c = 1 only.
 //
 //   step = c step_0,  u = x / step,  v = round(u),  q = clamp(v, low, high),  x^ = step q,  m = 1[low <= v <= high]
 //   dx = m dx^        dc = sum dx^ (q - m u) step_0                             algorithms: LSQ, Esser et al., 2020
@@ -59,9 +59,12 @@ class ActivationSite {
     if (!failed) return failed.error();
     for_each_row_block(context.executor(), x.rows, [&](const RowBlock& block) {
       for (std::size_t r = block.first; r < block.first + block.count; ++r) {
-        const Token token = fit(row(x, r), x.columns);
-        (*failed)[r] = token.finite ? 0 : 1;
-        if (token.finite) quantize(token, row(x, r), x.columns, row(out, r));
+        (*failed)[r] = 0;
+        for_each_group(x.columns, [&](std::size_t first, std::size_t count) {
+          const Token token = fit(row(x, r) + first, count);
+          if (!token.finite) (*failed)[r] = 1;
+          if (token.finite) quantize(token, row(x, r) + first, count, row(out, r) + first);
+        });
       }
     });
     for (std::size_t r = 0; r < x.rows; ++r) {
@@ -80,7 +83,10 @@ class ActivationSite {
     if (!parts) return parts.error();
     for_each_row_block(context.executor(), x.rows, [&](const RowBlock& block) {
       for (std::size_t r = block.first; r < block.first + block.count; ++r) {
-        (*parts)[r] = backward_row(row(x, r), x.columns, row(gradient, r));
+        (*parts)[r] = 0;
+        for_each_group(x.columns, [&](std::size_t first, std::size_t count) {
+          (*parts)[r] += backward_group(row(x, r) + first, count, row(gradient, r) + first);
+        });
       }
     });
     for (const double part : *parts) clip_gradient_ += static_cast<T>(part);
@@ -88,6 +94,7 @@ class ActivationSite {
   }
 
  private:
+  /// The grid of a token, or of one of its groups.
   struct Token {
     T scale = 0;
     T inverse = 0;
@@ -95,6 +102,15 @@ class ActivationSite {
     T high = 0;
     bool finite = true;
   };
+
+  /// Calls f(first, count) for what shares a grid in a row of `inputs`.
+  template <class F>
+  void for_each_group(std::size_t inputs, const F& f) const noexcept {
+    const std::size_t group = group_length(grid_, inputs);
+    for (std::size_t first = 0; first < inputs; first += group) {
+      f(first, inputs - first < group ? inputs - first : group);
+    }
+  }
 
   [[nodiscard]] Token fit(const T* x, std::size_t count) const noexcept {
     T low = 0, high = 0;
@@ -135,7 +151,7 @@ class ActivationSite {
     }
   }
 
-  [[nodiscard]] double backward_row(const T* x, std::size_t count, T* gradient) const noexcept {
+  [[nodiscard]] double backward_group(const T* x, std::size_t count, T* gradient) const noexcept {
     const Token token = fit(x, count);
     double sum = 0;
     for (std::size_t i = 0; i < count; ++i) {

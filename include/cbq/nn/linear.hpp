@@ -56,7 +56,7 @@ class LinearInput {
   template <Executor E>
   [[nodiscard]] Result<QuantizedTokens> quantized(const Scheme& scheme, ExecutionContext<E>& context) noexcept {
     if (has_codes_ && codes_scheme_ == scheme) return codes_;
-    const Result<ActivationLayout> layout = activation_layout(scheme.weight, values_.rows, values_.columns);
+    const Result<ActivationLayout> layout = activation_layout(scheme, values_.rows, values_.columns);
     if (!layout) return layout.error();
     const Result<std::span<std::byte>> memory = context.workspace().template take<std::byte>(layout->bytes);
     if (!memory) return memory.error();
