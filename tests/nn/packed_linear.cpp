@@ -79,6 +79,46 @@ TEST_CASE("A packed operator computes what its fake-quantized one does, for ever
   }
 }
 
+TEST_CASE("An operator that rotates its input computes what another does on a rotated one, bit for bit") {
+  const support::ThreadExecutor one{1}, many{4};
+  const std::size_t outputs = 37, inputs = 7 * 32;
+  const auto weights = support::normal(outputs * inputs, 1);
+  const auto bias = support::normal(outputs, 2);
+  constexpr InputRotation hadamard = InputRotation::hadamard;
+  for (const Scheme& scheme : {schemes::w4a8_g32, schemes::w4a16_g128, schemes::w4a4, w3a4_asym}) {
+    const QuantizedMatrix matrix = support::rounded(weights, inputs, scheme.weight);
+    const Variant pairs[][2] = {
+        {*Variant::packed(matrix.view(), scheme, bias), *Variant::packed(matrix.view(), scheme, bias, hadamard)},
+        {*FakeQuantizedLinear::create(matrix.view(), scheme, bias),
+         *FakeQuantizedLinear::create(matrix.view(), scheme, bias, hadamard)},
+        {*DenseLinear<float>::create(support::input(weights, inputs), bias),
+         *DenseLinear<float>::create(support::input(weights, inputs), bias, hadamard)}};
+    for (const auto& [plain, rotated] : pairs) {
+      CHECK(plain.info().rotation == InputRotation::none);
+      CHECK(rotated.info().rotation == hadamard);
+      for (const Isa isa : support::machine_isas()) {
+        ExecutionContext<support::ThreadExecutor> context(one, isa), threaded(many, isa);
+        for (const std::size_t tokens : {1u, 5u, 45u}) {
+          CAPTURE(scheme_name(scheme).c_str(), isa_name(isa), tokens);
+          const Workspace::Frame frame(context.workspace()), other_frame(threaded.workspace());
+          const auto x = support::normal(tokens * inputs, 3, 2.0f);
+          std::vector<float> transformed = x;
+          REQUIRE(hadamard_rows(support::view(transformed, inputs), 32));
+          LinearInput input(support::input(x, inputs)), same(support::input(x, inputs));
+          LinearInput other(support::input(transformed, inputs));
+          const auto wanted = multiply(plain, other, plain.info(), {}, context);
+          CHECK(multiply(rotated, input, plain.info(), {}, context) == wanted);
+          CHECK(multiply(rotated, same, plain.info(), {}, threaded) == wanted);
+          // The same input for an operator that does not rotate.
+          LinearInput fresh(support::input(x, inputs));
+          CHECK(multiply(plain, input, plain.info(), {}, context) == multiply(plain, fresh, plain.info(), {}, context));
+          CHECK(multiply(rotated, input, plain.info(), {}, context) == wanted);
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("Operators of one scheme quantize a shared input once") {
   const SerialExecutor serial;
   ExecutionContext<> context(serial);
@@ -140,9 +180,10 @@ struct CountingExecutor {
 
 using TwoSchemes = VariantLinear<PackedLinear<schemes::w4a8_g32>, PackedLinear<schemes::w8a8>>;
 
-TwoSchemes packed_part(std::size_t outputs, const Scheme& scheme, std::span<const float> bias) {
+TwoSchemes packed_part(std::size_t outputs, const Scheme& scheme, std::span<const float> bias,
+                       InputRotation rotation = InputRotation::none) {
   const auto weights = support::normal(outputs * 64, static_cast<unsigned>(outputs));
-  auto packed = TwoSchemes::packed(support::rounded(weights, 64, scheme.weight).view(), scheme, bias);
+  auto packed = TwoSchemes::packed(support::rounded(weights, 64, scheme.weight).view(), scheme, bias, rotation);
   REQUIRE(packed);
   return *std::move(packed);
 }
@@ -192,6 +233,10 @@ TEST_CASE("Operators with a common input share one executor call when their sche
   CHECK(grouped_calls(parts) == 1);
   parts.push_back(packed_part(40, schemes::w8a8, std::span(bias).first(40)));
   CHECK(grouped_calls(parts) == 3);
+  parts.clear();
+  parts.push_back(plain(96));
+  parts.push_back(packed_part(40, schemes::w4a8_g32, {}, InputRotation::hadamard));
+  CHECK(grouped_calls(parts) == 2);  // one rotates
   parts.clear();
   for (int i = 0; i < 5; ++i) parts.push_back(plain(40));  // more than a group holds
   CHECK(grouped_calls(parts) == 5);

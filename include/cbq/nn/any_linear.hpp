@@ -33,15 +33,16 @@ class VariantLinear {
   /// A packed operator for a scheme known at run time. Errors as PackedLinear::create(), and Errc::unsupported when no
   /// operator of the list packs it.
   [[nodiscard]] static Result<VariantLinear> packed(const QuantizedMatrixView& matrix, const Scheme& scheme,
-                                                    std::span<const float> bias = {}) noexcept {
+                                                    std::span<const float> bias = {},
+                                                    InputRotation rotation = InputRotation::none) noexcept {
     if constexpr (can_hold<RuntimePackedLinear>) {
-      Result<RuntimePackedLinear> op = RuntimePackedLinear::create(matrix, scheme, bias);
+      Result<RuntimePackedLinear> op = RuntimePackedLinear::create(matrix, scheme, bias, rotation);
       if (!op) return op.error();
       return VariantLinear(*std::move(op));
     } else {
       return visit_scheme(scheme, [&]<Scheme S>() -> Result<VariantLinear> {
         if constexpr (can_hold<PackedLinear<S>>) {
-          Result<PackedLinear<S>> op = PackedLinear<S>::create(matrix, bias);
+          Result<PackedLinear<S>> op = PackedLinear<S>::create(matrix, bias, rotation);
           if (!op) return op.error();
           return VariantLinear(*std::move(op));
         } else {

@@ -43,11 +43,12 @@ void panel_row(const FloatPanelsView<T>& panels, std::size_t output, float* weig
 template <PanelElement T>
 class DenseLinear {
  public:
-  /// Copies `weights` [outputs x inputs], rounding to T, and `bias` (empty: none). Errc::bad_shape,
-  /// Errc::out_of_memory.
+  /// Copies `weights` [outputs x inputs], rounding to T, and `bias` (empty: none); inputs are rotated at run time.
+  /// Errc::bad_shape, Errc::out_of_memory.
   template <Element From>
   [[nodiscard]] static Result<DenseLinear> create(const MatrixView<const From>& weights,
-                                                  std::span<const float> bias = {}) noexcept {
+                                                  std::span<const float> bias = {},
+                                                  InputRotation rotation = InputRotation::none) noexcept {
     Result<FloatPanels<T>> panels = FloatPanels<T>::pack(weights);
     if (!panels) return panels.error();
     Result<AlignedBuffer<float>> copy = linear::copy_bias(bias, weights.rows);
@@ -55,19 +56,23 @@ class DenseLinear {
     DenseLinear result;
     result.weights_ = *std::move(panels);
     result.bias_ = *std::move(copy);
+    result.rotation_ = rotation;
     return result;
   }
 
   [[nodiscard]] LinearInfo info() const noexcept {
     const FloatPanelsView<T> view = weights_.view();
-    return {.outputs = view.outputs, .inputs = view.inputs, .scheme = {}, .bytes = weights_.bytes()};
+    return {
+        .outputs = view.outputs, .inputs = view.inputs, .scheme = {}, .bytes = weights_.bytes(), .rotation = rotation_};
   }
 
   /// See LinearOperator.
   template <Executor E>
   [[nodiscard]] Status forward(LinearInput& x, const LinearOutput& out, ExecutionContext<E>& context) const noexcept {
     if (const Status valid = linear::check_operands(info(), x.values(), out); !valid) return valid;
-    return linear::multiply_panels(x.values(), weights_, bias_.data(), out, context);
+    const Result<MatrixView<const float>> values = x.rotated(rotation_, context);
+    if (!values) return values.error();
+    return linear::multiply_panels(*values, weights_, bias_.data(), out, context);
   }
 
   /// The weights of one output, `inputs` floats; output < info().outputs.
@@ -78,15 +83,17 @@ class DenseLinear {
  private:
   FloatPanels<T> weights_;
   AlignedBuffer<float> bias_;
+  InputRotation rotation_ = InputRotation::none;
 };
 
 /// y = x^ W^^T + bias: weights and activations rounded to a scheme, multiplied in float.
 class FakeQuantizedLinear {
  public:
-  /// Dequantizes `matrix` under scheme.weight; `bias` may be empty. Errc::bad_shape, Errc::bad_argument,
-  /// Errc::unsupported (activation grid), Errc::out_of_memory.
+  /// Dequantizes `matrix` under scheme.weight; inputs are rotated at run time; `bias` may be empty. Errc::bad_shape,
+  /// Errc::bad_argument, Errc::unsupported (activation grid), Errc::out_of_memory.
   [[nodiscard]] static Result<FakeQuantizedLinear> create(const QuantizedMatrixView& matrix, const Scheme& scheme,
-                                                          std::span<const float> bias = {}) noexcept {
+                                                          std::span<const float> bias = {},
+                                                          InputRotation rotation = InputRotation::none) noexcept {
     if (scheme.activation.bits != 16) {
       if (const Status valid = check_activation_grid(scheme.activation); !valid) return valid.error();
     }
@@ -106,19 +113,24 @@ class FakeQuantizedLinear {
     result.weights_ = *std::move(panels);
     result.bias_ = *std::move(copy);
     result.scheme_ = scheme;
+    result.rotation_ = rotation;
     return result;
   }
 
   [[nodiscard]] LinearInfo info() const noexcept {
     const FloatPanelsView<float> view = weights_.view();
-    return {.outputs = view.outputs, .inputs = view.inputs, .scheme = scheme_, .bytes = weights_.bytes()};
+    return {.outputs = view.outputs,
+            .inputs = view.inputs,
+            .scheme = scheme_,
+            .bytes = weights_.bytes(),
+            .rotation = rotation_};
   }
 
   /// See LinearOperator.
   template <Executor E>
   [[nodiscard]] Status forward(LinearInput& x, const LinearOutput& out, ExecutionContext<E>& context) const noexcept {
     if (const Status valid = linear::check_operands(info(), x.values(), out); !valid) return valid;
-    const Result<MatrixView<const float>> rounded = x.fake_quantized(scheme_.activation, context);
+    const Result<MatrixView<const float>> rounded = x.fake_quantized(scheme_.activation, context, rotation_);
     if (!rounded) return rounded.error();
     return linear::multiply_panels(*rounded, weights_, bias_.data(), out, context);
   }
@@ -132,6 +144,7 @@ class FakeQuantizedLinear {
   FloatPanels<float> weights_;
   AlignedBuffer<float> bias_;
   Scheme scheme_ = {};
+  InputRotation rotation_ = InputRotation::none;
 };
 
 static_assert(LinearOperator<DenseLinear<float>> && LinearOperator<DenseLinear<half>>);

@@ -4,7 +4,8 @@
 // LinearOperator: y = x W^T + bias (+ residual), whatever W is made of. Blocks are written once over this concept, so
 // the model that is evaluated or calibrated (fake-quantized) and the model that runs (packed) share every other line of
 // code. A LinearInput is the x of one or more operators: what it is quantized to is kept, so Q, K and V, or gate and
-// up, quantize their common input once when their schemes agree.
+// up, quantize their common input once when their schemes agree. Operators whose weights expect a rotated input
+// (InputRotation) rotate each token before they quantize it.
 
 #include <concepts>
 #include <cstddef>
@@ -16,6 +17,8 @@
 #include <cbq/nn/context.hpp>
 #include <cbq/quant/activation.hpp>
 #include <cbq/scheme.hpp>
+#include <cbq/transform/hadamard.hpp>
+#include <cbq/transform/input_rotation.hpp>
 
 namespace cbq {
 
@@ -25,6 +28,7 @@ struct LinearInfo {
   std::size_t inputs = 0;
   Scheme scheme = {};
   std::size_t bytes = 0;  ///< of weights, scales and zero points in memory
+  InputRotation rotation = InputRotation::none;
 };
 
 /// Where a linear operator writes: y = x W^T + bias + residual. `residual` is empty or of the shape of y, in other
@@ -49,59 +53,91 @@ class LinearInput {
  public:
   explicit LinearInput(const MatrixView<const float>& values) noexcept : values_(values) {}
 
+  /// As the caller has it: not rotated.
   [[nodiscard]] const MatrixView<const float>& values() const noexcept { return values_; }
 
-  /// The input as integer kernels for `scheme` read it; errors as quantize_activations(), and out_of_memory. The
-  /// scheme's activations have at most 8 bits.
+  /// The input rotated; the input itself where the operator rotates nothing. Errc::out_of_memory.
   template <Executor E>
-  [[nodiscard]] Result<QuantizedTokens> quantized(const Scheme& scheme, ExecutionContext<E>& context) noexcept {
-    if (has_codes_ && codes_scheme_ == scheme) return codes_;
+  [[nodiscard]] Result<MatrixView<const float>> rotated(InputRotation rotation, ExecutionContext<E>& context) noexcept {
+    if (rotation == InputRotation::none) return values_;
+    if (rotated_.data != nullptr) return rotated_;
+    const auto memory = context.workspace().take_matrix(values_.rows, values_.columns);
+    if (!memory) return memory.error();
+    for_each_row_block(context.executor(), values_.rows, [&](const RowBlock& block) {
+      rotate_rows_to(rows(*memory, block.first, block.count), block.first, context.isa());
+    });
+    rotated_ = as_const(*memory);
+    return rotated_;
+  }
+
+  /// The input, rotated first, as integer kernels for `scheme` read it; errors as quantize_activations(), and
+  /// out_of_memory. The scheme's activations have at most 8 bits.
+  template <Executor E>
+  [[nodiscard]] Result<QuantizedTokens> quantized(const Scheme& scheme, ExecutionContext<E>& context,
+                                                  InputRotation rotation = InputRotation::none) noexcept {
+    if (has_codes_ && codes_scheme_ == scheme && codes_rotation_ == rotation) return codes_;
+    const Result<MatrixView<const float>> x = rotated(rotation, context);
+    if (!x) return x.error();
     const Result<ActivationLayout> layout = activation_layout(scheme, values_.rows, values_.columns);
     if (!layout) return layout.error();
     const Result<std::span<std::byte>> memory = context.workspace().template take<std::byte>(layout->bytes);
     if (!memory) return memory.error();
     const Result<QuantizedTokens> quantized =
-        driver::quantize_tokens(values_, scheme, *memory, context.executor(), context.isa());
+        driver::quantize_tokens(*x, scheme, *memory, context.executor(), context.isa());
     if (!quantized) return quantized.error();
     codes_ = *quantized;
     codes_scheme_ = scheme;
+    codes_rotation_ = rotation;
     has_codes_ = true;
     return codes_;
   }
 
-  /// The input rounded to `grid` and back; the input itself where the grid keeps floating point. Errors as
+  /// The input, rotated first, rounded to `grid` and back; not rounded where the grid keeps floating point. Errors as
   /// fake_quantize_activations(), and out_of_memory.
   template <Executor E>
-  [[nodiscard]] Result<MatrixView<const float>> fake_quantized(const Grid& grid,
-                                                               ExecutionContext<E>& context) noexcept {
-    if (grid.bits == 16) return values_;
-    if (rounded_.data != nullptr && rounded_grid_ == grid) return rounded_;
+  [[nodiscard]] Result<MatrixView<const float>> fake_quantized(const Grid& grid, ExecutionContext<E>& context,
+                                                               InputRotation rotation = InputRotation::none) noexcept {
+    const Result<MatrixView<const float>> x = rotated(rotation, context);
+    if (!x || grid.bits == 16) return x;
+    if (rounded_.data != nullptr && rounded_grid_ == grid && rounded_rotation_ == rotation) return rounded_;
     const auto memory = context.workspace().take_matrix(values_.rows, values_.columns);
     if (!memory) return memory.error();
     const auto failed = context.workspace().template take<std::uint8_t>(values_.rows);
     if (!failed) return failed.error();
     for_each_row_block(context.executor(), values_.rows, [&](const RowBlock& block) {
-      const Status rounded = fake_quantize_activations(rows(values_, block.first, block.count), grid,
-                                                       rows(*memory, block.first, block.count));
+      const Status rounded =
+          fake_quantize_activations(rows(*x, block.first, block.count), grid, rows(*memory, block.first, block.count));
       (*failed)[block.first] = rounded ? 0 : 1;
       for (std::size_t r = 1; r < block.count; ++r) (*failed)[block.first + r] = 0;
     });
     for (const std::uint8_t one : *failed) {
       // Once more in order, for the message with the right token.
-      if (one != 0) return fake_quantize_activations(values_, grid, *memory).error();
+      if (one != 0) return fake_quantize_activations(*x, grid, *memory).error();
     }
     rounded_ = as_const(*memory);
     rounded_grid_ = grid;
+    rounded_rotation_ = rotation;
     return rounded_;
   }
 
  private:
+  /// out = the rows of the input from `first` on, rotated.
+  void rotate_rows_to(const MatrixView<float>& out, std::size_t first, Isa isa) const noexcept {
+    for (std::size_t r = 0; r < out.rows; ++r) {
+      __builtin_memcpy(row(out, r), row(values_, first + r), out.columns * sizeof(float));
+      hadamard_row(std::span<float>(row(out, r), out.columns), hadamard_size(out.columns), isa);
+    }
+  }
+
   MatrixView<const float> values_;
+  MatrixView<const float> rotated_ = {};
   QuantizedTokens codes_ = {};
   Scheme codes_scheme_ = {};
+  InputRotation codes_rotation_ = InputRotation::none;
   bool has_codes_ = false;
   MatrixView<const float> rounded_ = {};
   Grid rounded_grid_ = {};
+  InputRotation rounded_rotation_ = InputRotation::none;
 };
 
 /// y = x W^T + bias + residual. `forward` errors: bad_shape, out_of_memory, and not_finite where x is quantized. The

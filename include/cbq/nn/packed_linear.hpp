@@ -43,6 +43,7 @@ struct PackedStorage {
   AlignedBuffer<std::byte> memory;
   AlignedBuffer<float> bias;
   PackedMatrix matrix = {};
+  InputRotation rotation = InputRotation::none;  ///< that the weights expect of the input
 };
 
 /// Packs `matrix` on `grid`, one of a packed scheme; `bias` may be empty. Errors as pack(), and out_of_memory.
@@ -65,7 +66,11 @@ struct PackedStorage {
 
 [[nodiscard]] inline LinearInfo packed_info(const PackedStorage& storage, const Scheme& scheme) noexcept {
   const PackedLayout& layout = storage.matrix.layout;
-  return {.outputs = layout.outputs, .inputs = layout.inputs, .scheme = scheme, .bytes = storage.memory.size()};
+  return {.outputs = layout.outputs,
+          .inputs = layout.inputs,
+          .scheme = scheme,
+          .bytes = storage.memory.size(),
+          .rotation = storage.rotation};
 }
 
 /// out = x W^T + bias + residual with the kernels that `scheme` asks for.
@@ -75,16 +80,18 @@ template <Executor E>
   if (const Status valid = check_operands(packed_info(storage, scheme), x.values(), out); !valid) return valid;
   const PackedMatrix& weights = storage.matrix;
   if (scheme.activation.bits == 16) {
+    const Result<MatrixView<const float>> values = x.rotated(storage.rotation, context);
+    if (!values) return values.error();
     const DecodedPanels panels{.weights = weights,
                                .decode = kernels.decode,
                                .outputs = weights.layout.outputs,
                                .inputs = weights.layout.inputs};
     return with_epilogue(storage.bias.data(), out.residual, [&](const auto& epilogue) {
-      return driver::multiply_decoded(kernels.few, x.values(), panels, OutputRange{}, out.y, epilogue,
-                                      context.executor(), context.isa());
+      return driver::multiply_decoded(kernels.few, *values, panels, OutputRange{}, out.y, epilogue, context.executor(),
+                                      context.isa());
     });
   }
-  const Result<QuantizedTokens> tokens = x.quantized(scheme, context);
+  const Result<QuantizedTokens> tokens = x.quantized(scheme, context, storage.rotation);
   if (!tokens) return tokens.error();
   return with_epilogue(storage.bias.data(), out.residual, [&](const auto& epilogue) -> Status {
     driver::IntegerProduct<std::decay_t<decltype(epilogue)>, float> product{
@@ -128,12 +135,13 @@ template <class MakeEpilogue, Executor E>
   return {};
 }
 
-/// Whether `calls`, under one scheme, can share an executor call: quantized activations, no residual, a bias for all or
-/// for none.
+/// Whether `calls`, under one scheme, can share an executor call: quantized activations, no residual, one rotation, a
+/// bias for all or for none.
 [[nodiscard]] inline bool can_group(std::span<const PackedCall> calls, const Scheme& scheme) noexcept {
   if (calls.size() < 2 || calls.size() > most_grouped || scheme.activation.bits == 16) return false;
   const bool biased = calls.front().storage->bias.size() != 0;
   for (const PackedCall& call : calls) {
+    if (call.storage->rotation != calls.front().storage->rotation) return false;
     if (call.out.residual.data != nullptr || (call.storage->bias.size() != 0) != biased) return false;
   }
   return true;
@@ -147,7 +155,7 @@ template <Executor E>
     const Status valid = check_operands(packed_info(*call.storage, scheme), x.values(), call.out);
     if (!valid) return valid;
   }
-  const Result<QuantizedTokens> tokens = x.quantized(scheme, context);
+  const Result<QuantizedTokens> tokens = x.quantized(scheme, context, calls.front().storage->rotation);
   if (!tokens) return tokens.error();
   if (calls.front().storage->bias.size() == 0) {
     return multiply_group(
@@ -194,13 +202,14 @@ class PackedLinear {
  public:
   static constexpr Scheme scheme = checked<S>();
 
-  /// Packs `matrix`; `bias` may be empty. Errors as pack<S>(), and out_of_memory.
-  [[nodiscard]] static Result<PackedLinear> create(const QuantizedMatrixView& matrix,
-                                                   std::span<const float> bias = {}) noexcept {
+  /// Packs `matrix`, whose inputs are rotated at run time; `bias` may be empty. Errors as pack<S>(), and out_of_memory.
+  [[nodiscard]] static Result<PackedLinear> create(const QuantizedMatrixView& matrix, std::span<const float> bias = {},
+                                                   InputRotation rotation = InputRotation::none) noexcept {
     Result<linear::PackedStorage> storage = linear::pack_storage(matrix, S.weight, bias);
     if (!storage) return storage.error();
     PackedLinear result;
     result.storage_ = *std::move(storage);
+    result.storage_.rotation = rotation;
     return result;
   }
 

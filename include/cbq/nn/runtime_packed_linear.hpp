@@ -41,16 +41,18 @@ namespace linear {
 /// y = x W^T + bias with W packed under a scheme known at run time.
 class RuntimePackedLinear {
  public:
-  /// Packs `matrix`; `bias` may be empty. Errors as PackedLinear::create(), and Errc::unsupported for a scheme without
-  /// packed kernels.
+  /// Packs `matrix`, whose inputs are rotated at run time; `bias` may be empty. Errors as PackedLinear::create(), and
+  /// Errc::unsupported for a scheme without packed kernels.
   [[nodiscard]] static Result<RuntimePackedLinear> create(const QuantizedMatrixView& matrix, const Scheme& scheme,
-                                                          std::span<const float> bias = {}) noexcept {
+                                                          std::span<const float> bias = {},
+                                                          InputRotation rotation = InputRotation::none) noexcept {
     const Result<Scheme> known = visit_scheme(scheme, []<Scheme S>() -> Result<Scheme> { return S; });
     if (!known) return known.error();
     Result<linear::PackedStorage> storage = linear::pack_storage(matrix, scheme.weight, bias);
     if (!storage) return storage.error();
     RuntimePackedLinear result;
     result.storage_ = *std::move(storage);
+    result.storage_.rotation = rotation;
     result.scheme_ = scheme;
     return result;
   }
