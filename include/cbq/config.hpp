@@ -92,6 +92,7 @@
 #define CBQ_TARGET_AVX2 "avx2,fma,f16c"
 #define CBQ_TARGET_AVXVNNI CBQ_TARGET_AVX2 ",avxvnni"
 #define CBQ_TARGET_AVX512VNNI CBQ_TARGET_AVX2 ",avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
+#define CBQ_TARGET_AVX512BF16 CBQ_TARGET_AVX512VNNI ",avx512bf16"
 #define CBQ_TARGET_AMX CBQ_TARGET_AVX512VNNI ",amx-tile,amx-int8"
 
 // On Arm GCC compiles a function only for its region's features and inlines only what needs no more: baseline regions

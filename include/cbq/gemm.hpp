@@ -13,5 +13,6 @@
 #include <cbq/gemm/grouped_matmul.hpp>
 #include <cbq/gemm/matmul.hpp>
 #include <cbq/gemm/packed_weights.hpp>
+#include <cbq/gemm/weight_only_bfloat16.hpp>
 #include <cbq/gemm/weight_only_matmul.hpp>
 #include <cbq/scheme.hpp>

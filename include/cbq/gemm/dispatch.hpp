@@ -17,6 +17,7 @@
 #include <cbq/gemm/integer_tile.hpp>
 #include <cbq/gemm/weight_only_kernels_avx2.hpp>
 #include <cbq/gemm/weight_only_kernels_avx512.hpp>
+#include <cbq/gemm/weight_only_kernels_avx512_bf16.hpp>
 #include <cbq/gemm/weight_only_kernels_neon.hpp>
 #include <cbq/gemm/weight_only_kernels_scalar.hpp>
 
@@ -37,6 +38,10 @@ struct RegionKernels {
   /// Kernels for few rows of floats; none where panels are decoded for any number of rows.
   template <int Bits, Zero Z>
   [[nodiscard]] static WeightOnlyKernels weight_only_tile(Isa isa) noexcept;
+
+  /// Kernels for rows of bfloat16; none where the CPU has no products of them, or `isa` no AVX-512.
+  template <int Bits, Zero Z>
+  [[nodiscard]] static Bfloat16Kernels bfloat16_tile(Isa isa) noexcept;
 };
 
 template <int Bits, Zero Z>
@@ -101,6 +106,18 @@ WeightOnlyKernels RegionKernels::weight_only_tile(Isa isa) noexcept {
     default:
       return {};
   }
+}
+
+// Not an Isa of its own: no integer kernel differs, and the CPUs that have it are AVX-512 VNNI ones with one feature
+// more. A cap below AVX-512 rules it out like everything else there.
+template <int Bits, Zero Z>
+Bfloat16Kernels RegionKernels::bfloat16_tile([[maybe_unused]] Isa isa) noexcept {
+#if defined(__x86_64__)
+  if (floating_point_isa(isa) == Isa::avx512_vnni && usable_features().avx512_bf16) {
+    return isa::avx512_bf16::bfloat16_kernels<Bits, Z>();
+  }
+#endif
+  return {};
 }
 
 /// Range of one row of activations.

@@ -38,10 +38,20 @@ extern template WeightOnlyKernels RegionKernels::weight_only_tile<4, Zero::affin
 extern template WeightOnlyKernels RegionKernels::weight_only_tile<8, Zero::symmetric>(Isa) noexcept;
 extern template WeightOnlyKernels RegionKernels::weight_only_tile<8, Zero::affine>(Isa) noexcept;
 
+extern template Bfloat16Kernels RegionKernels::bfloat16_tile<2, Zero::symmetric>(Isa) noexcept;
+extern template Bfloat16Kernels RegionKernels::bfloat16_tile<2, Zero::affine>(Isa) noexcept;
+extern template Bfloat16Kernels RegionKernels::bfloat16_tile<3, Zero::symmetric>(Isa) noexcept;
+extern template Bfloat16Kernels RegionKernels::bfloat16_tile<3, Zero::affine>(Isa) noexcept;
+extern template Bfloat16Kernels RegionKernels::bfloat16_tile<4, Zero::symmetric>(Isa) noexcept;
+extern template Bfloat16Kernels RegionKernels::bfloat16_tile<4, Zero::affine>(Isa) noexcept;
+extern template Bfloat16Kernels RegionKernels::bfloat16_tile<8, Zero::symmetric>(Isa) noexcept;
+extern template Bfloat16Kernels RegionKernels::bfloat16_tile<8, Zero::affine>(Isa) noexcept;
+
 extern template FloatTallKernels float_tall_kernels<float>(Isa) noexcept;
 extern template FloatNarrowKernels<float> float_narrow_kernels<float>(Isa) noexcept;
 extern template FloatNarrowKernels<half> float_narrow_kernels<half>(Isa) noexcept;
 extern template FloatNarrowKernels<bfloat16> float_narrow_kernels<bfloat16>(Isa) noexcept;
+extern template Bfloat16Decoder bfloat16_decoder<bfloat16>(Isa) noexcept;
 
 }  // namespace CBQ_ABI
 }  // namespace cbq

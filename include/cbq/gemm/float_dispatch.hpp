@@ -48,6 +48,27 @@ template <PanelElement T>
   }
 }
 
+/// Converts `count` elements, a multiple of 16, exactly.
+using Bfloat16Decoder = void (*)(const bfloat16* from, std::size_t count, float* to) noexcept;
+
+/// The member `decode` of float_narrow_kernels<bfloat16>(isa), without its other kernels.
+template <std::same_as<bfloat16> T>
+[[nodiscard]] Bfloat16Decoder bfloat16_decoder(Isa isa) noexcept {
+  switch (floating_point_isa(isa)) {
+#if defined(__x86_64__)
+    case Isa::avx512_vnni:
+      return &isa::avx512_vnni::decode_panels<T>;
+    case Isa::avx2:
+      return &isa::avx2::decode_panels<T>;
+#elif defined(__aarch64__)
+    case Isa::neon:
+      return &isa::neon::decode_panels<T>;
+#endif
+    default:
+      return &isa::scalar::decode_panels<T>;
+  }
+}
+
 [[nodiscard]] inline FloatTransposeKernel float_transpose_kernel(Isa isa) noexcept {
   switch (floating_point_isa(isa)) {
 #if defined(__x86_64__)

@@ -70,6 +70,7 @@ template <class B, class E, class T>
 
 /// Tasks are (column chunk, row block), row blocks innermost so that neighbouring tasks share weights.
 struct Cut {
+  std::size_t rows = 0;
   std::size_t row_blocks = 1;
   std::size_t chunks = 1;
   std::size_t strips = 0;
@@ -78,21 +79,28 @@ struct Cut {
   std::size_t end_column = 0;
 };
 
-template <class B, class E, class T>
-[[nodiscard]] Cut cut_work(const Multiplication<B, E, T>& work, std::size_t first_column, std::size_t count) noexcept {
+/// What is cut: rows x inputs times the outputs of `range`, strips of `strip_panels` panels at a time.
+struct CutShape {
+  std::size_t rows = 0;
+  std::size_t inputs = 0;
+  OutputRange range = {};  ///< resolved
+  std::size_t strip_panels = 1;
+};
+
+[[nodiscard]] constexpr Cut cut_work(const CutShape& shape) noexcept {
   // Multiply-adds per task: 10 to 40 microseconds, well above the cost of handing out a task. Reading weights for few
   // rows costs about as much as multiplying them with 8.
   constexpr std::size_t task = std::size_t{1} << 19;
   constexpr std::size_t most_tasks = 512;
-  const std::size_t rows = work.a.rows;
   Cut cut;
-  cut.row_blocks = divide_up(rows, block_rows);
-  cut.strip_panels = is_narrow(work) ? 1 : work.tall.panels;
-  cut.strips = divide_up(divide_up(count, width), cut.strip_panels);
-  cut.first_panel = first_column / width;
-  cut.end_column = first_column + count;
-  const std::size_t block = divide_up(rows, cut.row_blocks);
-  const std::size_t strip_cost = (block < 8 ? 8 : block) * cut.strip_panels * width * (work.a.columns + 1);
+  cut.rows = shape.rows;
+  cut.row_blocks = divide_up(shape.rows, block_rows);
+  cut.strip_panels = shape.strip_panels;
+  cut.strips = divide_up(divide_up(shape.range.count, width), cut.strip_panels);
+  cut.first_panel = shape.range.first / width;
+  cut.end_column = shape.range.first + shape.range.count;
+  const std::size_t block = divide_up(shape.rows, cut.row_blocks);
+  const std::size_t strip_cost = (block < 8 ? 8 : block) * cut.strip_panels * width * (shape.inputs + 1);
   const std::size_t strips_per_task = divide_up(task, strip_cost);
   // A power of two, so that static schedules on 2, 4, 8 threads come out even.
   const std::size_t chunks = std::bit_ceil(divide_up(cut.strips, strips_per_task));
@@ -102,6 +110,21 @@ template <class B, class E, class T>
 }
 
 using driver::Patch;  // a tile's place in C; `columns` may be fewer than the tile's panels have
+
+/// Calls run(patch) for the strips of one task.
+template <class Run>
+void for_each_strip(const Cut& cut, std::size_t task, const Run& run) {
+  const std::size_t chunk = task / cut.row_blocks;
+  const std::size_t block = task % cut.row_blocks;
+  const std::size_t first_row = cut.rows * block / cut.row_blocks;
+  const std::size_t rows = cut.rows * (block + 1) / cut.row_blocks - first_row;
+  for (std::size_t s = cut.strips * chunk / cut.chunks; s < cut.strips * (chunk + 1) / cut.chunks; ++s) {
+    const std::size_t column = (cut.first_panel + s * cut.strip_panels) * width;
+    const std::size_t left = cut.end_column - column;
+    const std::size_t columns = left < cut.strip_panels * width ? left : cut.strip_panels * width;
+    run(Patch{first_row, column, rows, columns});
+  }
+}
 
 /// Sums of a patch between K blocks; `from` or `to` is null in the first or last block.
 struct Partial {
@@ -237,21 +260,13 @@ void run_narrow_panel(const Multiplication<B, E, T>& work, const Patch& patch) n
 
 template <class B, class E, class T>
 void run_task(const Multiplication<B, E, T>& work, const Cut& cut, std::size_t task) noexcept {
-  const std::size_t chunk = task / cut.row_blocks;
-  const std::size_t block = task % cut.row_blocks;
-  const std::size_t first_row = work.a.rows * block / cut.row_blocks;
-  const std::size_t rows = work.a.rows * (block + 1) / cut.row_blocks - first_row;
-  for (std::size_t s = cut.strips * chunk / cut.chunks; s < cut.strips * (chunk + 1) / cut.chunks; ++s) {
-    const std::size_t column = (cut.first_panel + s * cut.strip_panels) * width;
-    const std::size_t left = cut.end_column - column;
-    const std::size_t columns = left < cut.strip_panels * width ? left : cut.strip_panels * width;
-    const Patch patch{first_row, column, rows, columns};
+  for_each_strip(cut, task, [&](const Patch& patch) {
     if (is_narrow(work)) {
       run_narrow_panel(work, patch);
     } else {
-      run_tall_strip(work, patch, divide_up(columns, width));
+      run_tall_strip(work, patch, divide_up(patch.columns, width));
     }
-  }
+  });
 }
 
 /// Rows [16 * group, 16 * group + 16) of `to` [M x K] from the columns of `from` [K x M].

@@ -68,7 +68,11 @@ template <PanelSource B, Epilogue E = NoEpilogue, Executor X = SerialExecutor, O
   if (a.rows == 0 || range->count == 0) return {};
   const Isa isa = capped(options.cap);
   const float_driver::Multiplication<B, E, T> work(a, b, c, epilogue, {.accumulate = options.accumulate, .isa = isa});
-  const float_driver::Cut cut = float_driver::cut_work(work, range->first, range->count);
+  const float_driver::Cut cut =
+      float_driver::cut_work({.rows = a.rows,
+                              .inputs = a.columns,
+                              .range = *range,
+                              .strip_panels = float_driver::is_narrow(work) ? 1 : work.tall.panels});
   options.executor.for_each_index(cut.row_blocks * cut.chunks,
                                   [&](std::size_t task) { float_driver::run_task(work, cut, task); });
   return {};

@@ -184,6 +184,10 @@ struct PortableKernels {
   [[nodiscard]] static WeightOnlyKernels weight_only_tile(Isa isa) noexcept {
     return RegionKernels::weight_only_tile<Bits, Z>(isa);
   }
+  template <int Bits, Zero Z>
+  [[nodiscard]] static Bfloat16Kernels bfloat16_tile(Isa isa) noexcept {
+    return RegionKernels::bfloat16_tile<Bits, Z>(isa);
+  }
 };
 
 }  // namespace CBQ_ABI

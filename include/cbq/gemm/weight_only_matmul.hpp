@@ -63,8 +63,9 @@ static_assert(PanelSource<DecodedPanels>);
 
 namespace driver {
 
-/// Whether float activations fit the weights and both can be read.
-[[nodiscard]] inline Status check_operands(const MatrixView<const float>& x, const PackedMatrix& weights) noexcept {
+/// Whether floating-point activations fit the weights and both can be read.
+template <Element X>
+[[nodiscard]] Status check_operands(const MatrixView<const X>& x, const PackedMatrix& weights) noexcept {
   if (x.columns != weights.layout.inputs || (x.rows > 1 && x.stride < x.columns)) {
     return Error{Errc::bad_shape, "[cbq] matmul: activations and weights have different inputs", "x",
                  ErrorText(x.rows) << " x " << x.columns << ", stride " << x.stride,
@@ -159,11 +160,10 @@ inline constexpr std::size_t few_fixed_blocks = 585;  ///< 64 KiB
 inline constexpr std::size_t most_fixed_blocks = 2048;
 
 /// At most 16 tokens in fixed point, as many at a time as fit the stack. False, and nothing written, where an
-/// activation is not finite or one token does not fit.
-template <class Post, OutputElement T, class E>
-[[nodiscard]] bool multiply_in_fixed_point(const WeightOnlyKernels& kernels, const MatrixView<const float>& x,
-                                           const PackedMatrix& weights, OutputRange range,
-                                           const Output<Post, T>& result, const E& executor) {
+/// activation is not finite or one token does not fit. X: rows that convert_tokens() takes.
+template <class X, class Post, OutputElement T, class E>
+[[nodiscard]] bool multiply_in_fixed_point(const WeightOnlyKernels& kernels, const X& x, const PackedMatrix& weights,
+                                           OutputRange range, const Output<Post, T>& result, const E& executor) {
   const std::size_t row_blocks = weights.layout.blocks;
   const auto multiply = [&](FixedBlock* blocks, std::size_t capacity) {
     const std::size_t fitting = row_blocks == 0 ? x.rows : capacity / row_blocks;

@@ -3,7 +3,8 @@
 
 // What the weight-only matmul asks of the kernels of one instruction set: to decode blocks of a packed panel to floats,
 // for many rows, and to multiply one panel with few rows while its codes are decoded in registers, either with at most
-// 4 rows of floats or with at most 16 rows in fixed point (fixed_point_row.hpp).
+// 4 rows of floats or with at most 16 rows in fixed point (fixed_point_row.hpp). Where rows are bfloat16 and the CPU
+// has products of them: to decode to pairs of bfloat16, and to multiply those with a tile of rows.
 
 #include <cstddef>
 #include <cstdint>
@@ -76,6 +77,47 @@ struct WeightOnlyKernels {
   FixedPointKernel fixed_point = nullptr;
   FixedPointConverter to_fixed_point = nullptr;  ///< null exactly where fixed_point is
   std::int32_t zero_factor = 1;                  ///< see FixedRow
+};
+
+/// Blocks of one packed panel to decode to what vdpbf16ps multiplies: code - zero, at most 255 in magnitude and thus
+/// exact, of two inputs side by side. Scales stay floats. The blocks are whole, also where the last inputs are padding.
+struct PairDecodeJob {
+  const std::byte* panel = nullptr;
+  std::size_t header_bytes = 0;
+  std::size_t group_bytes = 0;
+  std::size_t blocks_per_group = 0;
+  std::size_t first_block = 0;
+  std::size_t blocks = 0;
+  float multiplier = 1.0f;
+  std::uint32_t* pairs = nullptr;  ///< [blocks * 16][16]: the lower half is the even input
+  float* scales = nullptr;         ///< [groups that the blocks are of][16]: scale * multiplier
+};
+
+using PairDecodeKernel = void (*)(const PairDecodeJob&) noexcept;
+
+/// Most rows of a Bfloat16Tile.
+inline constexpr std::size_t bfloat16_tile_rows = 6;
+
+/// Rows of bfloat16 times one or two decoded panels: sums[r][c] += sum over groups of scale * sum over k of x[r][k] *
+/// level[c][k], the inner sum in float and in the order of the inputs.
+struct Bfloat16Tile {
+  const bfloat16* x = nullptr;
+  std::size_t x_stride = 0;                            ///< elements
+  const std::uint32_t* pairs[2] = {nullptr, nullptr};  ///< see PairDecodeJob
+  const float* scales[2] = {nullptr, nullptr};
+  std::size_t inputs = 0;
+  std::size_t first_inputs = 0;  ///< of the first group, which may have begun before
+  std::size_t group_inputs = 0;  ///< of the others; the last one may be shorter
+  float* sums = nullptr;         ///< rows x 32
+};
+
+using Bfloat16TileKernel = void (*)(const Bfloat16Tile&) noexcept;
+
+/// Products of bfloat16 of one instruction set; all null where it has none. `tile[p - 1][r]` has p panels and r rows;
+/// at least 8 rows are cut into ceil(n / 6) tiles of nearly equal height, so short tiles are never asked for.
+struct Bfloat16Kernels {
+  PairDecodeKernel decode = nullptr;
+  Bfloat16TileKernel tile[2][bfloat16_tile_rows + 1] = {};
 };
 
 }  // namespace CBQ_ABI
