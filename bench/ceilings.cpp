@@ -6,6 +6,8 @@
 //   vnni     vpdpbusd, 512 bits: what AVX-512 kernels multiply with
 //   maddubs  8 vpmaddubsw summed in int16 before one vpmaddwd, 256 bits: the densest product AVX2 has for 4-bit weights
 //   fma      vfmadd231ps of the widest registers
+//   bf16     vdpbf16ps, 512 bits, where the CPU has it: what bfloat16 activations are multiplied with
+//   amx      tdpbssd, 2 x 2 tiles of sums, where the machine has AMX
 //   dram     reads of a buffer of at least 512 MiB, one sequential stream per thread
 
 #include <cstdint>
@@ -20,6 +22,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+
+#include <cbq/gemm/amx_tiles.hpp>
 #endif
 
 namespace bench {
@@ -164,6 +168,62 @@ void read(const std::byte* from, std::size_t bytes) noexcept {
 CBQ_END_REGION
 }  // namespace avx512
 
+namespace avx512_bf16 {
+CBQ_BEGIN_REGION(CBQ_TARGET_AVX512BF16)
+
+constexpr double operations = 12 * 64;
+
+void multiply(std::size_t rounds) noexcept {
+  __m512i ones = _mm512_set1_epi32(0x3f803f80);
+  asm volatile("" : "+v"(ones));
+  const __m512bh factors = __builtin_bit_cast(__m512bh, ones);
+  __m512 sums[12];
+  _Pragma("GCC unroll 12") for (int chain = 0; chain < 12; ++chain) {
+    sums[chain] = _mm512_setzero_ps();
+    asm volatile("" : "+v"(sums[chain]));
+  }
+  for (std::size_t round = 0; round < rounds; ++round) {
+    _Pragma("GCC unroll 12") for (int chain = 0; chain < 12; ++chain) {
+      sums[chain] = _mm512_dpbf16_ps(sums[chain], factors, factors);
+    }
+  }
+  _Pragma("GCC unroll 12") for (int chain = 0; chain < 12; ++chain) asm volatile("" : : "v"(sums[chain]));
+}
+
+CBQ_END_REGION
+}  // namespace avx512_bf16
+
+namespace amx {
+CBQ_BEGIN_REGION(CBQ_TARGET_AMX)
+
+constexpr double operations = 4 * 2 * 16 * 16 * 64;
+
+/// Tiles as kernels use them: sums of 32 rows x 32 outputs, of which each product adds 64 inputs of a quarter.
+void multiply(std::size_t rounds) noexcept {
+  using namespace cbq::isa::amx_int8;
+  alignas(64) std::int8_t codes[16 * 64];
+  for (std::int8_t& code : codes) code = 3;
+  configure_tiles(2 * tile_rows, 64);
+  zero_tile<0>();
+  zero_tile<1>();
+  zero_tile<2>();
+  zero_tile<3>();
+  load_tile<4>(codes, 64);
+  load_tile<5>(codes, 64);
+  load_tile<6>(codes, 64);
+  load_tile<7>(codes, 64);
+  for (std::size_t round = 0; round < rounds; ++round) {
+    multiply_tiles<0, 4, 6>();
+    multiply_tiles<1, 4, 7>();
+    multiply_tiles<2, 5, 6>();
+    multiply_tiles<3, 5, 7>();
+  }
+  release_tiles();
+}
+
+CBQ_END_REGION
+}  // namespace amx
+
 #endif
 
 void add_peak(const std::string& name, const Peak& peak) {
@@ -220,6 +280,8 @@ void register_ceilings(const Selection& selection) {
       add_peak("vnni", {&avx512::vnni, avx512::vnni_operations});
       add_peak("maddubs", {&avx2::maddubs, avx2::maddubs_operations});
       add_peak("fma", {&avx512::fma, avx512::fma_operations});
+      if (cbq::usable_features().avx512_bf16) add_peak("bf16", {&avx512_bf16::multiply, avx512_bf16::operations});
+      if (selection.cap == cbq::Isa::amx_int8) add_peak("amx", {&amx::multiply, amx::operations});
       read = &avx512::read;
       break;
     case cbq::Isa::avx2:

@@ -6,8 +6,9 @@
 
 Prints one line per benchmark: median GOPS and GBps, and the percentage of the ceiling that binds it, which is the one
 that would take longer alone: reading the packed weights once at the rate of ceiling/dram, or the arithmetic at the rate
-of the multiply instruction (ceiling/vnni for integer kernels of AVX-512, ceiling/maddubs for other integer kernels,
-ceiling/fma for float activations). --svg draws the percentages over M; only that needs matplotlib.
+of the multiply instruction (ceiling/amx for integer kernels of AMX from 16 tokens on, ceiling/vnni for those of AVX-512,
+ceiling/maddubs for other integer kernels, ceiling/bf16 for bfloat16 activations, ceiling/fma for float ones). --svg draws
+the percentages over M; only that needs matplotlib.
 """
 
 import argparse
@@ -17,11 +18,11 @@ import statistics
 import sys
 
 NAME = re.compile(
-    r"(?P<kind>gemm|float|eigen)/(?P<what>\w+)/(?:(?P<isa>\w+)/)?"
+    r"(?P<kind>gemm|gemm_bf16|float|eigen)/(?P<what>\w+)/(?:(?P<isa>\w+)/)?"
     r"M:(?P<m>\d+)/N:(?P<n>\d+)/K:(?P<k>\d+)/threads:(?P<threads>\d+)"
 )
 CEILING = re.compile(r"ceiling/(?P<what>\w+)/threads:(?P<threads>\d+)")
-PANELS = {"avx512_vnni": "avx512_vnni", "avx2": "avx2", "portable": "portable and scalar"}
+PANELS = {"amx_int8": "amx_int8", "avx512_vnni": "avx512_vnni", "avx2": "avx2", "portable": "portable and scalar"}
 
 
 def summarize(report, statistic):
@@ -43,9 +44,13 @@ def summarize(report, statistic):
 
 
 def compute_ceiling(row):
+    if row["kind"] == "gemm_bf16":
+        return "bf16"
     if row["kind"] != "gemm" or row["what"].partition("a")[2].startswith("16"):
         return "fma"
-    return "vnni" if row["isa"] == "avx512_vnni" else "maddubs"
+    if row["isa"] == "amx_int8" and row["m"] >= 16:
+        return "amx"
+    return "vnni" if row["isa"] in ("avx512_vnni", "amx_int8") else "maddubs"
 
 
 def rows_against_ceilings(values):
@@ -93,8 +98,8 @@ def draw(rows, path, context):
     if not rows:
         sys.exit("plot.py: no products with a ceiling in the same run: nothing to draw")
     for row in rows:
-        row["panel"] = PANELS.get(row["isa"], PANELS["portable"]) if row["kind"] == "gemm" else "floating-point weights"
-        parts = [row["what"]] if row["panel"] == row["isa"] else [row["kind"], row["what"], row["isa"]]
+        row["panel"] = PANELS.get(row["isa"], PANELS["portable"]) if row["kind"].startswith("gemm") else "floating-point weights"
+        parts = [row["kind"], row["what"], None if row["panel"] == row["isa"] else row["isa"]]
         row["label"] = "/".join(part for part in parts if part and part != "gemm")
     threads = sorted({row["threads"] for row in rows})
     panels = list(dict.fromkeys(row["panel"] for row in sorted(rows, key=lambda row: -row["percent"])))

@@ -9,6 +9,8 @@
 //                                              per 128 tokens to code - zero, which is exact in bfloat16, and the sum
 //                                              over a group is multiplied by its scale: twice the rate of floats
 //   all others                                 what the overload for floats does with the same values, to the same bits
+//                                              (but with up to 4 tokens of more than 16,384 inputs on Arm, for which
+//                                              panels are decoded)
 //
 // So results of CPUs with and without AVX512-BF16 agree within a bound and not bit for bit. Products of two bfloat16
 // are exact in float; each addition rounds once, first of at most n = min(group, 256) products, then of the S <= groups
