@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "command_line.hpp"
 
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <new>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -30,6 +32,8 @@ struct Commands {
   SampleCommand sample;
   BenchCommand bench;
   CompareCommand compare;
+  ChooseCommand choose;
+  AblateCommand ablate;
   std::string preset;  ///< of quantize
   std::function<Status(const Console&)> chosen;
 };
@@ -200,9 +204,13 @@ void add_quantize(CLI::App& app, Commands& commands) {
   added->add_option("--range", command.range, "how scales are found: mse (default) or minmax")
       ->transform(CLI::CheckedTransformer(ranges).description("{mse,minmax}"))
       ->type_name("NAME");
-  add_choice(*added, "--preprocess", command.preprocessing,
-             {{"none", Preprocessing::none}, {"cfp", Preprocessing::cfp}, {"smoothquant", Preprocessing::smoothquant}},
-             "none (default), cfp or smoothquant: outliers of weights and activations first");
+  std::map<std::string, Preprocessing> preprocessings;
+  for (const char* name : preprocessing_names) {
+    preprocessings.emplace(name, static_cast<Preprocessing>(preprocessings.size()));
+  }
+  add_choice(*added, "--preprocess", command.preprocessing, preprocessings,
+             "none (default), cfp or smoothquant: outliers of weights and activations first; cfp_scaling or "
+             "cfp_truncation: half of cfp");
   add_calibration(*added, command.calibration);
   added
       ->add_option_function<std::string>(
@@ -234,6 +242,15 @@ void add_quantize(CLI::App& app, Commands& commands) {
   });
 }
 
+void add_operators(CLI::App& app, Operators& operators) {
+  const std::map<std::string, Operators> names = {{"packed", Operators::packed},
+                                                  {"fake_quantized", Operators::fake_quantized}};
+  app.add_option("--operators", operators,
+                 "packed (default), or fake_quantized: the same grids, computed in floating point")
+      ->transform(CLI::CheckedTransformer(names).description("{packed,fake_quantized}"))
+      ->type_name("NAME");
+}
+
 void add_perplexity(CLI::App& app, Commands& commands) {
   PerplexityCommand& command = commands.perplexity;
   CLI::App* added = add_command(app, commands, command, "perplexity", "evaluate a model on a text");
@@ -241,13 +258,16 @@ void add_perplexity(CLI::App& app, Commands& commands) {
   added->add_option("--context", command.context, "tokens per window")->capture_default_str()->type_name("N");
   added->add_option("--windows", command.windows, "at most this many windows; 0: all")->type_name("N");
   added->add_option("--reference", command.reference, "model to measure the divergence from")->type_name("MODEL");
-  const std::map<std::string, Operators> operators = {{"packed", Operators::packed},
-                                                      {"fake_quantized", Operators::fake_quantized}};
-  added
-      ->add_option("--operators", command.operators,
-                   "packed (default), or fake_quantized: the same grids, computed in floating point")
-      ->transform(CLI::CheckedTransformer(operators).description("{packed,fake_quantized}"))
-      ->type_name("NAME");
+  add_operators(*added, command.operators);
+}
+
+void add_choose(CLI::App& app, Commands& commands) {
+  ChooseCommand& command = commands.choose;
+  CLI::App* added = add_command(app, commands, command, "choose", "answer multiple-choice items");
+  added->add_option("--items", command.items, "JSON lines: prompt, choices, index of the answer")
+      ->required()
+      ->type_name("FILE");
+  add_operators(*added, command.operators);
 }
 
 void add_generate(CLI::App& app, Commands& commands) {
@@ -308,6 +328,64 @@ void add_compare(CLI::App& app, Commands& commands) {
   added->add_option("--prompt", command.prompt, "text to continue with each model")->type_name("TEXT");
 }
 
+// Options of `quantize` without model and output; of options that are named twice the last counts.
+cbq::Result<QuantizeCommand> parse_quantize(const std::vector<std::string>& options) {
+  CLI::App app;
+  Commands commands;
+  add_quantize(app, commands);
+  for (CLI::Option* option : app.get_subcommand("quantize")->get_options()) {
+    if (option->get_items_expected_max() == 1) option->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+  }
+  std::vector<std::string> arguments = {"quantize", "MODEL", "-o", "DIR"};
+  arguments.insert(arguments.end(), options.begin(), options.end());
+  std::reverse(arguments.begin(), arguments.end());
+  try {
+    app.parse(std::move(arguments));
+  } catch (const CLI::ParseError& error) {
+    return cbq::Error{cbq::Errc::bad_argument, "not options of quantize", "", error.what()};
+  }
+  if (commands.quantize.recipe.empty()) return commands.quantize;
+  return cbq::Error{cbq::Errc::bad_argument, "no recipes here: a row is its options", "--recipe"};
+}
+
+void add_ablate(CLI::App& app, Commands& commands) {
+  AblateCommand& command = commands.ablate;
+  command.parse = parse_quantize;
+  CLI::App* added =
+      add_command(app, commands, command, "ablate", "run baselines and ablations, write a table and plots");
+  added->add_option("-o,--output", command.output, "folder for results; rows that it has are not run again")
+      ->required()
+      ->type_name("DIR");
+  added->add_option("--text", command.texts, "texts to evaluate on")->required()->type_name("FILE");
+  added->add_option("--calibration", command.calibration, "texts for methods that need them, equal parts of each")
+      ->type_name("FILE");
+  added->add_option("--items", command.items, "multiple-choice items, see choose")->type_name("FILE");
+  const auto names = [&](const char* name, std::vector<std::string>& value, const char* what) {
+    return added->add_option(name, value, what)->delimiter(',')->type_name("NAMES");
+  };
+  names("--only", command.selection.only, "rows, separated by commas; * stands for any text");
+  names("--schemes", command.selection.schemes, "of all rows; default: six for baselines, two for ablations")
+      ->check(CLI::Validator(check_scheme, "", ""));
+  names("--settings", command.selection.settings, "whose ablations are run: default, paper; default: both")
+      ->check(CLI::IsMember({"default", "paper"}).description(""));
+  added->add_option("--seeds", command.selection.seeds, "seeds 0, 1, .. of each row that has one")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str()
+      ->type_name("N");
+  added->add_option("--steps", command.steps, "per window, of all rows; default: the row's")
+      ->check(CLI::PositiveNumber)
+      ->type_name("N");
+  added->add_option("--options", command.options, "options of quantize for all rows, in one argument")
+      ->type_name("TEXT");
+  added->add_option("--context", command.context, "tokens per window of the evaluation")
+      ->capture_default_str()
+      ->type_name("N");
+  added->add_option("--windows", command.windows, "at most this many of each text; 0: all")
+      ->capture_default_str()
+      ->type_name("N");
+  added->add_flag("--list", command.list, "print the rows, and which are done");
+}
+
 int report_failure(const cbq::Error& error, const Console& console) {
   if (error.code == cbq::Errc::interrupted) {
     (void)std::fputs("cbq-llama: interrupted\n", console.err);
@@ -354,6 +432,8 @@ int run_tool(int count, const char* const* arguments, const Console& console) {
     add_sample(app, commands);
     add_bench(app, commands);
     add_compare(app, commands);
+    add_choose(app, commands);
+    add_ablate(app, commands);
     try {
       app.parse(count, arguments);
     } catch (const CLI::ParseError& error) {

@@ -7,11 +7,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <functional>
 #include <string>
 #include <vector>
 
 #include <cbq/core/result.hpp>
 
+#include "ablation_rows.hpp"
 #include "model.hpp"
 #include "quantization.hpp"
 #include "report.hpp"
@@ -104,6 +106,28 @@ struct CompareCommand {
   std::string prompt;
 };
 
+struct ChooseCommand {
+  CommonOptions common;
+  std::string items;
+  Operators operators = Operators::packed;
+};
+
+struct AblateCommand {
+  CommonOptions common;
+  std::string output;
+  std::vector<std::string> texts;        ///< to evaluate on
+  std::vector<std::string> calibration;  ///< texts
+  std::string items;                     ///< multiple-choice; empty: none
+  AblationSelection selection = {};
+  std::size_t steps = 0;  ///< per window, of every row; 0: as the row says
+  std::string options;    ///< of `quantize`, for every row, before the row's own
+  std::size_t context = 512;
+  std::size_t windows = 64;  ///< at most this many of each text; 0: all
+  bool list = false;         ///< only print the rows
+  /// Reads options of `quantize`. Errc::bad_argument.
+  std::function<cbq::Result<QuantizeCommand>(const std::vector<std::string>&)> parse;
+};
+
 [[nodiscard]] cbq::Status run(const InfoCommand& command, const Console& console);
 [[nodiscard]] cbq::Status run(const QuantizeCommand& command, const Console& console);
 [[nodiscard]] cbq::Status run(const PerplexityCommand& command, const Console& console);
@@ -111,11 +135,20 @@ struct CompareCommand {
 [[nodiscard]] cbq::Status run(const SampleCommand& command, const Console& console);
 [[nodiscard]] cbq::Status run(const BenchCommand& command, const Console& console);
 [[nodiscard]] cbq::Status run(const CompareCommand& command, const Console& console);
+[[nodiscard]] cbq::Status run(const ChooseCommand& command, const Console& console);
+[[nodiscard]] cbq::Status run(const AblateCommand& command, const Console& console);
 
 // ---- what the commands share ----
 
 /// Threads and instruction set of the options. Errc::bad_argument.
 [[nodiscard]] cbq::Result<Machine> machine_of(const CommonOptions& common);
+
+/// What quantize() is told. Errc::bad_argument (scheme).
+[[nodiscard]] cbq::Result<QuantizationOptions> quantization_options(const QuantizeCommand& command,
+                                                                    const Machine& machine);
+
+/// What became of a window of a reconstruction.
+[[nodiscard]] cbq::Json window_json(const cbq::WindowReport& entry);
 
 /// Opens the model's files and reads its weights.
 struct LoadedModel {

@@ -3,85 +3,27 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdarg>
-#include <cstdio>
+
+#include "svg.hpp"
 
 namespace cbq_llama {
 
 namespace {
 
-[[gnu::format(printf, 2, 3)]] void append(std::string& out, const char* format, ...) {
-  char text[512] = {};
-  std::va_list arguments;
-  va_start(arguments, format);
-  (void)std::vsnprintf(text, sizeof text, format, arguments);
-  va_end(arguments);
-  out += text;
-}
-
-std::string escaped(const std::string& text) {
-  std::string out;
-  for (const char c : text) {
-    switch (c) {
-      case '&':
-        out += "&amp;";
-        break;
-      case '<':
-        out += "&lt;";
-        break;
-      case '>':
-        out += "&gt;";
-        break;
-      default:
-        out += c;
-    }
-  }
-  return out;
-}
-
 constexpr double width = 920;
 constexpr double height = 496;
-
-// A panel with a linear x axis from 0 and a y axis of one's choice, in pixels.
-struct Panel {
-  double left = 0;
-  double right = 0;
-  double top = 106;
-  double bottom = 412;
-  double x_limit = 1;
-  double y_low = 0;
-  double y_high = 1;
-
-  [[nodiscard]] double x(double value) const { return left + (right - left) * value / x_limit; }
-  [[nodiscard]] double y(double value) const { return bottom - (bottom - top) * (value - y_low) / (y_high - y_low); }
-};
 
 // Activations in floating point and quantized ones look different.
 bool float_activations(const std::string& scheme) {
   return scheme.find("a16") != std::string::npos;
 }
 
-void draw_frame(std::string& out, const Panel& panel, const char* x_title, const char* y_title) {
-  append(out, "<path class=\"axis\" d=\"M%.1f %.1fV%.1fH%.1f\"/>\n", panel.left, panel.top, panel.bottom, panel.right);
-  append(out, "<text class=\"label\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">%s</text>\n",
-         (panel.left + panel.right) / 2, panel.bottom + 40, x_title);
-  append(out, "<text class=\"label\" x=\"%.1f\" y=\"%.1f\">%s</text>\n", panel.left - 44, panel.top - 14, y_title);
-}
-
-void draw_x_ticks(std::string& out, const Panel& panel, double step) {
-  for (double value = 0; value <= panel.x_limit + 1e-9; value += step) {
-    append(out, "<path class=\"tick\" d=\"M%.1f %.1fv5\"/>\n", panel.x(value), panel.bottom);
-    append(out, "<text class=\"number\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">%g</text>\n", panel.x(value),
-           panel.bottom + 19, value);
-  }
-}
-
 void draw_marker(std::string& out, const std::string& scheme, double x, double y) {
   if (float_activations(scheme)) {
-    append(out, "<circle class=\"float\" cx=\"%.1f\" cy=\"%.1f\" r=\"5\"/>\n", x, y);
+    append_format(out, "<circle class=\"float\" cx=\"%.1f\" cy=\"%.1f\" r=\"5\"/>\n", x, y);
   } else {
-    append(out, "<rect class=\"integer marker\" x=\"%.1f\" y=\"%.1f\" width=\"9.5\" height=\"9.5\"/>\n", x - 4.75,
-           y - 4.75);
+    append_format(out, "<rect class=\"integer marker\" x=\"%.1f\" y=\"%.1f\" width=\"9.5\" height=\"9.5\"/>\n",
+                  x - 4.75, y - 4.75);
   }
 }
 
@@ -132,13 +74,13 @@ void draw_labels(std::string& out, const std::vector<Place>& places, const Chart
       break;
     }
     taken.push_back(label_box(places[i], *chosen, scheme.size()));
-    append(out, "<text class=\"point\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\">%s</text>\n", places[i].x + chosen->dx,
-           places[i].y + chosen->dy, chosen->anchor, escaped(scheme).c_str());
+    append_format(out, "<text class=\"point\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\">%s</text>\n",
+                  places[i].x + chosen->dx, places[i].y + chosen->dy, chosen->anchor, xml_escaped(scheme).c_str());
   }
 }
 
 void draw_divergence(std::string& out, const Chart& chart, double x_limit) {
-  Panel panel{.left = 76, .right = 470, .x_limit = x_limit};
+  Panel panel{.left = 76, .right = 470, .top = 106, .bottom = 412, .x_limit = x_limit};
   double low = 1e300;
   double high = 0;
   for (const ChartPoint& point : chart.points) {
@@ -149,9 +91,9 @@ void draw_divergence(std::string& out, const Chart& chart, double x_limit) {
   panel.y_low = std::floor(std::log10(low));
   panel.y_high = std::max(std::ceil(std::log10(high)), panel.y_low + 1);
   for (double exponent = panel.y_low; exponent <= panel.y_high + 1e-9; exponent += 1) {
-    append(out, "<path class=\"grid\" d=\"M%.1f %.1fH%.1f\"/>\n", panel.left, panel.y(exponent), panel.right);
-    append(out, "<text class=\"number\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">%g</text>\n", panel.left - 8,
-           panel.y(exponent) + 4, std::pow(10.0, exponent));
+    append_format(out, "<path class=\"grid\" d=\"M%.1f %.1fH%.1f\"/>\n", panel.left, panel.y(exponent), panel.right);
+    append_format(out, "<text class=\"number\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">%g</text>\n", panel.left - 8,
+                  panel.y(exponent) + 4, std::pow(10.0, exponent));
   }
   draw_frame(out, panel, "bits per weight", "mean KL to the float model, nats per token (log)");
   draw_x_ticks(out, panel, 2);
@@ -167,7 +109,7 @@ void draw_divergence(std::string& out, const Chart& chart, double x_limit) {
 
 // Bars: the file sizes, with the perplexity written at their ends.
 void draw_sizes(std::string& out, const Chart& chart) {
-  Panel panel{.left = 650, .right = 850};
+  Panel panel{.left = 650, .right = 850, .top = 106, .bottom = 412};
   double largest = chart.float_megabytes;
   for (const ChartPoint& point : chart.points) largest = std::max(largest, point.file_megabytes);
   const double magnitude = std::pow(10.0, std::floor(std::log10(largest)));
@@ -185,12 +127,12 @@ void draw_sizes(std::string& out, const Chart& chart) {
     const double y = panel.top + pitch * (static_cast<double>(index) + 0.5);
     const double thickness = std::min(16.0, 0.6 * pitch);
     const char* kind = index == 0 ? "reference" : float_activations(name) ? "float" : "integer";
-    append(out, "<text class=\"point\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">%s</text>\n", panel.left - 8, y + 4,
-           escaped(name).c_str());
-    append(out, "<rect class=\"%s\" x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\"/>\n", kind, panel.left,
-           y - thickness / 2, panel.x(megabytes) - panel.left, thickness);
-    append(out, "<text class=\"number\" x=\"%.1f\" y=\"%.1f\">%.4g</text>\n", panel.x(megabytes) + 6, y + 4,
-           perplexity);
+    append_format(out, "<text class=\"point\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">%s</text>\n", panel.left - 8,
+                  y + 4, xml_escaped(name).c_str());
+    append_format(out, "<rect class=\"%s\" x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\"/>\n", kind, panel.left,
+                  y - thickness / 2, panel.x(megabytes) - panel.left, thickness);
+    append_format(out, "<text class=\"number\" x=\"%.1f\" y=\"%.1f\">%.4g</text>\n", panel.x(megabytes) + 6, y + 4,
+                  perplexity);
   };
   bar(0, "float", chart.float_megabytes, chart.float_perplexity);
   for (std::size_t i = 0; i < chart.points.size(); ++i) {
@@ -198,39 +140,24 @@ void draw_sizes(std::string& out, const Chart& chart) {
     bar(i + 1, point.scheme, point.file_megabytes, point.perplexity);
   }
   draw_frame(out, panel, "file size, MB", "");
-  append(out, "<text class=\"label\" x=\"%.1f\" y=\"%.1f\">file size, and perplexity beside it</text>\n",
-         panel.left - 120, panel.top - 14);
+  append_format(out, "<text class=\"label\" x=\"%.1f\" y=\"%.1f\">file size, and perplexity beside it</text>\n",
+                panel.left - 120, panel.top - 14);
   draw_x_ticks(out, panel, step);
 }
 
 }  // namespace
 
 std::string draw(const Chart& chart) {
-  std::string out;
-  append(out,
-         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %g %g\" width=\"%g\" height=\"%g\" "
-         "font-family=\"system-ui, sans-serif\">\n",
-         width, height, width, height);
-  // Mid tones and no background: they stand out on white and on black alike.
-  out +=
-      "<style>\n"
-      "text { fill: #444 } .title { font-size: 17px; font-weight: 600 } .number { font-size: 11px }\n"
-      ".label, .legend, .subtitle { font-size: 12px } .point { font-size: 11.5px }\n"
-      "circle, .marker { stroke: #fff; stroke-width: 1 }\n"
-      ".axis, .tick { stroke: #888; fill: none } .grid { stroke: #8885; stroke-dasharray: 2 3 }\n"
-      ".float { fill: #d97706 } .integer { fill: #2f7fd1 } .reference { fill: #8a8a8a }\n"
-      "@media (prefers-color-scheme: dark) { text { fill: #ccc } }\n"
-      "</style>\n";
-  out += "<text class=\"title\" x=\"32\" y=\"30\">" + escaped(chart.title) + "</text>\n";
-  out += "<text class=\"subtitle\" x=\"32\" y=\"50\">" + escaped(chart.subtitle) + "</text>\n";
+  std::string out = open_svg({width, height}, chart.title, chart.subtitle);
   double most_bits = 8;
   for (const ChartPoint& point : chart.points) most_bits = std::max(most_bits, point.bits_per_weight);
   draw_divergence(out, chart, 2 * std::ceil(most_bits / 2 + 0.4));
   draw_sizes(out, chart);
-  append(out, "<rect class=\"integer\" x=\"76\" y=\"%.1f\" width=\"9.5\" height=\"9.5\"/>\n", height - 25);
-  append(out, "<text class=\"legend\" x=\"92\" y=\"%.1f\">activations quantized per token</text>\n", height - 16);
-  append(out, "<circle class=\"float\" cx=\"306\" cy=\"%.1f\" r=\"5\"/>\n", height - 20);
-  append(out, "<text class=\"legend\" x=\"317\" y=\"%.1f\">activations in floating point</text>\n", height - 16);
+  append_format(out, "<rect class=\"integer\" x=\"76\" y=\"%.1f\" width=\"9.5\" height=\"9.5\"/>\n", height - 25);
+  append_format(out, "<text class=\"legend\" x=\"92\" y=\"%.1f\">activations quantized per token</text>\n",
+                height - 16);
+  append_format(out, "<circle class=\"float\" cx=\"306\" cy=\"%.1f\" r=\"5\"/>\n", height - 20);
+  append_format(out, "<text class=\"legend\" x=\"317\" y=\"%.1f\">activations in floating point</text>\n", height - 16);
   out += "</svg>\n";
   return out;
 }

@@ -360,6 +360,10 @@ void Session::reset() {
   state_->cache.reset();
 }
 
+void Session::truncate(std::size_t size) {
+  state_->cache.truncate(size);
+}
+
 std::size_t Session::size() const {
   return state_->cache.size();
 }

@@ -81,6 +81,8 @@ class Session {
 
   /// Forgets all tokens.
   void reset();
+  /// Forgets all tokens from `size` on.
+  void truncate(std::size_t size);
   /// Tokens so far.
   [[nodiscard]] std::size_t size() const;
 

@@ -71,28 +71,29 @@ class BlockWeights {
   std::map<std::string, FloatMatrix> tensors_;
 };
 
+// Goes through the blocks in floating point and lets `see(layer, statistics)` look at what their layers read.
 template <Architecture A>
-class Preprocessor {
+class Walk {
  public:
-  Preprocessor(std::span<const ModuleReport> plan, const QuantizationOptions& options, ChangedWeights& weights)
+  Walk(std::span<const ModuleReport> plan, const QuantizationOptions& options, const ChangedWeights& weights)
       : plan_(plan),
         options_(options),
         weights_(weights),
         executor_(make_executor(options.threads)),
         context_(executor_, cbq::detect()) {}
 
-  Status run(const CalibrationTokens& tokens) {
+  template <class See>
+  Status run(const CalibrationTokens& tokens, const char* what, const See& see) {
     const ModelConfig& config = weights_.config();
     const Result<BlockOpener<A>> opener = BlockOpener<A>::create(config, tokens.length);
     if (!opener) return opener.error();
     Result<FirstStates> states = FirstStates::create(weights_.source(), plan_, tokens, options_);
     if (!states) return states.error();
-    norms_ = opener->norm_names();
-    Progress progress("preprocessing", "blocks", config.layers);
+    Progress progress(what, "blocks", config.layers);
     for (std::size_t layer = 0; layer < config.layers; ++layer) {
       const Result<Statistics> statistics = observe(*opener, layer, states->target.view(), tokens.length);
       if (!statistics) return cbq::in_context(statistics.error(), block_name(config, layer));
-      if (const Status done = change(layer, *statistics); !done)
+      if (const Status done = see(layer, *statistics); !done)
         return cbq::in_context(done.error(), block_name(config, layer));
       progress.update(layer + 1);
     }
@@ -127,32 +128,56 @@ class Preprocessor {
     return statistics;
   }
 
+  std::span<const ModuleReport> plan_;
+  const QuantizationOptions& options_;
+  const ChangedWeights& weights_;
+  ToolExecutor executor_;
+  cbq::ExecutionContext<ToolExecutor> context_;
+};
+
+class Preprocessor {
+ public:
+  Preprocessor(std::span<const ModuleReport> plan, const QuantizationOptions& options, std::vector<std::string> norms,
+               ChangedWeights& weights)
+      : plan_(plan),
+        options_(options),
+        norms_(std::move(norms)),
+        weights_(weights),
+        executor_(make_executor(options.threads)) {}
+
   Status change(std::size_t layer, const Statistics& statistics) {
-    const ModelConfig& config = weights_.config();
-    const std::vector<MatrixModule> modules = block_modules(config, layer);
+    const std::vector<MatrixModule> modules = block_modules(weights_.config(), layer);
     Result<BlockWeights> block = BlockWeights::read(weights_, layer, norms_);
     if (!block) return block.error();
     std::vector<LinearWeights<float>> linears;
     for (const MatrixModule& module : modules) linears.push_back(block->linear(module));
-    const std::size_t down = modules.size() - 1;
-    const std::span<const LinearWeights<float>> all(linears);
-    const auto attention = all.first(3), mlp = all.subspan(4, down - 4);
-    if (const Status done = scale(statistics.at(0), block->norm(norms_[2 * layer]), attention); !done) return done;
-    if (const Status done = scale(statistics.at(4), block->norm(norms_[2 * layer + 1]), mlp); !done) return done;
-    if (options_.preprocessing == Preprocessing::cfp) {
-      // What makes the input of the last matrix is the matrix before it: up, or fc1.
-      if (const Status done = scale(statistics.at(down), linears[down - 1], all.last(1)); !done) return done;
-      Result<std::vector<float>> values = factors(statistics.at(3), all.subspan(3, 1));
-      if (!values) return values.error();
-      const cbq::ValueHeads heads = {config.heads, config.kv_heads, config.head_width};
-      const Status scaled = cbq::scale_value_channels(linears[2], linears[3], heads, std::span<float>(*values));
-      if (!scaled) return scaled;
+    if (options_.preprocessing != Preprocessing::cfp_truncation) {
+      if (const Status done = scale_inputs(layer, statistics, *block, linears); !done) return done;
+    }
+    if (options_.preprocessing == Preprocessing::cfp || options_.preprocessing == Preprocessing::cfp_truncation) {
       for (std::size_t i = 0; i < modules.size(); ++i) {
         if (const Status done = truncate(modules[i], linears[i]); !done) return done;
       }
     }
     (*std::move(block)).store(weights_);
     return {};
+  }
+
+ private:
+  Status scale_inputs(std::size_t layer, const Statistics& statistics, BlockWeights& block,
+                      std::span<const LinearWeights<float>> all) const {
+    const ModelConfig& config = weights_.config();
+    const std::size_t down = all.size() - 1;
+    const auto attention = all.first(3), mlp = all.subspan(4, down - 4);
+    if (const Status done = scale(statistics.at(0), block.norm(norms_[2 * layer]), attention); !done) return done;
+    if (const Status done = scale(statistics.at(4), block.norm(norms_[2 * layer + 1]), mlp); !done) return done;
+    if (options_.preprocessing == Preprocessing::smoothquant) return {};
+    // What makes the input of the last matrix is the matrix before it: up, or fc1.
+    if (const Status done = scale(statistics.at(down), all[down - 1], all.last(1)); !done) return done;
+    Result<std::vector<float>> values = factors(statistics.at(3), all.subspan(3, 1));
+    if (!values) return values.error();
+    const cbq::ValueHeads heads = {config.heads, config.kv_heads, config.head_width};
+    return cbq::scale_value_channels(all[2], all[3], heads, std::span<float>(*values));
   }
 
   template <class Producer>
@@ -169,8 +194,9 @@ class Preprocessor {
     for (std::size_t c = 0; c < magnitudes.size(); ++c) magnitudes[c] = statistics.magnitude(c);
     const std::span<const float> sizes(magnitudes);
     const std::span<float> out(found);
-    const Status done = options_.preprocessing == Preprocessing::cfp ? cbq::find_scaling_factors(sizes, out)
-                                                                     : cbq::smoothquant_factors(sizes, consumers, out);
+    const Status done = options_.preprocessing == Preprocessing::smoothquant
+                            ? cbq::smoothquant_factors(sizes, consumers, out)
+                            : cbq::find_scaling_factors(sizes, out);
     if (!done) return done.error();
     return found;
   }
@@ -187,19 +213,48 @@ class Preprocessor {
 
   std::span<const ModuleReport> plan_;
   const QuantizationOptions& options_;
+  std::vector<std::string> norms_;
   ChangedWeights& weights_;
   ToolExecutor executor_;
-  cbq::ExecutionContext<ToolExecutor> context_;
-  std::vector<std::string> norms_;
 };
+
+template <Architecture A>
+Status preprocess_as(std::span<const ModuleReport> plan, const CalibrationTokens& tokens,
+                     const QuantizationOptions& options, ChangedWeights& weights) {
+  const Result<BlockOpener<A>> opener = BlockOpener<A>::create(weights.config(), tokens.length);
+  if (!opener) return opener.error();
+  Preprocessor preprocessor(plan, options, opener->norm_names(), weights);
+  // A block is changed when the states have passed it.
+  return Walk<A>(plan, options, weights)
+      .run(tokens, "preprocessing",
+           [&](std::size_t layer, const Statistics& statistics) { return preprocessor.change(layer, statistics); });
+}
 
 }  // namespace
 
 Status preprocess(std::span<const ModuleReport> plan, const CalibrationTokens& tokens,
                   const QuantizationOptions& options, ChangedWeights& weights) {
   return weights.config().architecture == Architecture::llama
-             ? Preprocessor<Architecture::llama>(plan, options, weights).run(tokens)
-             : Preprocessor<Architecture::opt>(plan, options, weights).run(tokens);
+             ? preprocess_as<Architecture::llama>(plan, tokens, options, weights)
+             : preprocess_as<Architecture::opt>(plan, tokens, options, weights);
+}
+
+Result<std::vector<ChannelSizes>> input_sizes(const CalibrationTokens& tokens, const QuantizationOptions& options,
+                                              const ChangedWeights& weights) {
+  std::vector<ChannelSizes> sizes;
+  const auto see = [&](std::size_t layer, const Statistics& statistics) -> Status {
+    const std::vector<MatrixModule> modules = block_modules(weights.config(), layer);
+    for (const auto& [module, channels] : statistics) {
+      ChannelSizes& entry = sizes.emplace_back(ChannelSizes{modules[module].name, {}});
+      for (std::size_t c = 0; c < channels.channels(); ++c) entry.magnitudes.push_back(channels.magnitude(c));
+    }
+    return {};
+  };
+  const Status done = weights.config().architecture == Architecture::llama
+                          ? Walk<Architecture::llama>({}, options, weights).run(tokens, "looking", see)
+                          : Walk<Architecture::opt>({}, options, weights).run(tokens, "looking", see);
+  if (!done) return done.error();
+  return sizes;
 }
 
 }  // namespace cbq_llama

@@ -34,8 +34,6 @@ using cbq::Result;
 using cbq::Scheme;
 using cbq::Status;
 
-namespace {
-
 bool matches(std::string_view pattern, std::string_view name) {
   const std::size_t star = pattern.find('*');
   if (star == std::string_view::npos) return pattern == name;
@@ -45,6 +43,8 @@ bool matches(std::string_view pattern, std::string_view name) {
   }
   return false;
 }
+
+namespace {
 
 Status check_packable(const Scheme& scheme) {
   return cbq::visit_scheme(scheme, []<Scheme S>() -> Status { return {}; });
@@ -318,7 +318,7 @@ Status write_config(const std::string& path, const ModelSource& source, const Qu
   record.notes["range"] = options.range == RangeSearch::mse ? "mse" : "minmax";
   record.notes["calibration_tokens"] = report.calibration_tokens;
   if (options.preprocessing != Preprocessing::none) {
-    record.notes["preprocess"] = options.preprocessing == Preprocessing::cfp ? "cfp" : "smoothquant";
+    record.notes["preprocess"] = preprocessing_names[static_cast<std::size_t>(options.preprocessing)];
   }
   const std::string embedding = embedding_module(source.config()).name;
   for (const ModuleReport& entry : report.modules) {
@@ -403,6 +403,7 @@ Status calibrate(std::span<const ModuleReport> plan, const std::string& output, 
     if (!done) return done.error();
     result.codes = std::move(done->codes);
     report.windows = std::move(done->windows);
+    report.trained_parameters = done->trained_parameters;
   }
   return {};
 }

@@ -11,6 +11,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <cbq/core/result.hpp>
@@ -32,6 +33,9 @@ struct SchemeRule {
   std::string pattern = "*";
   cbq::Scheme scheme = {};
 };
+
+/// Whether `name` is what `pattern` says, in which `*` stands for any text.
+[[nodiscard]] bool matches(std::string_view pattern, std::string_view name);
 
 /// How scales are found.
 enum class RangeSearch : unsigned char { mse, minmax };
@@ -55,7 +59,15 @@ enum class ReconstructionLoss : unsigned char {
 };
 
 /// What is done to weights before they are rounded.
-enum class Preprocessing : unsigned char { none, cfp, smoothquant };
+enum class Preprocessing : unsigned char {
+  none,
+  cfp,             ///< both halves of the paper's: activations scaled, weights truncated
+  cfp_scaling,     ///< the first alone
+  cfp_truncation,  ///< the second alone
+  smoothquant,
+};
+/// By which command lines and files name them, in their order.
+inline constexpr const char* preprocessing_names[] = {"none", "cfp", "cfp_scaling", "cfp_truncation", "smoothquant"};
 
 /// How `--method cbq` trains; see cbq::ReconstructionOptions.
 struct ReconstructionSettings {
@@ -107,6 +119,7 @@ struct QuantizationReport {
   std::size_t calibration_tokens = 0;
   std::size_t file_bytes = 0;
   std::vector<cbq::WindowReport> windows;  ///< of reconstruction
+  std::size_t trained_parameters = 0;      ///< by reconstruction, of all blocks
 };
 
 /// Average bits per weight of a model's matrices as its files store them: linear layers, embedding, head (tied ones

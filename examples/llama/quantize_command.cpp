@@ -82,12 +82,22 @@ void print_windows(const QuantizationReport& report, const QuantizeCommand& comm
   }
 }
 
+}  // namespace
+
+Result<QuantizationOptions> quantization_options(const QuantizeCommand& command, const Machine& machine) {
+  QuantizationOptions options;
+  if (const Status done = set_rules(command, options); !done) return done.error();
+  options.head_bits = command.head_bits;
+  options.range = command.range;
+  set_method(command, options);
+  options.threads = machine.threads;
+  return options;
+}
+
 cbq::Json window_json(const cbq::WindowReport& entry) {
   return {{"first_block", entry.window.first}, {"blocks", entry.window.count}, {"loss_before", entry.loss_before},
           {"loss_after", entry.loss_after},    {"restarts", entry.restarts},   {"kept_start", entry.kept_start}};
 }
-
-}  // namespace
 
 Status run(const QuantizeCommand& command, const Console& console) {
   const Result<Machine> machine = machine_of(command.common);
@@ -102,18 +112,14 @@ Status run(const QuantizeCommand& command, const Console& console) {
   if (const Status used = check_rules(source->config(), command.schemes); !used) {
     return cbq::in_context(used.error(), command.recipe);
   }
-  QuantizationOptions options;
-  if (const Status done = set_rules(command, options); !done) return done;
-  options.head_bits = command.head_bits;
-  options.range = command.range;
-  set_method(command, options);
-  options.threads = machine->threads;
-  const Result<QuantizationReport> done = quantize(*source, command.output, options);
+  const Result<QuantizationOptions> options = quantization_options(command, *machine);
+  if (!options) return options.error();
+  const Result<QuantizationReport> done = quantize(*source, command.output, *options);
   if (!done) return done.error();
 
   Report report;
   report.model = command.output;
-  report.scheme = options.rules.size() == 1 ? cbq::scheme_name(options.rules[0].scheme).c_str() : "mixed";
+  report.scheme = options->rules.size() == 1 ? cbq::scheme_name(options->rules[0].scheme).c_str() : "mixed";
   report.method = command.method;
   report.isa = cbq::isa_name(machine->isa);
   report.threads = machine->threads;
@@ -131,6 +137,7 @@ Status run(const QuantizeCommand& command, const Console& console) {
   }
   cbq::Json json = to_json(report);
   for (const cbq::WindowReport& entry : done->windows) json["reconstruction"].push_back(window_json(entry));
+  if (!done->windows.empty()) json["trained_parameters"] = done->trained_parameters;
   if (command.explain) {
     json["modules"] = cbq::Json::array();
     for (const ModuleReport& entry : done->modules) json["modules"].push_back(module_json(entry));

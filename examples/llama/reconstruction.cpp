@@ -90,6 +90,7 @@ class Host {
   [[nodiscard]] std::size_t blocks() const { return model_.original.config().layers; }
   [[nodiscard]] Head* head() { return &*head_; }
   [[nodiscard]] CodesByModule take_codes() { return std::move(codes_); }
+  [[nodiscard]] std::size_t trained_parameters() const { return trained_parameters_; }
 
   [[nodiscard]] Result<Teacher> open_teacher(std::size_t layer) {
     const auto linear = [&](const MatrixModule& module, std::vector<FloatMatrix>& memory) {
@@ -108,8 +109,10 @@ class Host {
   [[nodiscard]] Status finish(std::size_t layer, Student& student) {
     const std::vector<MatrixModule> modules = block_modules(model_.original.config(), layer);
     std::size_t next = 0;
-    student.for_each_linear(
-        [&](const char*, Trained& linear) { codes_.emplace(modules[next++].name, linear.take_codes()); });
+    student.for_each_linear([&](const char*, Trained& linear) {
+      trained_parameters_ += linear.rounding().trained_parameters();
+      codes_.emplace(modules[next++].name, linear.take_codes());
+    });
     return {};
   }
 
@@ -135,6 +138,7 @@ class Host {
   std::vector<FloatMatrix> memory_;
   std::optional<Head> head_;
   CodesByModule codes_;
+  std::size_t trained_parameters_ = 0;
 };
 
 // Of everything that the blocks and targets of a run depend on and that cbq::reconstruct() does not see.
@@ -244,7 +248,7 @@ Result<Reconstructed> run(const Model& model, const CalibrationTokens& tokens, c
     const bool state = model.options.resume == Resume::yes && windows.error().code != Errc::interrupted;
     return state ? cbq::in_context(windows.error(), checkpoint) : windows.error();
   }
-  return Reconstructed{(*host)->take_codes(), *std::move(windows)};
+  return Reconstructed{(*host)->take_codes(), *std::move(windows), (*host)->trained_parameters()};
 }
 
 }  // namespace

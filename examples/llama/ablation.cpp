@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ablation.hpp"
+
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <optional>
+#include <system_error>
+#include <utility>
+
+#include <unistd.h>
+
+#include <cbq/io/atomic_file.hpp>
+#include <cbq/reconstruct/checkpoint.hpp>
+
+#include "evaluation.hpp"
+#include "reconstruction.hpp"
+
+namespace cbq_llama {
+
+using cbq::Errc;
+using cbq::Error;
+using cbq::Json;
+using cbq::Result;
+using cbq::Status;
+
+namespace {
+
+std::string joined(const std::vector<std::string>& parts) {
+  std::string text;
+  for (const std::string& part : parts) text += (text.empty() ? "" : " ") + part;
+  return text;
+}
+
+// One line of JSON.
+std::string line_of(const Json& json) {
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+}  // namespace
+
+Result<AblationResults> AblationResults::open(std::string path) {
+  AblationResults results(std::move(path));
+  if (::access(results.path_.c_str(), F_OK) != 0) return results;
+  const Result<std::string> text = read_text(results.path_);
+  if (!text) return text.error();
+  for (std::size_t at = 0; at < text->size();) {
+    const std::size_t end = std::min(text->find('\n', at), text->size());
+    Result<Json> json = cbq::parse_json(std::string_view(*text).substr(at, end - at));
+    at = end + 1;
+    if (!json) continue;
+    const Result<std::string_view> key = cbq::json_string(*json, "key");
+    if (!key) continue;
+    const std::string name(*key);
+    if (results.results_.insert_or_assign(name, *std::move(json)).second) results.order_.push_back(name);
+  }
+  return results;
+}
+
+const Json* AblationResults::find(const std::string& key) const {
+  const auto found = results_.find(key);
+  return found == results_.end() ? nullptr : &found->second;
+}
+
+Status AblationResults::add(const std::string& key, Json result) {
+  result["key"] = key;
+  if (results_.insert_or_assign(key, std::move(result)).second) order_.push_back(key);
+  std::string text;
+  for (const std::string& name : order_) text += line_of(results_.at(name));
+  return cbq::write_file(path_, text);
+}
+
+Result<Ablation> Ablation::create(const AblateCommand& command) {
+  const Result<Machine> machine = machine_of(command.common);
+  if (!machine) return machine.error();
+  Result<ModelSource> source = ModelSource::open(command.common.model.path, command.common.model.pre_tokenizer);
+  if (!source) return source.error();
+  Ablation ablation(command, *std::move(source), *machine);
+  if (const Status done = ablation.read_texts(); !done) return done.error();
+  if (command.items.empty()) return ablation;
+  Result<std::vector<TokenizedItem>> items = read_items(command.items, ablation.source_);
+  if (!items) return items.error();
+  ablation.items_ = *std::move(items);
+  return ablation;
+}
+
+Status Ablation::read_texts() {
+  const Result<Tokenizer> tokenizer = source_.tokenizer();
+  if (!tokenizer) return tokenizer.error();
+  for (const std::string& path : command_.texts) {
+    const Result<std::string> text = read_text(path);
+    if (!text) return text.error();
+    Result<std::vector<std::int32_t>> tokens = tokenizer->encode(*text);
+    if (!tokens) return cbq::in_context(tokens.error(), path);
+    if (tokens->size() < command_.context) {
+      return Error{Errc::bad_argument, "the text is shorter than one window", path, tokens->size(), command_.context};
+    }
+    texts_.push_back({path, *std::move(tokens)});
+  }
+  return {};
+}
+
+std::vector<std::string> Ablation::arguments(const AblationRow& row) const {
+  std::vector<std::string> all = {"--scheme", row.scheme, "--seed", std::to_string(row.seed), "--head-bits", "16"};
+  if (!command_.calibration.empty()) all.push_back("--calibration");
+  all.insert(all.end(), command_.calibration.begin(), command_.calibration.end());
+  if (command_.steps != 0) all.insert(all.end(), {"--steps", std::to_string(command_.steps)});
+  const std::vector<std::string> common = split_options(command_.options);
+  all.insert(all.end(), common.begin(), common.end());
+  all.insert(all.end(), row.options.begin(), row.options.end());
+  return all;
+}
+
+std::string Ablation::key(const AblationRow& row) const {
+  Json what = {{"model", command_.common.model.path},
+               {"context", command_.context},
+               {"windows", command_.windows},
+               {"texts", command_.texts},
+               {"items", command_.items}};
+  if (!row.scheme.empty()) what["arguments"] = arguments(row);
+  const std::string text = line_of(what);
+  char digits[32] = {};
+  (void)std::snprintf(digits, sizeof digits, "%016llx",
+                      static_cast<unsigned long long>(cbq::hash_bytes(std::as_bytes(std::span(text)))));
+  return digits;
+}
+
+Status Ablation::check(const AblationRow& row) const {
+  if (row.scheme.empty()) return {};
+  const Result<QuantizeCommand> command = command_.parse(arguments(row));
+  if (!command) return cbq::in_context(command.error(), row.name);
+  const Result<QuantizationOptions> options = quantization_options(*command, machine_);
+  return options ? Status() : Status(cbq::in_context(options.error(), row.name));
+}
+
+Status Ablation::quantize_row(const AblationRow& row, const std::string& output, Json& result) const {
+  const Result<QuantizeCommand> command = command_.parse(arguments(row));
+  if (!command) return command.error();
+  Result<QuantizationOptions> options = quantization_options(*command, machine_);
+  if (!options) return options.error();
+  options->resume = Resume::yes;
+  result["resumed"] = ::access(checkpoint_path(output).c_str(), F_OK) == 0;
+  const bool fresh = restart_peak_memory();
+  const auto start = std::chrono::steady_clock::now();
+  const Result<QuantizationReport> done = quantize(source_, output, *options);
+  if (!done) return done.error();
+  result["seconds"] = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (const auto bytes = peak_memory_bytes(); fresh && bytes) result["peak_memory_bytes"] = *bytes;
+  result["bits_per_weight"] = done->bits_per_weight;
+  result["file_bytes"] = done->file_bytes;
+  result["calibration_tokens"] = done->calibration_tokens;
+  result["trained_parameters"] = done->trained_parameters;
+  result["reconstruction"] = Json::array();
+  for (const cbq::WindowReport& entry : done->windows) result["reconstruction"].push_back(window_json(entry));
+  return {};
+}
+
+Status Ablation::measure_texts(const Model& model, const Model* reference, Json& result) const {
+  for (const Text& text : texts_) {
+    EvaluationOptions options;
+    options.context = command_.context;
+    options.windows = command_.windows;
+    options.machine = machine_;
+    const Result<Evaluation> done = evaluate(model, reference, text.tokens, options);
+    if (!done) return cbq::in_context(done.error(), text.path);
+    Json entry = {{"text", text.path},        {"perplexity", done->perplexity},
+                  {"nll", done->nll},         {"nll_stderr", done->nll_stderr.value_or(0)},
+                  {"windows", done->windows}, {"tokens", done->tokens}};
+    if (done->divergence) {
+      entry["kl_mean"] = done->divergence->kl_mean;
+      entry["kl_p99"] = done->divergence->kl_p99;
+      entry["top1_agreement"] = done->divergence->top1_agreement;
+    }
+    result["texts"].push_back(std::move(entry));
+  }
+  return {};
+}
+
+Status Ablation::measure(const std::string& path, Json& result) const {
+  const bool is_reference = path == command_.common.model.path;
+  const Result<LoadedModel> reference = load_model(command_.common.model);
+  if (!reference) return reference.error();
+  std::optional<LoadedModel> packed;
+  if (!is_reference) {
+    Result<LoadedModel> loaded = load_model({path, {}});
+    if (!loaded) return loaded.error();
+    packed.emplace(*std::move(loaded));
+  } else {
+    result["bits_per_weight"] = reference->bits_per_weight;
+    result["file_bytes"] = reference->source.file_bytes();
+  }
+  const Model& model = packed ? packed->model : reference->model;
+  if (const Status done = measure_texts(model, packed ? &reference->model : nullptr, result); !done) return done;
+  if (items_.empty()) return {};
+  const Result<ChoiceResult> chosen = choose(model, items_, {.machine = machine_});
+  if (!chosen) return chosen.error();
+  result["items"] = items_.size();
+  result["accuracy"] = chosen->accuracy;
+  result["accuracy_stderr"] = chosen->standard_error;
+  result["chosen"] = chosen->chosen;
+  return {};
+}
+
+Result<Json> Ablation::run(const AblationRow& row, const std::string& work) const {
+  Json result = {{"model", command_.common.model.path},
+                 {"name", row.name},
+                 {"scheme", row.scheme},
+                 {"seed", row.seed},
+                 {"context", command_.context},
+                 {"isa", cbq::isa_name(machine_.isa)},
+                 {"threads", machine_.threads},
+                 {"texts", Json::array()}};
+  if (row.scheme.empty()) {
+    if (const Status done = measure(command_.common.model.path, result); !done) return done.error();
+    return result;
+  }
+  result["options"] = joined(arguments(row));
+  const std::string output = work + "/" + key(row);
+  if (const Status done = quantize_row(row, output, result); !done) return done.error();
+  const Status done = measure(output, result);
+  std::error_code ignored;
+  std::filesystem::remove_all(output, ignored);
+  if (!done) return done.error();
+  return result;
+}
+
+}  // namespace cbq_llama

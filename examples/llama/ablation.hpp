@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The rows of `cbq-llama ablate`: each is quantized into a folder, read back, run packed and measured; the folder goes.
+// Results are a line of JSON per row in a file that is written anew after each, so that a run may be stopped at any
+// moment: rows that are there are not run again, and a reconstruction that was cut off goes on after its last window.
+//
+// A result belongs to what its row was run with: model, texts, options and how it was measured. The key is a hash of
+// these names; files that change under the same name are not noticed.
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include <cbq/core/result.hpp>
+#include <cbq/io/json.hpp>
+
+#include "ablation_rows.hpp"
+#include "commands.hpp"
+#include "multiple_choice.hpp"
+
+namespace cbq_llama {
+
+/// Finished rows by key.
+class AblationResults {
+ public:
+  /// Reads the file `path`, if there is one; lines that are no results are dropped. Errc::io.
+  [[nodiscard]] static cbq::Result<AblationResults> open(std::string path);
+
+  [[nodiscard]] const cbq::Json* find(const std::string& key) const;
+  /// Adds a result and writes the file. Errc::io.
+  [[nodiscard]] cbq::Status add(const std::string& key, cbq::Json result);
+
+ private:
+  explicit AblationResults(std::string path) : path_(std::move(path)) {}
+  std::string path_;
+  std::vector<std::string> order_;
+  std::map<std::string, cbq::Json> results_;
+};
+
+/// What the rows of a run have in common.
+class Ablation {
+ public:
+  /// Opens the model, reads texts and items. Errors of these; Errc::bad_argument for texts that are too short.
+  [[nodiscard]] static cbq::Result<Ablation> create(const AblateCommand& command);
+
+  /// The arguments of `quantize` for a row but for the output, and the key of its result.
+  [[nodiscard]] std::vector<std::string> arguments(const AblationRow& row) const;
+  [[nodiscard]] std::string key(const AblationRow& row) const;
+
+  /// Whether the options of a row are understood. Errc::bad_argument.
+  [[nodiscard]] cbq::Status check(const AblationRow& row) const;
+
+  /// Quantizes and measures one row; `work` is a folder for what goes afterwards. Errors of quantize() and evaluate().
+  [[nodiscard]] cbq::Result<cbq::Json> run(const AblationRow& row, const std::string& work) const;
+
+  [[nodiscard]] const ModelSource& source() const { return source_; }
+  [[nodiscard]] const Machine& machine() const { return machine_; }
+
+ private:
+  struct Text {
+    std::string path;
+    std::vector<std::int32_t> tokens;
+  };
+
+  Ablation(const AblateCommand& command, ModelSource source, const Machine& machine)
+      : command_(command), source_(std::move(source)), machine_(machine) {}
+
+  [[nodiscard]] cbq::Status read_texts();
+  [[nodiscard]] cbq::Status quantize_row(const AblationRow& row, const std::string& output, cbq::Json& result) const;
+  [[nodiscard]] cbq::Status measure(const std::string& path, cbq::Json& result) const;
+  [[nodiscard]] cbq::Status measure_texts(const Model& model, const Model* reference, cbq::Json& result) const;
+
+  const AblateCommand& command_;
+  ModelSource source_;
+  Machine machine_;
+  std::vector<Text> texts_;
+  std::vector<TokenizedItem> items_;
+};
+
+}  // namespace cbq_llama
