@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ablation.hpp"
+
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_floating_point.hpp>
+
+#include <algorithm>
+#include <filesystem>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine_fixture.hpp"
+
+using namespace cbq_llama;
+using engine_fixture::pocket_llama;
+using engine_fixture::run_tool;
+using engine_fixture::ToolRun;
+using engine_fixture::unwrap;
+
+namespace {
+
+const std::string calibration = pocket_llama() + "-calibration.txt";
+
+// A run of a few rows with a few steps. Options of `more`, which all have values or none, take the place of these.
+std::vector<std::string> ablate(const std::string& output, const std::string& only,
+                                const std::vector<std::string>& more = {}) {
+  std::vector<std::string> all = {"ablate", pocket_llama(), "-o", output};
+  const std::pair<const char*, std::string> options[] = {{"--text", engine_fixture::evaluation_text()},
+                                                         {"--calibration", calibration},
+                                                         {"--only", only},
+                                                         {"--schemes", "w2a16_g64_asym"},
+                                                         {"--steps", "2"},
+                                                         {"--options", "--samples 4 --sequence 32 --batch 2"},
+                                                         {"--context", "64"},
+                                                         {"--windows", "2"},
+                                                         {"--threads", "1"}};
+  for (const auto& [name, value] : options) {
+    if (std::find(more.begin(), more.end(), name) != more.end()) continue;
+    all.insert(all.end(), {name, value});
+  }
+  all.insert(all.end(), more.begin(), more.end());
+  return all;
+}
+
+std::size_t lines(const std::string& text) {
+  return static_cast<std::size_t>(std::count(text.begin(), text.end(), '\n'));
+}
+
+}  // namespace
+
+TEST_CASE("rows are data: names are unique, and every option is one of quantize") {
+  AblationSelection selection;
+  std::set<std::pair<std::string, std::string>> seen;
+  std::set<std::string> names;
+  for (const AblationRow& row : ablation_rows(selection)) {
+    CAPTURE(row.name, row.scheme);
+    CHECK(seen.emplace(row.name, row.scheme).second);
+    names.insert(row.name);
+  }
+  for (const char* name :
+       {"float", "rtn_minmax", "rtn_mse", "gptq", "smoothquant", "adaround", "cbq", "cbq_paper", "paper/no_cfp",
+        "paper/cfp_scaling", "default/window_3_2", "paper/rank_64", "default/homologous", "paper/loss_l2"}) {
+    CHECK(names.contains(name));
+  }
+  // --list parses the options of every row.
+  const support::ScratchFolder scratch;
+  const ToolRun list = run_tool(ablate(scratch / "none", "*", {"--list"}));
+  CHECK(list.err.empty());
+  CHECK(list.code == 0);
+  CHECK(lines(list.out) == ablation_rows({.schemes = {"w2a16_g64_asym"}}).size());
+  CHECK_FALSE(std::filesystem::exists(scratch / "none"));
+}
+
+TEST_CASE("rows are selected by name, scheme, setting and seed") {
+  const auto count = [](const AblationSelection& selection) { return ablation_rows(selection).size() - 1; };
+  CHECK(count({.only = {"rtn*"}, .schemes = {"w4a16", "w4a8"}}) == 4);
+  CHECK(count({.only = {"rtn*", "gptq"}, .schemes = {"w4a16"}, .seeds = 3}) == 5);
+  CHECK(count({.only = {"*/window_1_0"}, .schemes = {"w4a16"}}) == ablation_settings().size());
+  CHECK(count({.only = {"*/window_1_0"}, .schemes = {"w4a16"}, .settings = {"paper"}}) == 1);
+  CHECK(count({.only = {"nothing"}}) == 0);
+  const auto seeds = ablation_rows({.only = {"cbq"}, .schemes = {"w4a16"}, .seeds = 2});
+  REQUIRE(seeds.size() == 3);
+  CHECK(seeds[2].seed == 1);
+}
+
+TEST_CASE("ablate measures packed models, keeps what is finished and writes a table and plots") {
+  const support::ScratchFolder scratch;
+  const std::string output = scratch / "results";
+  support::write_text(scratch / "items.jsonl",
+                      R"({"prompt": "The history of the", "choices": [" city", " xqzv"], "answer": 0})");
+  const std::vector<std::string> items = {"--items", scratch / "items.jsonl"};
+  const ToolRun first = run_tool(ablate(output, "rtn_mse", items));
+  INFO(first.err);
+  REQUIRE(first.code == 0);
+  CHECK(lines(first.out) == 2);  // float, rtn_mse
+  const std::string kept = support::read_text(output + "/results.jsonl");
+  CHECK(lines(kept) == 2);
+
+  // A run that died while it wrote, and whoever else put something there, lose nothing.
+  support::write_text(output + "/results.jsonl", kept + "{\"key\": \"ab");
+  const ToolRun second = run_tool(ablate(output, "rtn_mse,cbq,default/rounding_lora", items));
+  INFO(second.err);
+  REQUIRE(second.code == 0);
+  CHECK(lines(second.out) == 2);  // the two that were not there
+  const std::string all = support::read_text(output + "/results.jsonl");
+  CHECK(all.starts_with(kept));
+  CHECK(lines(all) == 4);
+
+  const cbq::Json last = unwrap(cbq::parse_json(all.substr(all.rfind('\n', all.size() - 2) + 1)));
+  CHECK(last.at("name") == "default/rounding_lora");
+  CHECK(last.at("scheme") == "w2a16_g64_asym");
+  CHECK(last.at("texts")[0].at("kl_mean").get<double>() > 0);
+  CHECK(last.at("texts")[0].at("windows") == 2);
+  CHECK(last.at("accuracy").get<double>() >= 0);
+  CHECK(last.at("trained_parameters").get<std::size_t>() > 0);
+  CHECK(last.at("reconstruction").size() == 4);
+  CHECK(last.at("seconds").get<double>() > 0);
+
+  const std::string table = support::read_text(output + "/results.md");
+  for (const char* name : {"| float |", "| rtn_mse |", "| cbq |", "| default/rounding_lora |", "### w2a16_g64_asym"}) {
+    CHECK(table.find(name) != std::string::npos);
+  }
+  for (const char* plot : {"/perplexity.svg", "/windows.svg", "/outliers.svg"}) {
+    const std::string svg = support::read_text(output + plot);
+    CHECK(svg.starts_with("<svg"));
+    CHECK(svg.ends_with("</svg>\n"));
+  }
+  CHECK_FALSE(std::filesystem::exists(output + "/work"));
+
+  const ToolRun list = run_tool(ablate(output, "rtn_m*", {"--list", items[0], items[1]}));
+  CHECK(list.out.find("done  w2a16_g64_asym rtn_mse") != std::string::npos);
+  CHECK(list.out.find("      w2a16_g64_asym rtn_minmax") != std::string::npos);
+  // Measured in another way: another result.
+  CHECK(run_tool(ablate(output, "rtn_mse", {"--list"})).out.find("done") == std::string::npos);
+}
+
+TEST_CASE("a result is that of the same command in one piece") {
+  const support::ScratchFolder scratch;
+  REQUIRE(run_tool(ablate(scratch / "results", "default/cfp_scaling")).code == 0);
+  const std::string all = support::read_text(scratch / "results/results.jsonl");
+  const cbq::Json result = unwrap(cbq::parse_json(all.substr(all.find('\n') + 1)));
+  REQUIRE(run_tool({"quantize",
+                    pocket_llama(),
+                    "-o",
+                    scratch / "model",
+                    "--scheme",
+                    "w2a16_g64_asym",
+                    "--method",
+                    "cbq",
+                    "--preprocess",
+                    "cfp_scaling",
+                    "--head-bits",
+                    "16",
+                    "--steps",
+                    "2",
+                    "--samples",
+                    "4",
+                    "--sequence",
+                    "32",
+                    "--batch",
+                    "2",
+                    "--calibration",
+                    calibration,
+                    "--threads",
+                    "1"})
+              .code == 0);
+  const cbq::Json alone =
+      unwrap(cbq::parse_json(run_tool({"perplexity", scratch / "model", "--reference", pocket_llama(), "--context",
+                                       "64", "--windows", "2", "--threads", "1", "--json", "-"})
+                                 .out));
+  CHECK(result.at("texts")[0].at("kl_mean") == alone.at("kl_mean"));
+  CHECK(result.at("bits_per_weight") == alone.at("bits_per_weight"));
+}
+
+TEST_CASE("a row that fails is named, and the others run") {
+  const support::ScratchFolder scratch;
+  const ToolRun run = run_tool(
+      ablate(scratch / "results", "rtn_mse,cbq", {"--options", "--samples 4 --sequence 32 --batch 2 --overlap 2"}));
+  CHECK(run.code == 1);
+  CHECK(run.err.find("w2a16_g64_asym cbq, seed 0: ") != std::string::npos);
+  CHECK(run.err.find("1 of 3 failed") != std::string::npos);
+  CHECK(lines(support::read_text(scratch / "results/results.jsonl")) == 2);
+  CHECK(support::read_text(scratch / "results/results.md").find("| rtn_mse |") != std::string::npos);
+
+  CHECK(run_tool(ablate(scratch / "r", "nothing")).err.find("--list") != std::string::npos);
+  CHECK(run_tool(ablate(scratch / "r", "cbq", {"--options", "--rounding guess"})).err.find("cbq: ") !=
+        std::string::npos);
+  CHECK(run_tool(ablate(scratch / "r", "cbq", {"--context", "100000"})).code == 1);
+  CHECK(run_tool({"ablate", pocket_llama(), "-o", scratch / "r"}).code == 2);
+  CHECK_FALSE(std::filesystem::exists(scratch / "r"));
+}
