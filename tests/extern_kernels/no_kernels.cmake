@@ -1,6 +1,6 @@
-# Fails when an object file holds kernels that <cbq/gemm/extern_kernels.hpp> keeps out, or when the other lacks them.
+# Fails when an object file holds kernels that <cbq/gemm/extern_kernels.hpp> keeps out, or when a library lacks them.
 #
-#   cmake -D NM=<nm> -D WITHOUT=<object> -D WITH=<object> -P no_kernels.cmake
+#   cmake -D NM=<nm> -D WITHOUT=<object> -D WITH=<library> -P no_kernels.cmake
 
 foreach(object ${WITHOUT} ${WITH})
   execute_process(COMMAND ${NM} --defined-only ${object} OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
@@ -11,6 +11,6 @@ foreach(object ${WITHOUT} ${WITH})
   if(object STREQUAL WITHOUT AND NOT count EQUAL 0)
     message(FATAL_ERROR "a file that includes <cbq/gemm/extern_kernels.hpp> holds kernels")
   elseif(object STREQUAL WITH AND count LESS 16)
-    message(FATAL_ERROR "the file of the kernels does not hold them")
+    message(FATAL_ERROR "the library of the kernels does not hold them")
   endif()
 endforeach()
