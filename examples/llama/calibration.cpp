@@ -72,11 +72,33 @@ class Embeddings {
 
 }  // namespace
 
+Result<StateMatrix> StateMatrix::create(std::size_t rows, std::size_t columns, const std::string& scratch) {
+  StateMatrix states;
+  const Result<std::size_t> size = cbq::checked_product(rows, columns);
+  if (!size) return size.error();
+  if (scratch.empty()) {
+    Result<cbq::AlignedBuffer<float>> memory = cbq::AlignedBuffer<float>::allocate(*size);
+    if (!memory) return memory.error();
+    states.memory_ = *std::move(memory);
+    states.view_ = cbq::matrix_view(states.memory_.data(), rows, columns);
+    return states;
+  }
+  const Result<std::size_t> bytes = cbq::checked_product(*size, sizeof(float));
+  if (!bytes) return bytes.error();
+  Result<cbq::ScratchFile> file = cbq::ScratchFile::create(scratch, *bytes);
+  if (!file) return file.error();
+  states.file_ = *std::move(file);
+  states.view_ = cbq::matrix_view(reinterpret_cast<float*>(states.file_.bytes().data()), rows, columns);
+  return states;
+}
+
 Result<FirstStates> FirstStates::create(const ModelSource& source, std::span<const ModuleReport> plan,
                                         const CalibrationTokens& tokens, const QuantizationOptions& options) {
   FirstStates states;
-  for (cbq::TapeMatrix<float>* matrix : {&states.target, &states.student}) {
-    if (const Status taken = matrix->reshape(tokens.ids.size(), source.config().hidden); !taken) return taken.error();
+  for (StateMatrix* matrix : {&states.target, &states.student}) {
+    Result<StateMatrix> made = StateMatrix::create(tokens.ids.size(), source.config().hidden, tokens.scratch);
+    if (!made) return made.error();
+    *matrix = *std::move(made);
   }
   const Result<Embeddings> embeddings = Embeddings::read(source, plan, options);
   if (!embeddings) return embeddings.error();

@@ -5,9 +5,11 @@
 
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include <cbq/core/result.hpp>
+#include <cbq/io/scratch_file.hpp>
 #include <cbq/nn/differentiable.hpp>
 
 #include "changed_weights.hpp"
@@ -24,12 +26,27 @@ namespace cbq_llama {
 struct CalibrationTokens {
   std::span<const std::int32_t> ids;
   std::size_t length = 0;
+  std::string scratch = {};  ///< their hidden states lie in temporary files beside this path; empty: in memory
+};
+
+/// The hidden states of all sequences.
+class StateMatrix {
+ public:
+  /// Errc::out_of_memory, Errc::bad_shape, Errc::io.
+  [[nodiscard]] static cbq::Result<StateMatrix> create(std::size_t rows, std::size_t columns,
+                                                       const std::string& scratch);
+  [[nodiscard]] const cbq::MatrixView<float>& view() const { return view_; }
+
+ private:
+  cbq::AlignedBuffer<float> memory_;
+  cbq::ScratchFile file_;
+  cbq::MatrixView<float> view_ = {};
 };
 
 /// Embeddings of the tokens, and learned positions: what enters the first block of the float model, and of one whose
 /// embedding is quantized as `plan` says.
 struct FirstStates {
-  cbq::TapeMatrix<float> target, student;
+  StateMatrix target, student;
 
   [[nodiscard]] static cbq::Result<FirstStates> create(const ModelSource& source, std::span<const ModuleReport> plan,
                                                        const CalibrationTokens& tokens,

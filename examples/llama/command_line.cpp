@@ -13,6 +13,7 @@
 #include <CLI/CLI.hpp>
 
 #include "interrupt.hpp"
+#include "memory_estimate.hpp"
 #include "recipe.hpp"
 
 namespace cbq_llama {
@@ -64,6 +65,18 @@ std::string check_scheme(const std::string& name) {
   if (scheme) return {};
   std::string message;
   cbq::append_message(message, scheme.error());
+  return message;
+}
+
+// Replaces "4G" by bytes.
+std::string read_size(std::string& text) {
+  const cbq::Result<std::size_t> bytes = parse_size(text);
+  if (bytes) {
+    text = std::to_string(*bytes);
+    return {};
+  }
+  std::string message;
+  cbq::append_message(message, bytes.error());
   return message;
 }
 
@@ -221,7 +234,14 @@ void add_quantize(CLI::App& app, Commands& commands) {
   add_reconstruction(*added, command.reconstruction);
   add_gptq(*added, command.gptq);
   added->add_flag("--resume", command.resume, "continue a cbq run that was cut off, from DIR.checkpoint");
+  added->add_option("--memory-budget", command.memory_budget, "of calibration, for example 4G or 500M; default: none")
+      ->transform(CLI::Validator(read_size, "", ""))
+      ->type_name("SIZE");
   added->add_option("--head-bits", command.head_bits, "of embedding and head")
+      ->check(CLI::IsMember({16, 8, 4}))
+      ->capture_default_str()
+      ->type_name("N");
+  added->add_option("--attention-bits", command.attention_bits, "of queries, keys and values, per token and head")
       ->check(CLI::IsMember({16, 8, 4}))
       ->capture_default_str()
       ->type_name("N");

@@ -58,7 +58,9 @@ struct QuantizeCommand {
   ReconstructionSettings reconstruction = {};
   GptqSettings gptq = {};
   bool resume = false;
+  std::size_t memory_budget = 0;  ///< bytes; 0: no limit
   int head_bits = 8;
+  int attention_bits = 16;
   bool explain = false;
 };
 

@@ -13,6 +13,7 @@
 #include <cbq/nn/activation_site.hpp>
 #include <cbq/nn/block_gradient.hpp>
 #include <cbq/nn/opt_block.hpp>
+#include <cbq/nn/self_attention.hpp>
 #include <cbq/rounding/input_moments.hpp>
 #include <cbq/transform/channel_statistics.hpp>
 
@@ -116,10 +117,11 @@ class BlockOpener {
     return opener;
   }
 
-  /// Block `layer` of linear layers and sites that make_linear(module, memory) and make_site(module) give.
+  /// Block `layer` of linear layers and sites that make_linear(module, memory) and make_site(module) give; `heads` is
+  /// the site of queries, keys and values.
   template <class L, class MakeLinear, class MakeSite>
   [[nodiscard]] cbq::Result<Block<L>> open(const ChangedWeights& weights, std::size_t layer, const MakeLinear& make,
-                                           const MakeSite& make_site) const {
+                                           const MakeSite& make_site, const Site& heads = {}) const {
     Memory memory;
     memory.reserve(32);  // spans into it stay where they are
     std::vector<L> linears;
@@ -139,8 +141,8 @@ class BlockOpener {
     if (!second) return second.error();
     auto attention = cbq::SelfAttentionGradient<L, Site>::create(
         {config_.heads, config_.kv_heads, config_.head_width}, A == Architecture::llama ? &rotary_ : nullptr,
-        {std::move(linears[0]), std::move(linears[1]), std::move(linears[2]), std::move(linears[3]), sites[0],
-         sites[3]});
+        {std::move(linears[0]), std::move(linears[1]), std::move(linears[2]), std::move(linears[3]), sites[0], sites[3],
+         heads});
     if (!attention) return attention.error();
     if constexpr (A == Architecture::llama) {
       auto mlp = cbq::GatedMlpGradient<L, Site>::create(
@@ -221,6 +223,13 @@ class BlockOpener {
   }
   return cbq::Error{cbq::Errc::unsupported, "this method needs a scheme for every linear layer of the blocks",
                     module.name};
+}
+
+/// The site of queries, keys and values. Errc::unsupported.
+[[nodiscard]] inline cbq::Result<Site> head_site(const QuantizationOptions& options) {
+  const cbq::Result<cbq::Grid> grid = cbq::attention_grid(options.attention_bits);
+  if (!grid) return grid.error();
+  return Site::create(*grid);
 }
 
 /// The site before a module of this scheme.

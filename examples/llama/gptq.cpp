@@ -62,9 +62,11 @@ class Gptq {
     const auto dense = [&](const MatrixModule& module, std::vector<FloatMatrix>& memory) {
       return BlockOpener<A>::template dense<ObservedLinear>(weights_, module, memory);
     };
+    const Result<Site> heads = head_site(options_);
+    if (!heads) return heads.error();
     std::map<std::size_t, cbq::InputMoments> moments;
     {
-      auto block = opener.template open<ObservedLinear>(weights_, layer, dense, site);
+      auto block = opener.template open<ObservedLinear>(weights_, layer, dense, site, *heads);
       if (!block) return block.error();
       std::size_t next = 0;
       Status status;
@@ -87,7 +89,7 @@ class Gptq {
     const auto rounded = [&](const MatrixModule& module, std::vector<FloatMatrix>& memory) {
       return dequantized(module, memory);
     };
-    const auto block = opener.template open<ObservedLinear>(weights_, layer, rounded, site);
+    const auto block = opener.template open<ObservedLinear>(weights_, layer, rounded, site, *heads);
     if (!block) return block.error();
     return pass(*block, states, length, Advance::states, context_);
   }

@@ -36,20 +36,30 @@ cbq::ModelShape shape_of(const ModelConfig& config) {
   return {config.vocabulary, config.hidden, config.layers, config.context};
 }
 
-cbq::LlamaConfig llama_config(const ModelConfig& config) {
+cbq::LlamaConfig llama_config(const ModelConfig& config, const cbq::Grid& heads) {
   return {.shape = shape_of(config),
           .intermediate = config.intermediate,
           .attention = {config.heads, config.kv_heads, config.head_width},
           .norm_epsilon = static_cast<float>(config.norm_epsilon),
-          .rotary = config.rotary};
+          .rotary = config.rotary,
+          .head_grid = heads};
 }
 
-cbq::OptConfig opt_config(const ModelConfig& config) {
+cbq::OptConfig opt_config(const ModelConfig& config, const cbq::Grid& heads) {
   return {.shape = shape_of(config),
           .intermediate = config.intermediate,
           .heads = config.heads,
           .activation = config.activation,
-          .norm_epsilon = static_cast<float>(config.norm_epsilon)};
+          .norm_epsilon = static_cast<float>(config.norm_epsilon),
+          .head_grid = heads};
+}
+
+// The grid of queries, keys and values that a checkpoint was made for.
+Result<cbq::Grid> head_grid(const cbq::QuantizationRecord& record) {
+  if (!record.notes.contains(attention_bits_key)) return cbq::Grid{};
+  const Result<std::uint64_t> bits = cbq::json_unsigned(record.notes, attention_bits_key);
+  if (!bits) return bits.error();
+  return cbq::attention_grid(static_cast<int>(std::min<std::uint64_t>(*bits, 99)));
 }
 
 // Builds the parts of a model from its files.
@@ -60,10 +70,14 @@ class Loader {
 
   Result<AnyModel> load() {
     const ModelConfig& config = source_.config();
+    const Result<cbq::Grid> heads = head_grid(record_);
+    if (!heads) return cbq::in_context(heads.error(), "config.json");
+    heads_ = *heads;
     if (config.architecture == Architecture::llama) {
-      return load_model<LlamaBlock>(llama_config(config), [this](std::size_t layer) { return llama_block(layer); });
+      return load_model<LlamaBlock>(llama_config(config, heads_),
+                                    [this](std::size_t layer) { return llama_block(layer); });
     }
-    return load_model<OptBlock>(opt_config(config), [this](std::size_t layer) { return opt_block(layer); });
+    return load_model<OptBlock>(opt_config(config, heads_), [this](std::size_t layer) { return opt_block(layer); });
   }
 
   [[nodiscard]] std::size_t weight_bytes() const { return weight_bytes_; }
@@ -172,10 +186,11 @@ class Loader {
     if (!up) return up.error();
     Result<EngineLinear> down = matrix(modules[6], Operation::mlp_projections);
     if (!down) return down.error();
-    return LlamaBlock::create(llama_config(source_.config()), {*std::move(first),
-                                                               *std::move(attended),
-                                                               *std::move(second),
-                                                               {*std::move(gate), *std::move(up), *std::move(down)}});
+    return LlamaBlock::create(llama_config(source_.config(), heads_),
+                              {*std::move(first),
+                               *std::move(attended),
+                               *std::move(second),
+                               {*std::move(gate), *std::move(up), *std::move(down)}});
   }
 
   Result<OptBlock> opt_block(std::size_t layer) {
@@ -192,7 +207,7 @@ class Loader {
     Result<EngineLinear> down = matrix(modules[5], Operation::mlp_projections);
     if (!down) return down.error();
     return OptBlock::create(
-        opt_config(source_.config()),
+        opt_config(source_.config(), heads_),
         {*std::move(first), *std::move(attended), *std::move(second), {*std::move(up), *std::move(down)}});
   }
 
@@ -241,6 +256,7 @@ class Loader {
   const ModelSource& source_;
   const LoadOptions& options_;
   const cbq::QuantizationRecord& record_;
+  cbq::Grid heads_ = {};  // of queries, keys and values
   std::size_t weight_bytes_ = 0;
 };
 

@@ -29,6 +29,9 @@ struct QuantizationOnLoad {
   std::function<cbq::Result<cbq::QuantizedMatrix>(const MatrixModule&, const cbq::Grid&)> quantize;
 };
 
+/// In the "cbq" object of config.json: bits of queries, keys and values; 16 where it is missing.
+inline constexpr const char* attention_bits_key = "attention_bits";
+
 struct LoadOptions {
   Operators operators = Operators::packed;
   Profile* profile = nullptr;  ///< where sessions note their time; one session at a time then

@@ -13,11 +13,14 @@
 #include <cbq/io/atomic_folder.hpp>
 #include <cbq/io/compressed_tensors.hpp>
 #include <cbq/nn/embedding.hpp>
+#include <cbq/nn/self_attention.hpp>
 #include <cbq/rounding/nearest.hpp>
 
 #include "calibration.hpp"
 #include "gptq.hpp"
 #include "interrupt.hpp"
+#include "memory_estimate.hpp"
+#include "model.hpp"
 #include "preprocessing.hpp"
 #include "progress.hpp"
 #include "reconstruction.hpp"
@@ -142,6 +145,7 @@ Status check_rules(const ModelConfig& config, std::span<const SchemeRule> rules)
 Result<std::vector<ModuleReport>> plan_quantization(const ModelConfig& config, const QuantizationOptions& options) {
   std::vector<ModuleReport> plan;
   Scheme first_scheme;
+  if (const Result<Grid> heads = cbq::attention_grid(options.attention_bits); !heads) return heads.error();
   const auto add = [&](const MatrixModule& module, const Scheme& scheme, const char* reason) -> Status {
     ModuleReport entry;
     entry.module = module;
@@ -320,6 +324,7 @@ Status write_config(const std::string& path, const ModelSource& source, const Qu
   if (options.preprocessing != Preprocessing::none) {
     record.notes["preprocess"] = preprocessing_names[static_cast<std::size_t>(options.preprocessing)];
   }
+  if (options.attention_bits != 16) record.notes[attention_bits_key] = options.attention_bits;
   const std::string embedding = embedding_module(source.config()).name;
   for (const ModuleReport& entry : report.modules) {
     const bool looked_up = entry.module.name == embedding;
@@ -385,12 +390,14 @@ struct Calibrated {
 Status calibrate(std::span<const ModuleReport> plan, const std::string& output, const QuantizationOptions& options,
                  Calibrated& result, QuantizationReport& report) {
   const ModelSource& source = result.weights.source();
-  CalibrationSettings settings = options.calibration;
-  if (settings.sequence == 0) settings.sequence = std::min<std::size_t>(source.config().context, 2048);
+  const CalibrationSettings& settings = options.calibration;
+  const Result<MemoryEstimate> memory = plan_memory(source.config(), plan, options);
+  if (!memory) return memory.error();
+  if (options.announce) options.announce(*memory);
   const Result<std::vector<std::int32_t>> ids = calibration_tokens(source, settings);
   if (!ids) return ids.error();
   report.calibration_tokens = ids->size();
-  const CalibrationTokens tokens = {*ids, settings.sequence};
+  const CalibrationTokens tokens = {*ids, settings.sequence, memory->spilled ? checkpoint_path(output) : ""};
   if (options.preprocessing != Preprocessing::none) {
     if (const Status done = preprocess(plan, tokens, options, result.weights); !done) return done;
   }
@@ -424,7 +431,11 @@ Result<QuantizationReport> quantize(const ModelSource& source, const std::string
   QuantizationReport report;
   Calibrated calibrated(source);
   if (needs_calibration(options)) {
-    Status done = calibrate(*plan, output, options, calibrated, report);
+    QuantizationOptions settled = options;
+    if (settled.calibration.sequence == 0) {
+      settled.calibration.sequence = std::min<std::size_t>(source.config().context, 2048);
+    }
+    Status done = calibrate(*plan, output, settled, calibrated, report);
     if (!done) return done.error();
   }
   const Result<Content> content = quantize_all(calibrated.weights, options, std::move(calibrated.codes), *plan);

@@ -91,16 +91,34 @@ struct GptqSettings {
 /// Whether work that was cut off is continued.
 enum class Resume : unsigned char { no, yes };
 
+/// How much memory calibration takes at its peak, in bytes. Files of the model are mapped and not counted: the system
+/// drops their pages where memory is short.
+struct MemoryEstimate {
+  std::size_t weights = 0;      ///< of the open window: weights, what is computed with, roundings
+  std::size_t gradients = 0;    ///< of them
+  std::size_t optimizer = 0;    ///< its state, and the window's start, to go back to
+  std::size_t activations = 0;  ///< both streams of hidden states of all sequences
+  std::size_t batch = 0;        ///< what a batch leaves for its backward pass, and working memory
+  std::size_t rest = 0;         ///< head, changed weights, codes of finished blocks, checkpoint, the program
+
+  [[nodiscard]] std::size_t total() const { return weights + gradients + optimizer + activations + batch + rest; }
+  bool spilled = false;  ///< the activations lie in a temporary file, in addition to total()
+  std::size_t spilled_bytes = 0;
+};
+
 struct QuantizationOptions {
   std::vector<SchemeRule> rules;  ///< of the linear layers of the blocks; the first that matches counts
   int head_bits = 8;              ///< of embedding and head: 16, 8 (per row) or 4 (groups of 32)
+  int attention_bits = 16;        ///< of queries, keys and values: 16, 8 or 4, per token and head
   RangeSearch range = RangeSearch::mse;
   std::string method = "rtn";  ///< of the linear layers of the blocks: rtn, gptq, or cbq
   Preprocessing preprocessing = Preprocessing::none;
   CalibrationSettings calibration = {};
   ReconstructionSettings reconstruction = {};
   GptqSettings gptq = {};
-  Resume resume = Resume::no;  ///< `method` cbq: from OUTPUT.checkpoint, if there is one
+  Resume resume = Resume::no;                                ///< `method` cbq: from OUTPUT.checkpoint, if there is one
+  std::size_t memory_budget = 0;                             ///< of calibration, in bytes; 0: no limit
+  std::function<void(const MemoryEstimate&)> announce = {};  ///< called before calibration
   std::size_t threads = 1;
 };
 
@@ -146,7 +164,8 @@ struct QuantizationReport {
                                                                 const QuantizationOptions& options);
 
 /// Quantizes `source` into the folder `output`. An existing folder is replaced only if cbq wrote it. Errors of reading
-/// (see ModelSource), of writing (Errc::io), Errc::unsupported, Errc::interrupted; the target is then as it was.
+/// (see ModelSource), of writing (Errc::io), Errc::unsupported, Errc::interrupted, Errc::out_of_memory for a budget
+/// that is too small; the target is then as it was.
 [[nodiscard]] cbq::Result<QuantizationReport> quantize(const ModelSource& source, const std::string& output,
                                                        const QuantizationOptions& options);
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <chrono>
+#include <optional>
 #include <string>
 
 #include "commands.hpp"
@@ -67,6 +68,24 @@ Status set_rules(const QuantizeCommand& command, QuantizationOptions& options) {
   return {};
 }
 
+void print_memory(const MemoryEstimate& estimate, std::FILE* out) {
+  (void)std::fprintf(
+      out, "memory: %s at the peak: window %s, gradients %s, optimizer %s, activations %s, batch %s, rest %s\n",
+      size_text(estimate.total()).c_str(), size_text(estimate.weights).c_str(), size_text(estimate.gradients).c_str(),
+      size_text(estimate.optimizer).c_str(), size_text(estimate.activations).c_str(), size_text(estimate.batch).c_str(),
+      size_text(estimate.rest).c_str());
+  if (!estimate.spilled) return;
+  (void)std::fprintf(out,
+                     "memory: the budget leaves no room for activations: %s in temporary files beside the result\n",
+                     size_text(estimate.spilled_bytes).c_str());
+}
+
+cbq::Json memory_json(const MemoryEstimate& estimate) {
+  return {{"total", estimate.total()},       {"window", estimate.weights},          {"gradients", estimate.gradients},
+          {"optimizer", estimate.optimizer}, {"activations", estimate.activations}, {"batch", estimate.batch},
+          {"rest", estimate.rest},           {"spilled", estimate.spilled_bytes}};
+}
+
 // All windows, or those that did not go as planned.
 void print_windows(const QuantizationReport& report, const QuantizeCommand& command, std::FILE* out) {
   for (const cbq::WindowReport& entry : report.windows) {
@@ -88,6 +107,8 @@ Result<QuantizationOptions> quantization_options(const QuantizeCommand& command,
   QuantizationOptions options;
   if (const Status done = set_rules(command, options); !done) return done.error();
   options.head_bits = command.head_bits;
+  options.attention_bits = command.attention_bits;
+  options.memory_budget = command.memory_budget;
   options.range = command.range;
   set_method(command, options);
   options.threads = machine.threads;
@@ -112,8 +133,15 @@ Status run(const QuantizeCommand& command, const Console& console) {
   if (const Status used = check_rules(source->config(), command.schemes); !used) {
     return cbq::in_context(used.error(), command.recipe);
   }
-  const Result<QuantizationOptions> options = quantization_options(command, *machine);
+  Result<QuantizationOptions> options = quantization_options(command, *machine);
   if (!options) return options.error();
+  std::optional<MemoryEstimate> memory;
+  options->announce = [&](const MemoryEstimate& estimate) {
+    memory = estimate;
+    if (!prints_text(command.common)) return;
+    print_memory(estimate, console.out);
+    (void)std::fflush(console.out);
+  };
   const Result<QuantizationReport> done = quantize(*source, command.output, *options);
   if (!done) return done.error();
 
@@ -136,6 +164,7 @@ Status run(const QuantizeCommand& command, const Console& console) {
                        size_text(done->file_bytes).c_str(), *report.seconds);
   }
   cbq::Json json = to_json(report);
+  if (memory) json["memory_estimate"] = memory_json(*memory);
   for (const cbq::WindowReport& entry : done->windows) json["reconstruction"].push_back(window_json(entry));
   if (!done->windows.empty()) json["trained_parameters"] = done->trained_parameters;
   if (command.explain) {

@@ -103,7 +103,9 @@ class Host {
   [[nodiscard]] Result<Student> open_student(std::size_t layer) {
     const auto linear = [&](const MatrixModule& module, std::vector<FloatMatrix>&) { return trained(module); };
     const auto site = [&](const MatrixModule& module) { return site_of(model_.plan, module); };
-    return opener_.template open<Trained>(model_.changed, layer, linear, site);
+    const Result<Site> heads = head_site(model_.options);
+    if (!heads) return heads.error();
+    return opener_.template open<Trained>(model_.changed, layer, linear, site, *heads);
   }
 
   [[nodiscard]] Status finish(std::size_t layer, Student& student) {
@@ -155,6 +157,7 @@ Result<std::uint64_t> fingerprint(const Model& model) {
   add_number(rounding.offset_rate.value_or(-1));
   add_number(rounding.step_rate.value_or(-1));
   add_number(static_cast<double>(model.options.reconstruction.loss));
+  add_number(model.options.attention_bits);
   for (const ModuleReport& entry : model.plan) {
     const std::string name = entry.scheme ? cbq::scheme_name(*entry.scheme).c_str() : "float";
     add(name.data(), name.size());

@@ -24,6 +24,7 @@
 #include <cbq/io/quantization_config.hpp>
 #include <cbq/io/safetensors.hpp>
 #include <cbq/io/safetensors_writer.hpp>
+#include <cbq/io/scratch_file.hpp>
 #include <cbq/io/stored_packing.hpp>
 #include <cbq/io/stored_tensors.hpp>
 #include <cbq/io/system_error.hpp>

@@ -55,6 +55,26 @@ TEST_CASE("A LLaMA block equals the definition in double, with and without biase
   }
 }
 
+TEST_CASE("Queries, keys and values can have a grid per token and head") {
+  const SerialExecutor serial;
+  ExecutionContext<> context(serial);
+  const auto h = support::normal(7 * 48, 3);
+  support::RandomLlama llama;
+  const auto plain = llama.reference(llama.layers[0], oracle::Matrix(7, 48, h));
+  for (const int bits : {4, 8, 16}) {
+    CAPTURE(bits);
+    llama.config.head_grid = *attention_grid(bits);
+    const auto y = run(llama.block(llama.layers[0], dense), llama.config, h, context);
+    CHECK(oracle::distance(y, llama.reference(llama.layers[0], oracle::Matrix(7, 48, h))) < 2e-6);
+    CHECK((oracle::distance(y, plain) > 1e-5) == (bits != 16));
+  }
+  for (const int bits : {-4, 0, 3, 5, 32}) {
+    const auto grid = attention_grid(bits);
+    REQUIRE_FALSE(grid);
+    CHECK(grid.error().code == Errc::unsupported);
+  }
+}
+
 TEST_CASE("A packed block computes what the fake-quantized one does") {
   const SerialExecutor serial;
   const support::ThreadExecutor threads;

@@ -71,6 +71,25 @@ inline Matrix layer_norm(const Matrix& x, const std::vector<double>& weight, con
   return y;
 }
 
+/// Each head of each row rounded to a grid of its own: 4 bits affine, 8 symmetric, 16 as it is.
+inline Matrix quantized_heads(const Matrix& x, std::size_t width, int bits) {
+  Matrix y = x;
+  for (std::size_t first = 0; bits != 16 && first < x.values.size(); first += width) {
+    double low = 0, high = 0;
+    for (std::size_t i = first; i < first + width; ++i) {
+      low = std::fmin(low, x.values[i]);
+      high = std::fmax(high, x.values[i]);
+    }
+    const double step = bits == 8 ? std::fmax(-low, high) / 127 : (high - low) / 15;
+    const double zero = bits == 8 ? 0 : std::nearbyint(-low / step);
+    const double least = bits == 8 ? -127 : -zero, most = bits == 8 ? 127 : 15 - zero;
+    for (std::size_t i = first; i < first + width; ++i) {
+      y.values[i] = step * std::fmin(std::fmax(std::nearbyint(x.values[i] / step), least), most);
+    }
+  }
+  return y;
+}
+
 /// Rotates each head of row t by the angle (first + t) * frequencies[pair]: a complex product of elements i and i +
 /// half.
 inline Matrix rotary(const Matrix& x, const std::vector<double>& frequencies, std::size_t first) {

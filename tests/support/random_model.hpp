@@ -110,9 +110,12 @@ struct RandomLlama {
     const double epsilon = static_cast<double>(config.norm_epsilon);
     const auto frequencies = oracle::rotary_frequencies(config.rotary.base, width);
     const auto n = oracle::rms_norm(h, doubles(l.first_norm), epsilon);
-    const auto mixed =
-        oracle::attention(oracle::rotary(l.query(n), frequencies, 0), oracle::rotary(l.key(n), frequencies, 0),
-                          l.value(n), width, 1 / std::sqrt(static_cast<double>(width)));
+    const auto rounded = [&](const oracle::Matrix& x) {
+      return oracle::quantized_heads(x, width, config.head_grid.bits);
+    };
+    const auto mixed = oracle::attention(rounded(oracle::rotary(l.query(n), frequencies, 0)),
+                                         rounded(oracle::rotary(l.key(n), frequencies, 0)), rounded(l.value(n)), width,
+                                         1 / std::sqrt(static_cast<double>(width)));
     const auto middle = oracle::add(h, l.output(mixed));
     const auto m = oracle::rms_norm(middle, doubles(l.second_norm), epsilon);
     auto inner = l.gate(m);

@@ -27,6 +27,7 @@ struct LlamaConfig {
   AttentionShape attention = {};
   float norm_epsilon = 1e-5f;
   RotaryConfig rotary = {};
+  Grid head_grid = {};  ///< of queries, keys and values; see attention_grid()
 };
 
 [[nodiscard]] constexpr ModelShape model_shape(const LlamaConfig& config) noexcept {
@@ -77,7 +78,7 @@ class LlamaBlock {
     }
     const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config.attention.width)));
     Result<SelfAttention<L>> attention =
-        SelfAttention<L>::create(config.attention, hidden, scale, std::move(parts.attention));
+        SelfAttention<L>::create(config.attention, hidden, scale, std::move(parts.attention), config.head_grid);
     if (!attention) return attention.error();
     Result<GatedMlp<L>> mlp = GatedMlp<L>::create(hidden, config.intermediate, std::move(parts.mlp));
     if (!mlp) return mlp.error();

@@ -28,6 +28,7 @@ struct OptConfig {
   std::size_t heads = 0;
   Activation activation = Activation::relu;
   float norm_epsilon = 1e-5f;
+  Grid head_grid = {};  ///< of queries, keys and values; see attention_grid()
 };
 
 [[nodiscard]] constexpr ModelShape model_shape(const OptConfig& config) noexcept {
@@ -122,7 +123,8 @@ class OptBlock {
       return ok.error();
     }
     const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(shape.width)));
-    Result<SelfAttention<L>> attention = SelfAttention<L>::create(shape, hidden, scale, std::move(parts.attention));
+    Result<SelfAttention<L>> attention =
+        SelfAttention<L>::create(shape, hidden, scale, std::move(parts.attention), config.head_grid);
     if (!attention) return attention.error();
     Result<PlainMlp<L>> mlp = PlainMlp<L>::create(hidden, config.activation, std::move(parts.mlp));
     if (!mlp) return mlp.error();

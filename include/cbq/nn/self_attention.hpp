@@ -3,19 +3,30 @@
 
 // SelfAttention: projections, rotary embedding where the model has one, cache and attention, as one layer over any
 // linear operator. Q, K and V share their input: it is quantized once, and multiplied in one executor call, when their
-// schemes agree.
+// schemes agree. Queries, keys (after rotation) and values can be rounded to a grid per token and head; the products of
+// attention itself stay in float.
 
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <utility>
 
+#include <cbq/nn/activation_site.hpp>
 #include <cbq/nn/attention.hpp>
 #include <cbq/nn/linear.hpp>
 #include <cbq/nn/rotary.hpp>
 
 namespace cbq {
 inline namespace CBQ_ABI {
+
+/// The grid of queries, keys and values per token and head: 4 bits affine, 8 symmetric, 16 none. Errc::unsupported for
+/// others.
+[[nodiscard]] constexpr Result<Grid> attention_grid(int bits) noexcept {
+  if (bits == 16) return Grid{};
+  if (bits == 8) return Grid{.bits = 8, .granularity = Granularity::per_token};
+  if (bits == 4) return Grid{.bits = 4, .granularity = Granularity::per_token, .zero = Zero::affine};
+  return Error{Errc::unsupported, "queries, keys and values have 4, 8 or 16 bits", "attention bits", bits};
+}
 
 /// Four projections, for example half of what a block is made of.
 template <LinearOperator Linear>
@@ -29,17 +40,19 @@ struct AttentionParts {
 template <LinearOperator Linear>
 class SelfAttention {
  public:
-  /// `hidden`: width of the model. Errc::bad_shape, Errc::unsupported.
+  /// `hidden`: width of the model; `heads`: as attention_grid() gives. Errc::bad_shape, Errc::unsupported.
   [[nodiscard]] static Result<SelfAttention> create(const AttentionShape& shape, std::size_t hidden, float scale,
-                                                    AttentionParts<Linear> parts) noexcept {
+                                                    AttentionParts<Linear> parts, const Grid& heads = {}) noexcept {
     if (const Status valid = check_attention(shape); !valid) return valid.error();
+    const Result<ActivationSite<float>> site = ActivationSite<float>::create(heads);
+    if (!site) return site.error();
     const std::size_t q = shape.heads * shape.width;
     const std::size_t kv = shape.kv_heads * shape.width;
     if (const Status ok = linear::check_linear(parts.query, "query projection", q, hidden); !ok) return ok.error();
     if (const Status ok = linear::check_linear(parts.key, "key projection", kv, hidden); !ok) return ok.error();
     if (const Status ok = linear::check_linear(parts.value, "value projection", kv, hidden); !ok) return ok.error();
     if (const Status ok = linear::check_linear(parts.output, "output projection", hidden, q); !ok) return ok.error();
-    return SelfAttention(shape, scale, std::move(parts));
+    return SelfAttention(shape, scale, std::move(parts), *site);
   }
 
   [[nodiscard]] const AttentionShape& shape() const noexcept { return shape_; }
@@ -66,6 +79,11 @@ class SelfAttention {
       if (const Status done = rotary->rotate(*q, positions, context); !done) return done;
       if (const Status done = rotary->rotate(*k, positions, context); !done) return done;
     }
+    for (const MatrixView<float>& heads : {*q, *k, *v}) {
+      if (head_site_.is_identity()) break;
+      const auto rows = matrix_view(heads.data, heads.rows * heads.columns / shape_.width, shape_.width);
+      if (const Status done = head_site_.forward(as_const(rows), rows, context); !done) return done;
+    }
     if (const Status done = cache.append(as_const(*k), as_const(*v)); !done) return done;
     if (const Status done = attend(as_const(*q), cache, scale_, *mixed, context); !done) return done;
     LinearInput mixed_input(as_const(*mixed));
@@ -73,12 +91,14 @@ class SelfAttention {
   }
 
  private:
-  SelfAttention(const AttentionShape& shape, float scale, AttentionParts<Linear> parts) noexcept
-      : shape_(shape), scale_(scale), parts_(std::move(parts)) {}
+  SelfAttention(const AttentionShape& shape, float scale, AttentionParts<Linear> parts,
+                const ActivationSite<float>& heads) noexcept
+      : shape_(shape), scale_(scale), parts_(std::move(parts)), head_site_(heads) {}
 
   AttentionShape shape_;
   float scale_;
   AttentionParts<Linear> parts_;
+  ActivationSite<float> head_site_;
 };
 
 }  // namespace CBQ_ABI

@@ -129,6 +129,8 @@ TEST_CASE("A run that is cut off continues to the same bytes") {
   CHECK(fails_with(arguments, "--resume continues it"));
   CHECK(fails_with(reconstruct(scratch / "cut", {"--steps", "3", "--resume"}), "another model"));
   CHECK(fails_with(reconstruct(scratch / "cut", {"--steps", "4", "--resume", "--loss", "kl"}), "another model"));
+  CHECK(
+      fails_with(reconstruct(scratch / "cut", {"--steps", "4", "--resume", "--attention-bits", "8"}), "another model"));
   CHECK(std::filesystem::exists(state));
   run_well(joined(arguments, {"--resume"}));
   CHECK(files(scratch / "cut") == files(scratch / "whole"));
@@ -138,6 +140,29 @@ TEST_CASE("A run that is cut off continues to the same bytes") {
   CHECK(fails_with(joined(arguments, {"--resume"}), "damaged"));
   std::filesystem::remove(state);
   run_well(joined(arguments, {"--resume"}));  // nothing to continue: from the start
+}
+
+TEST_CASE("Queries, keys and values of 4 bits are recorded, run and trained with") {
+  const ScratchFolder scratch;
+  const std::vector<std::string> four = {"--scheme", "w4a4_asym", "--attention-bits", "4"};
+  run_well(quantize(scratch / "rtn16", {"--scheme", "w4a4_asym"}));
+  run_well(quantize(scratch / "rtn", four));
+  const cbq::Json config = engine_fixture::unwrap(cbq::read_json_file(scratch / "rtn/config.json"));
+  CHECK(config.at("cbq").at("attention_bits") == 4);
+  CHECK(divergence(scratch / "rtn") > divergence(scratch / "rtn16"));
+  const std::vector<std::string> more = {"--steps", "20", "--samples", "16", "--sequence", "64", "--batch", "4"};
+  run_well(reconstruct(scratch / "cbq", joined(four, more)));
+  CHECK(divergence(scratch / "cbq") < divergence(scratch / "rtn"));
+  run_well({"generate", scratch / "cbq", "--prompt", "Once", "-n", "4"});
+  run_well(quantize(scratch / "gptq", joined(four, {"--method", "gptq"})));
+  CHECK(divergence(scratch / "gptq") < 2 * divergence(scratch / "rtn"));
+
+  cbq::Json wrong = config;
+  for (const cbq::Json& bits : {cbq::Json(5), cbq::Json("4"), cbq::Json(1e30)}) {
+    wrong["cbq"]["attention_bits"] = bits;
+    support::write_text(scratch / "rtn/config.json", cbq::json_text(wrong));
+    CHECK(fails_with({"generate", scratch / "rtn", "--prompt", "Once"}, "config.json"));
+  }
 }
 
 TEST_CASE("What reconstruction cannot do is said") {
