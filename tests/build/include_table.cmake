@@ -30,6 +30,9 @@ set(allowed_cbq config core scheme quant transform outlier rounding loss gemm kv
 set(extra_gemm/kernels_portable.hpp xsimd)
 set(extra_gemm/pack_float.hpp quant)
 set(extra_gemm/float_codes.hpp quant)
+set(extra_gemm/float_scales_avx2.hpp quant)
+set(extra_gemm/float_scales_avx512.hpp quant)
+set(extra_gemm/scale_headers.hpp quant)
 
 # What these umbrellas must not reach, by any path. An engine that only runs models includes them: no algebra; and on the
 # way to the matmul nothing that dominates the time to compile a file.

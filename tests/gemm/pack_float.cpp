@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cbq/gemm/pack_float.hpp>
 
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <random>
@@ -12,6 +13,7 @@
 #include <cbq/rounding/nearest.hpp>
 
 #include "support/guarded.hpp"
+#include "support/isas.hpp"
 
 using namespace cbq;
 
@@ -49,11 +51,15 @@ void check_same(const std::vector<T>& weights, Shape shape, const Finder& finder
   REQUIRE(codes);
   const auto wanted = PackedWeights<S>::from_codes(codes->view());
   REQUIRE(wanted);
-  const support::Guarded<std::byte> memory(wanted->bytes(), support::Edge::end);
-  const auto got = pack_float<S>(view, memory.span(), finder, BackwardExecutor{});
-  REQUIRE(got);
-  CHECK(got->multiplier == wanted->view().multiplier);
-  CHECK((wanted->bytes() == 0 || std::memcmp(memory.data(), wanted->view().data, wanted->bytes()) == 0));
+  for (const Isa isa : support::machine_isas()) {
+    CAPTURE(isa_name(isa));
+    const support::Guarded<std::byte> memory(wanted->bytes(), support::Edge::end);
+    if (wanted->bytes() != 0) std::memset(memory.data(), 0x5a, wanted->bytes());
+    const auto got = pack_float<S>(view, memory.span(), finder, BackwardExecutor{}, isa);
+    REQUIRE(got);
+    CHECK(got->multiplier == wanted->view().multiplier);
+    CHECK((wanted->bytes() == 0 || std::memcmp(memory.data(), wanted->view().data, wanted->bytes()) == 0));
+  }
 }
 
 }  // namespace
@@ -82,6 +88,49 @@ TEST_CASE("Groups of zeros and scales that storing changes are quantized as they
   check_same<schemes::w4a8_g32>(normal_weights<float>(shape, 0x1p100f), shape, MinMaxRange{});
 }
 
+TEST_CASE("Weights between two codes, and next to there, get the codes of division") {
+  // Each group has one weight of the largest code, so that its scale is known: of 11 bits, or a power of two.
+  const Shape shape{18, 160};
+  std::vector<float> weights(shape.outputs * shape.inputs);
+  const float scales[] = {0x1.59p-7f, 0x1.ffcp-3f, 0x1.002p+4f, 0x1p-5f, 0x1.554p-90f};
+  const auto fill = [&](int reach) {
+    for (std::size_t i = 0; i < weights.size(); ++i) {
+      const float scale = scales[i / 32 % 5];
+      const int step = static_cast<int>(i * 7 % static_cast<std::size_t>(2 * reach));
+      const float tie = (static_cast<float>(step - reach) + 0.5f) * scale;
+      const float near = std::nextafterf(tie, i % 2 == 0 ? 0.0f : 2 * tie);
+      weights[i] = i % 32 == 0 ? static_cast<float>(reach) * scale : i % 3 == 0 ? tie : near;
+    }
+  };
+  fill(7);
+  check_same<schemes::w4a8_g32>(weights, shape, MinMaxRange{});
+  check_same<make_scheme(4, 8, 32, Zero::affine)>(weights, shape, MinMaxRange{});
+  fill(127);
+  check_same<make_scheme(8, 8, 32, Zero::symmetric)>(weights, shape, MinMaxRange{});
+  std::vector<half> halves(weights.size());
+  for (std::size_t i = 0; i < halves.size(); ++i) {
+    const int step = static_cast<int>(i * 5 % 14);
+    halves[i] = to_half(i % 32 == 0 ? 7 * 0x1.5p-4f : (static_cast<float>(step) - 6.5f) * 0x1.5p-4f);
+  }
+  check_same<schemes::w4a8_g32>(halves, shape, MinMaxRange{});
+}
+
+TEST_CASE("Weights of every size are packed as they are rounded") {
+  const Shape shape{16, 96};
+  std::vector<float> weights = normal_weights<float>(shape, 1.0f);
+  // The ends of float's range, subnormal numbers, and scales whose inverse is subnormal.
+  for (const int exponent : {-149, -127, -110, -100, 90, 118, 121, 125}) {
+    std::vector<float> scaled = weights;
+    for (float& w : scaled) w = std::ldexp(w, exponent);
+    check_same<schemes::w4a8_g32>(scaled, shape, MinMaxRange{});
+    check_same<make_scheme(4, 8, 32, Zero::affine)>(scaled, shape, MinMaxRange{});
+  }
+  weights[5] = std::numeric_limits<float>::max();
+  weights[40] = -std::numeric_limits<float>::max();
+  check_same<schemes::w4a8_g32>(weights, shape, MinMaxRange{});
+  check_same<schemes::w2a8_g64_asym>(weights, shape, MinMaxRange{});
+}
+
 TEST_CASE("Long rows are tasks of one panel each") {
   const Shape shape{50, 40000};
   check_same<schemes::w4a8_g128>(normal_weights<half>(shape), shape, MinMaxRange{});
@@ -95,10 +144,12 @@ TEST_CASE("Floats that cannot be packed are refused and named") {
   SECTION("the first of two that are no numbers") {
     weights[17 * 64 + 33] = std::numeric_limits<float>::quiet_NaN();
     weights[19 * 64] = std::numeric_limits<float>::infinity();
-    const auto packed = pack_float<schemes::w4a8_g32>(view, memory, MinMaxRange{}, BackwardExecutor{});
-    REQUIRE_FALSE(packed);
-    CHECK(packed.error().code == Errc::not_finite);
-    CHECK(std::string(packed.error().where.c_str()) == "row 17, column 33");
+    for (const Isa isa : support::machine_isas()) {
+      const auto packed = pack_float<schemes::w4a8_g32>(view, memory, MinMaxRange{}, BackwardExecutor{}, isa);
+      REQUIRE_FALSE(packed);
+      CHECK(packed.error().code == Errc::not_finite);
+      CHECK(std::string(packed.error().where.c_str()) == "row 17, column 33");
+    }
   }
   SECTION("little memory") {
     const auto packed = pack_float<schemes::w4a8_g32>(view, std::span(memory).first(memory.size() - 1), MinMaxRange{});

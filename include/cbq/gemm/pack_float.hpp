@@ -2,9 +2,10 @@
 #pragma once
 
 // Packs floating-point weights in one pass: each panel of 16 outputs is fitted, rounded to nearest and packed while it
-// lies in the cache, tasks of whole panels over an executor. The bytes are those of round_nearest() and pack(), without
-// a matrix of codes between them. Cost with MinMaxRange: one division and about ten more vector instructions for 4
-// weights, several more for each scale, which binds it and not memory; with MseRange that of its search.
+// lies in the cache, tasks of whole panels over an executor. The bytes are those of round_nearest() and pack() on every
+// instruction set, without a matrix of codes between them. float_panel.hpp says how kernels do without division. Cost
+// with MinMaxRange on AVX2 and AVX-512: more than half of the rate of reading memory; elsewhere, and for double, one
+// division and about ten more vector instructions for 4 weights. With other finders that of their search.
 //
 // Scales are found before the largest of the matrix is known, to 11 significant bits, which is what storing keeps of
 // nearly all of them. Panels with a scale more than 2^28 below the largest are quantized again with what is stored.
@@ -14,9 +15,14 @@
 #include <span>
 
 #include <cbq/core/aligned.hpp>
+#include <cbq/core/cpu.hpp>
 #include <cbq/gemm/float_codes.hpp>
+#include <cbq/gemm/float_packing_avx2.hpp>
+#include <cbq/gemm/float_packing_avx512.hpp>
+#include <cbq/gemm/float_panel.hpp>
 #include <cbq/gemm/packed_weights.hpp>
 #include <cbq/gemm/packing.hpp>
+#include <cbq/gemm/scale_headers.hpp>
 #include <cbq/quant/range.hpp>
 #include <cbq/quant/rows.hpp>
 #include <cbq/quant/scale.hpp>
@@ -25,13 +31,37 @@ namespace cbq {
 inline namespace CBQ_ABI {
 namespace packing {
 
-/// Weights and what they are quantized with, outputs x groups.
+/// The kernel of an instruction set for elements T; null where there is none.
+template <Zero Z, Element T>
+[[nodiscard]] FloatPanelKernel<T> float_panel_kernel([[maybe_unused]] Isa isa) noexcept {
+  if constexpr (!std::same_as<T, double>) {
+#if defined(__x86_64__)
+    switch (floating_point_isa(isa)) {
+      case Isa::avx512_vnni:
+        return &isa::avx512_vnni::float_packing::pack_panel<Z, T>;
+      case Isa::avx2:
+        return &isa::avx2::float_packing::pack_panel<Z, T>;
+      default:
+        break;
+    }
+#endif
+  }
+  return nullptr;
+}
+
+/// Weights, what they are quantized with, and how. Scales and zero points lie as groups x 16 for each panel.
 template <Element T>
 struct FloatMatrix {
   MatrixView<const T> weights;
   Grid grid;
-  MatrixView<float> scales;
-  MatrixView<std::uint8_t> zeros;  ///< affine grids only
+  std::span<float> scales;
+  std::span<std::uint8_t> zeros;  ///< affine grids only
+  FloatPanelKernel<T> kernel = nullptr;
+
+  [[nodiscard]] FloatPanel<T> job(const Panel& panel, Scales origin) const noexcept {
+    const std::size_t at = panel.first * panel.layout->groups;
+    return {weights, panel, scales.data() + at, zeros.empty() ? nullptr : zeros.data() + at, origin};
+  }
 };
 
 /// Codes in the memory of a panel; headers come later.
@@ -60,34 +90,35 @@ template <Element T>
   }
 }
 
-/// Quantizes row n with its scales and zero points; a scale of 0 stands for a group of zeros.
+/// Quantizes row `output` of a panel with its scales and zero points; a scale of 0 stands for a group of zeros.
 template <Element T>
-void quantize_output(const FloatMatrix<T>& matrix, std::size_t n, std::span<const float> x,
+void quantize_output(const FloatPanel<T>& job, const Grid& grid, std::size_t output, std::span<const float> x,
                      std::uint8_t* codes) noexcept {
-  const Grid& grid = matrix.grid;
   for_each_group(x, grid, [&](std::size_t group, std::span<const float> segment) {
-    const float scale = row(matrix.scales, n)[group];
-    const int zero = grid.zero == Zero::affine ? int{row(matrix.zeros, n)[group]} : symmetric_zero(grid);
+    const std::size_t at = group * panel_outputs + output;
+    const float scale = job.scales[at];
+    const int zero = grid.zero == Zero::affine ? int{job.zeros[at]} : symmetric_zero(grid);
     float_codes(segment, {scale == 0 ? 1.0f : scale, zero, max_code(grid)}, codes + (segment.data() - x.data()));
   });
 }
 
-/// Quantizes and packs one panel but for its headers; `fit(n, x)` chooses the scales of row n or returns false.
-template <Element T, class Fit>
-[[nodiscard]] bool pack_float_panel(const FloatMatrix<T>& matrix, const Panel& panel, const Fit& fit) noexcept {
+/// Quantizes and packs one panel but for its headers with scales that are there; false without memory.
+template <Element T>
+[[nodiscard]] bool pack_given(const FloatMatrix<T>& matrix, const Panel& panel) noexcept {
+  const FloatPanel<T> job = matrix.job(panel, Scales::given);
+  if (matrix.kernel != nullptr) return matrix.kernel(job);
   const std::size_t inputs = matrix.weights.columns;
   auto codes = AlignedBuffer<std::uint8_t>::allocate(panel.count * inputs);
   auto floats = AlignedBuffer<float>::allocate(std::same_as<T, float> ? 0 : inputs);
   if (!codes || !floats) return false;
   for (std::size_t o = 0; o < panel.count; ++o) {
     const std::span<const float> x = float_row(matrix.weights, panel.first + o, *floats);
-    if (!fit(panel.first + o, x)) return false;
-    quantize_output(matrix, panel.first + o, x, codes->data() + o * inputs);
+    quantize_output(job, matrix.grid, o, x, codes->data() + o * inputs);
   }
   const MatrixView<const std::uint8_t> view = as_const(matrix_view(codes->data(), panel.count, inputs));
   Panel local = panel;
   local.first = 0;  // rows of the buffer
-  return pack_panel(HeadlessRows{CodeRows(view)}, local);
+  return packing::pack_panel(HeadlessRows{CodeRows(view)}, local);
 }
 
 /// finder.find(), for a segment whose largest magnitude costs less than its ends when only that is wanted.
@@ -102,17 +133,37 @@ template <RangeFinder Finder>
   return finder.find(segment, grid, ScalePrecision::half);
 }
 
-/// Chooses scales and zero points of row n; false when it is not finite.
+/// Chooses scales and zero points of a panel; false when a weight is not finite or without memory.
 template <Element T, RangeFinder Finder>
-[[nodiscard]] bool fit_output(const FloatMatrix<T>& matrix, const Finder& finder, std::size_t n,
-                              std::span<const float> x) noexcept {
-  if (largest_magnitude(x) >= 0x7f800000u) return false;
-  for_each_group(x, matrix.grid, [&](std::size_t group, std::span<const float> segment) {
-    const CodeGrid found = find_grid(finder, segment, matrix.grid);
-    row(matrix.scales, n)[group] = found.scale;
-    if (matrix.grid.zero == Zero::affine) row(matrix.zeros, n)[group] = static_cast<std::uint8_t>(found.zero);
-  });
+[[nodiscard]] bool fit_panel(const FloatMatrix<T>& matrix, const Panel& panel, const Finder& finder) noexcept {
+  auto floats = AlignedBuffer<float>::allocate(std::same_as<T, float> ? 0 : matrix.weights.columns);
+  if (!floats) return false;
+  const FloatPanel<T> job = matrix.job(panel, Scales::given);
+  for (std::size_t o = 0; o < panel.count; ++o) {
+    const std::span<const float> x = float_row(matrix.weights, panel.first + o, *floats);
+    if (largest_magnitude(x) >= 0x7f800000u) return false;
+    for_each_group(x, matrix.grid, [&](std::size_t group, std::span<const float> segment) {
+      const CodeGrid found = find_grid(finder, segment, matrix.grid);
+      job.scales[group * panel_outputs + o] = found.scale;
+      if (job.zeros != nullptr) job.zeros[group * panel_outputs + o] = static_cast<std::uint8_t>(found.zero);
+    });
+  }
+  for (std::size_t g = 0; g < panel.layout->groups; ++g) {
+    for (std::size_t o = panel.count; o < panel_outputs; ++o) {
+      job.scales[g * panel_outputs + o] = 0;
+      if (job.zeros != nullptr) job.zeros[g * panel_outputs + o] = 0;
+    }
+  }
   return true;
+}
+
+/// Chooses scales and zero points of a panel and packs it but for its headers.
+template <Element T, RangeFinder Finder>
+[[nodiscard]] bool fit_and_pack(const FloatMatrix<T>& matrix, const Panel& panel, const Finder& finder) noexcept {
+  if constexpr (std::same_as<Finder, MinMaxRange>) {
+    if (matrix.kernel != nullptr) return matrix.kernel(matrix.job(panel, Scales::cover));
+  }
+  return fit_panel(matrix, panel, finder) && pack_given(matrix, panel);
 }
 
 /// Why a panel failed: the first weight that is not finite, else memory.
@@ -128,78 +179,82 @@ template <Element T>
   return Error{Errc::out_of_memory, "[cbq] pack_float: no memory for a panel of codes"};
 }
 
-/// Makes the scales of the panel's outputs storable; whether a scale other than 0 changed.
-[[nodiscard]] inline bool store_exactly(const MatrixView<float>& scales, const Panel& panel, float largest) noexcept {
-  bool changed = false;
-  for (std::size_t n = panel.first; n < panel.first + panel.count; ++n) {
-    for (std::size_t g = 0; g < scales.columns; ++g) {
-      float& scale = row(scales, n)[g];
-      const float stored = largest >= smallest_scale ? storable_scale(scale, scale_exponent(largest)) : 1.0f;
-      changed = changed || (scale != 0 && stored != scale);
-      scale = stored;
-    }
-  }
-  return changed;
-}
-
 /// The second pass: headers, and the codes of panels whose scales storing changed.
 template <Element T, Executor E>
 [[nodiscard]] Result<PackedMatrix> finish_float(const FloatMatrix<T>& matrix, const PackedLayout& layout,
-                                                std::span<std::byte> memory, const E& executor) noexcept {
-  const float largest = largest_scale(as_const(matrix.scales));
+                                                std::span<std::byte> memory, float largest,
+                                                const E& executor) noexcept {
   const float stored = largest >= smallest_scale ? largest : layout.groups != 0 && layout.outputs != 0 ? 1.0f : 0.0f;
   const float multiplier = scale_multiplier(__builtin_bit_cast(std::uint32_t, stored));
-  const QuantizedMatrixView numbers{{}, as_const(matrix.scales), as_const(matrix.zeros)};
-  const Parameters parameters{numbers, 1.0f / multiplier};
-  const auto given = [](std::size_t, std::span<const float>) { return true; };
+  const std::size_t numbers = layout.groups * panel_outputs;
   const bool packed = for_each_panel(layout, matrix.grid, memory.data(), executor, [&](const Panel& panel) {
-    const bool changed = store_exactly(matrix.scales, panel, largest);
-    if (changed && !pack_float_panel(matrix, panel, given)) return false;
-    for (std::size_t group = 0; group < layout.groups; ++group) {
-      if (!parameters.header(panel, group, panel.data + group * layout.group_bytes)) return false;
-    }
+    const std::size_t at = panel.first * layout.groups;
+    const std::span<float> scales = matrix.scales.subspan(at, numbers);
+    const bool changed = store_exactly(scales, panel, largest);
+    if (changed && !pack_given(matrix, panel)) return false;
+    write_headers(panel, scales, matrix.zeros.empty() ? matrix.zeros : matrix.zeros.subspan(at, numbers),
+                  1.0f / multiplier);
     return true;
   });
   if (!packed) return float_failure(matrix.weights);
   return PackedMatrix{memory.data(), layout, multiplier};
 }
 
-/// pack_float() for a grid known at run time.
-template <Element T, RangeFinder Finder, Executor E>
-[[nodiscard]] Result<PackedMatrix> pack_float_matrix(const MatrixView<const T>& weights, const Grid& grid,
-                                                     std::span<std::byte> memory, const Finder& finder,
-                                                     const E& executor) noexcept {
-  const Result<PackedLayout> layout = layout_for(grid, weights.rows, weights.columns, memory.size());
-  if (!layout) return layout.error();
-  if (weights.stride < weights.columns) {
+/// Checks what pack_float() is given and says what it packs into.
+template <Element T>
+[[nodiscard]] Result<PackedLayout> check_float(const MatrixView<const T>& weights, const Grid& grid,
+                                               std::size_t bytes) noexcept {
+  const Result<PackedLayout> layout = layout_for(grid, weights.rows, weights.columns, bytes);
+  if (layout && weights.stride < weights.columns) {
     return Error{Errc::bad_shape, "[cbq] pack_float: the stride is shorter than a row", "weights", weights.stride,
                  weights.columns};
   }
-  const Result<std::size_t> count = checked_product(layout->outputs, layout->groups);
-  if (!count) return count.error();
-  auto scales = AlignedBuffer<float>::allocate(*count);
-  if (!scales) return scales.error();
-  auto zeros = AlignedBuffer<std::uint8_t>::allocate(grid.zero == Zero::affine ? *count : 0);
-  if (!zeros) return zeros.error();
-  const FloatMatrix<T> matrix{weights, grid, matrix_view(scales->data(), layout->outputs, layout->groups),
-                              matrix_view(zeros->data(), layout->outputs, layout->groups)};
-  const auto fit = [&](std::size_t n, std::span<const float> x) { return fit_output(matrix, finder, n, x); };
-  const bool packed = for_each_panel(*layout, grid, memory.data(), executor,
-                                     [&](const Panel& panel) { return pack_float_panel(matrix, panel, fit); });
-  if (!packed) return float_failure(weights);
-  return finish_float(matrix, *layout, memory, executor);
+  return layout;
+}
+
+/// pack_float() of a matrix that brings memory for its scales.
+template <Element T, RangeFinder Finder, Executor E>
+[[nodiscard]] Result<PackedMatrix> pack_float_panels(const FloatMatrix<T>& matrix, const PackedLayout& layout,
+                                                     std::span<std::byte> memory, const Finder& finder,
+                                                     const E& executor) noexcept {
+  std::uint32_t largest = 0;
+  const bool packed = for_each_panel(layout, matrix.grid, memory.data(), executor, [&](const Panel& panel) {
+    if (!fit_and_pack(matrix, panel, finder)) return false;
+    raise(largest, largest_bits(matrix.scales.data() + panel.first * layout.groups, layout.groups * panel_outputs));
+    return true;
+  });
+  if (!packed) return float_failure(matrix.weights);
+  if (largest >= 0x7f800000u) {
+    return Error{Errc::not_finite, "[cbq] pack_float: the range finder gave a scale that is not finite"};
+  }
+  return finish_float(matrix, layout, memory, __builtin_bit_cast(float, largest), executor);
 }
 
 }  // namespace packing
 
 /// Quantizes `weights` (outputs x inputs) to the nearest codes of S.weight with the ranges of `finder` and packs them
 /// into `memory` of at least packed_size<S>() bytes. Errors: bad_shape, not_finite (naming row and column),
-/// out_of_memory (a panel of codes per task, and the scales as float). The bytes do not depend on the executor.
+/// out_of_memory (the scales as float, and where there is no kernel a panel of codes per task). The bytes depend
+/// neither on the executor nor on the instruction set, of which `cap` is the highest to use.
 template <Scheme S, Element T, RangeFinder Finder = MseRange, Executor E = SerialExecutor>
 [[nodiscard]] Result<PackedWeightsView<S>> pack_float(const MatrixView<const T>& weights, std::span<std::byte> memory,
-                                                      const Finder& finder = {}, const E& executor = {}) noexcept {
-  const Result<PackedMatrix> packed =
-      packing::pack_float_matrix(weights, checked<S>().weight, memory, finder, executor);
+                                                      const Finder& finder = {}, const E& executor = {},
+                                                      Isa cap = detect()) noexcept {
+  constexpr Grid grid = checked<S>().weight;
+  const Result<PackedLayout> layout = packing::check_float(weights, grid, memory.size());
+  if (!layout) return layout.error();
+  const Result<std::size_t> count = checked_product(layout->panels, layout->groups, panel_outputs);
+  if (!count) return count.error();
+  auto scales = AlignedBuffer<float>::allocate(*count);
+  if (!scales) return scales.error();
+  auto zeros = AlignedBuffer<std::uint8_t>::allocate(grid.zero == Zero::affine ? *count : 0);
+  if (!zeros) return zeros.error();
+  const packing::FloatMatrix<T> matrix{weights,
+                                       grid,
+                                       {scales->data(), scales->size()},
+                                       {zeros->data(), zeros->size()},
+                                       packing::float_panel_kernel<grid.zero, T>(capped(cap))};
+  const Result<PackedMatrix> packed = packing::pack_float_panels(matrix, *layout, memory, finder, executor);
   if (!packed) return packed.error();
   return PackedWeightsView<S>{*packed};
 }

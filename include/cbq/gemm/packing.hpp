@@ -35,9 +35,9 @@ struct ByteRows {
   [[gnu::always_inline]] void prefetch(std::size_t n, std::size_t offset) const noexcept {
     const std::size_t ahead = offset + read_distance;
     if (ahead < row_bytes) {
-      __builtin_prefetch(at(n, ahead));
+      __builtin_prefetch(at(n, ahead), 0, 2);
     } else if (rows - n > panel_outputs && ahead - row_bytes < row_bytes) {
-      __builtin_prefetch(at(n + panel_outputs, ahead - row_bytes));
+      __builtin_prefetch(at(n + panel_outputs, ahead - row_bytes), 0, 2);
     }
   }
 };
