@@ -90,6 +90,8 @@ void register_integer_matmul(const Selection& selection) {
   using namespace cbq::schemes;
   register_matmul<w4a8_g32>(selection);
   register_matmul<w4a8_g128>(selection);
+  register_matmul<w4a8_g32_act_group>(selection);
+  register_matmul<w4a8_g128_act_group>(selection);
   register_matmul<w4a8>(selection);
   register_matmul<cbq::make_scheme(4, 8, 128, cbq::Zero::affine)>(selection);
   register_matmul<w8a8>(selection);
@@ -98,6 +100,7 @@ void register_integer_matmul(const Selection& selection) {
   register_matmul<w4a4>(selection);
   register_quantize<w4a8_g32>(selection);
   register_quantize<w4a8_g128>(selection);
+  register_quantize<w4a8_g32_act_group>(selection);
   register_quantize<w4a4>(selection);
 }
 

@@ -75,7 +75,7 @@ template <std::size_t Rows, std::size_t Panels>
   __m512 scales[Panels];
   _Pragma("GCC unroll 2") for (std::size_t p = 0; p < Panels; ++p) scales[p] =
       _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + p * panel_bytes)));
-  if (row_scales == nullptr) {
+  if (row_scales == nullptr) [[likely]] {
     _Pragma("GCC unroll 16") for (std::size_t r = 0; r < Rows; ++r)
         _Pragma("GCC unroll 2") for (std::size_t p = 0; p < Panels; ++p) totals[r][p] =
             _mm512_fmadd_ps(scales[p], _mm512_cvtepi32_ps(sums[r][p]), totals[r][p]);
@@ -96,7 +96,10 @@ inline void multiply_rows(const IntegerTile& tile, const std::byte* panel, std::
       _Pragma("GCC unroll 2") for (std::size_t p = 0; p < Panels; ++p) totals[r][p] = _mm512_setzero_ps();
   const std::int8_t* codes = tile.codes + first_row * block_inputs;
   const std::int32_t* zero_terms = tile.zero_terms + first_row;
-  const float* group_scales = tile.group_scales == nullptr ? nullptr : tile.group_scales + first_row;
+  // A step of 0 where there are none: a condition here costs 4 rows 2 % of their speed.
+  const bool grouped = tile.group_scales != nullptr;
+  const float* group_scales = tile.group_scales + (grouped ? first_row : 0);
+  const std::size_t group_scales_step = grouped ? tile.panel_rows : 0;
   const std::size_t block_stride = block_inputs * tile.panel_rows;
   std::size_t blocks_left = tile.blocks;
   for (std::size_t group = 0; group < tile.groups; ++group) {
@@ -126,7 +129,7 @@ inline void multiply_rows(const IntegerTile& tile, const std::byte* panel, std::
             _Pragma("GCC unroll 4") for (std::size_t c = 1; c < Chains; ++c) sums[0][r][p] =
                 _mm512_add_epi32(sums[0][r][p], sums[c][r][p]);
     add_group(totals, sums[0], panel, tile.panel_bytes, group_scales);
-    if (group_scales != nullptr) group_scales += tile.panel_rows;
+    group_scales += group_scales_step;
     zero_terms += tile.panel_rows;
     panel += tile.group_bytes;
   }
