@@ -24,6 +24,7 @@
 #include <immintrin.h>
 
 #include <cbq/gemm/amx_tiles.hpp>
+#include <cbq/gemm/weight_only_kernels_avx512_bf16.hpp>
 #endif
 
 namespace bench {
@@ -176,7 +177,6 @@ constexpr double operations = 12 * 64;
 void multiply(std::size_t rounds) noexcept {
   __m512i ones = _mm512_set1_epi32(0x3f803f80);
   asm volatile("" : "+v"(ones));
-  const __m512bh factors = __builtin_bit_cast(__m512bh, ones);
   __m512 sums[12];
   _Pragma("GCC unroll 12") for (int chain = 0; chain < 12; ++chain) {
     sums[chain] = _mm512_setzero_ps();
@@ -184,7 +184,7 @@ void multiply(std::size_t rounds) noexcept {
   }
   for (std::size_t round = 0; round < rounds; ++round) {
     _Pragma("GCC unroll 12") for (int chain = 0; chain < 12; ++chain) {
-      sums[chain] = _mm512_dpbf16_ps(sums[chain], factors, factors);
+      sums[chain] = cbq::isa::avx512_bf16::add_products(sums[chain], ones, ones);
     }
   }
   _Pragma("GCC unroll 12") for (int chain = 0; chain < 12; ++chain) asm volatile("" : : "v"(sums[chain]));

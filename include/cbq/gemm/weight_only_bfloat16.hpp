@@ -4,10 +4,9 @@
 // y = x W^T with bfloat16 activations and packed weights (schemes w<bits>a16), for hosts that keep their stream in
 // bfloat16. Nothing is rounded to bfloat16 here; floats go through <cbq/gemm/weight_only_matmul.hpp>.
 //
-//   8 tokens and more, CPUs with AVX512-BF16   products of bfloat16, two per lane: panels of 256 inputs are decoded
-//   once
-//                                              per 128 tokens to code - zero, which is exact in bfloat16, and the sum
-//                                              over a group is multiplied by its scale: twice the rate of floats
+//   8 tokens and more, CPUs with AVX512-BF16   products of bfloat16, two per lane: panels of 256 inputs are decoded to
+//                                              code - zero, which is exact in bfloat16, once per 128 tokens, and the
+//                                              sum over a group is multiplied by its scale: twice the rate of floats
 //   all others                                 what the overload for floats does with the same values, to the same bits
 //                                              (but with up to 4 tokens of more than 16,384 inputs on Arm, for which
 //                                              panels are decoded)
@@ -21,7 +20,7 @@
 // The last term is what vdpbf16ps flushes whatever MXCSR says: a denormal activation counts as zero (2^-126 * 255 each
 // at most), and so does a sum below 2^-126. Sums are scaled afterwards: activations * 255 of one group must add up to
 // less than 2^128. NaN and infinity spread as in products of floats. Allocates nothing; a task takes up to 57 KiB of
-// stack, up to 7 tokens up to 231 KiB (see fixed_point_row.hpp). Results are the same bits for any executor.
+// stack, fixed point as much as the overload for floats. Results are the same bits for any executor.
 
 #include <cstddef>
 #include <cstdint>

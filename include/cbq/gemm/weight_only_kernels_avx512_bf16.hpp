@@ -112,6 +112,12 @@ void decode_pairs(const PairDecodeJob& job) noexcept {
   }
 }
 
+/// sums + products of pairs of bfloat16. No intrinsic, because Clang 16 crashes on uses of its vectors of bfloat16.
+[[gnu::always_inline]] inline __m512 add_products(__m512 sums, __m512i left, __m512i right) noexcept {
+  asm("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(left), "v"(right));
+  return sums;
+}
+
 /// sums += x * weights, where `activations` holds the two inputs of each row.
 template <std::size_t Rows, std::size_t Panels>
 [[gnu::always_inline]] inline void multiply_pairs(__m512 (&sums)[Rows][Panels],
@@ -123,8 +129,7 @@ template <std::size_t Rows, std::size_t Panels>
   _Pragma("GCC unroll 6") for (std::size_t r = 0; r < Rows; ++r) {
     const __m512i two = _mm512_set1_epi32(static_cast<int>(activations[r]));
     _Pragma("GCC unroll 2") for (std::size_t p = 0; p < Panels; ++p) {
-      sums[r][p] =
-          _mm512_dpbf16_ps(sums[r][p], __builtin_bit_cast(__m512bh, two), __builtin_bit_cast(__m512bh, weights[p]));
+      sums[r][p] = add_products(sums[r][p], two, weights[p]);
     }
   }
 }
