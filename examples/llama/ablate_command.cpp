@@ -93,7 +93,7 @@ Status draw_outliers(const AblateCommand& command, const Ablation& ablation, con
   if (const Status done = preprocess(*plan, tokens, options, weights); !done) return done;
   const auto after = input_sizes(tokens, options, weights);
   if (!after) return after.error();
-  return cbq::write_file(path, outlier_plot(*before, *after, command.common.model.path));
+  return cbq::write_file(path, outlier_plot(*before, *after, base_name(command.common.model.path)));
 }
 
 // Runs what is not there yet; results in the order of the rows, null where a row failed.
@@ -126,7 +126,7 @@ Result<std::vector<Json>> run_rows(const AblateCommand& command, const Ablation&
 Status write_report(const AblateCommand& command, const Ablation& ablation, const std::vector<AblationRow>& rows,
                     const std::vector<Json>& results) {
   const std::string folder = command.output + "/";
-  const std::string& model = command.common.model.path;
+  const std::string model = base_name(command.common.model.path);
   const std::vector<AblationOutcome> outcomes = gather(rows, results);
   if (const Status done = cbq::write_file(folder + "results.md", ablation_table(outcomes)); !done) return done;
   if (const Status done = cbq::write_file(folder + "perplexity.svg", perplexity_plot(outcomes, model)); !done)
@@ -137,6 +137,17 @@ Status write_report(const AblateCommand& command, const Ablation& ablation, cons
   const std::vector<std::string> schemes = schemes_of(outcomes);
   if (command.calibration.empty() || schemes.empty()) return {};
   return draw_outliers(command, ablation, schemes.front(), folder + "outliers.svg");
+}
+
+// Removes what killed runs left; the folder stays while it holds what rows can resume.
+void tidy(const std::string& work) {
+  std::error_code ignored;
+  std::vector<std::filesystem::path> left;
+  for (const auto& entry : std::filesystem::directory_iterator(work, ignored)) {
+    if (entry.path().extension() != ".checkpoint") left.push_back(entry.path());
+  }
+  for (const std::filesystem::path& path : left) (void)std::filesystem::remove_all(path, ignored);
+  (void)std::filesystem::remove(work, ignored);
 }
 
 }  // namespace
@@ -159,8 +170,7 @@ Status run(const AblateCommand& command, const Console& console) {
   const Result<std::vector<Json>> all = run_rows(command, *ablation, *results, rows, console);
   if (!all) return all.error();
   if (const Status done = write_report(command, *ablation, rows, *all); !done) return done;
-  std::error_code ignored;
-  (void)std::filesystem::remove(command.output + "/work", ignored);  // stays while it holds what rows can resume
+  tidy(command.output + "/work");
   Json json = {{"model", command.common.model.path}, {"results", *all}};
   if (const Status done = write_json(command.common, json, console); !done) return done;
   const auto failed = static_cast<std::size_t>(std::count(all->begin(), all->end(), Json(nullptr)));

@@ -8,7 +8,7 @@
 #include <optional>
 #include <utility>
 
-#include "report.hpp"
+#include "commands.hpp"
 
 namespace cbq_llama {
 
@@ -66,10 +66,9 @@ std::optional<double> mean_divergence(const Json& run) {
   return sum / static_cast<double>(texts->size());
 }
 
-std::string base_name(std::string path) {
-  while (path.size() > 1 && path.back() == '/') path.pop_back();
-  path = path.substr(path.rfind('/') + 1);
-  return path.substr(0, path.rfind(".txt"));
+std::string text_name(const std::string& path) {
+  const std::string name = base_name(path);
+  return name.substr(0, name.rfind(".txt"));
 }
 
 std::string number_text(const Spread& spread, const char* format, double unit = 1) {
@@ -110,7 +109,7 @@ std::vector<std::string> text_names(const std::vector<AblationOutcome>& outcomes
     const Json* const texts = cbq::json_find(outcome.runs.front(), "texts");
     for (const Json& text : texts == nullptr ? Json::array() : *texts) {
       const auto path = cbq::json_string(text, "text");
-      names.push_back(path ? base_name(std::string(*path)) : "?");
+      names.push_back(path ? text_name(std::string(*path)) : "?");
     }
     break;
   }

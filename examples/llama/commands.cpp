@@ -52,6 +52,11 @@ Report describe(const std::string& path, const LoadedModel& loaded, const Machin
   return report;
 }
 
+std::string base_name(std::string path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  return path.substr(path.rfind('/') + 1);
+}
+
 Result<std::string> read_text(const std::string& path) {
   const Result<cbq::FileBytes> file = cbq::FileBytes::open(path, cbq::FileMode::read, std::size_t{1} << 30);
   if (!file) return file.error();

@@ -36,9 +36,10 @@ struct ModelPath {
 /// Options that every command has.
 struct CommonOptions {
   ModelPath model;
-  std::size_t threads = 0;  ///< 0 means all
-  std::string isa;          ///< empty means the best
-  std::string json;         ///< a file, "-" for standard output and nothing else there, or empty
+  std::size_t threads = 0;   ///< 0 means all
+  std::string isa;           ///< empty means the best
+  std::string packed_cache;  ///< file or folder of packed weights; empty: none
+  std::string json;          ///< a file, "-" for standard output and nothing else there, or empty
 };
 
 struct InfoCommand {
@@ -162,6 +163,9 @@ struct LoadedModel {
 
 /// The members of a report that describe a model and the machine.
 [[nodiscard]] Report describe(const std::string& path, const LoadedModel& loaded, const Machine& machine);
+
+/// The last part of a path.
+[[nodiscard]] std::string base_name(std::string path);
 
 /// A whole text file; line ends of CR LF become LF, as text mode reads them elsewhere. Errc::io, Errc::bad_file.
 [[nodiscard]] cbq::Result<std::string> read_text(const std::string& path);

@@ -175,11 +175,6 @@ void print_samples(const std::vector<Row>& rows, const std::string& prompt, std:
                      "runs. Each model was read back from its files.\n");
 }
 
-std::string base_name(std::string path) {
-  while (path.size() > 1 && path.back() == '/') path.pop_back();
-  return path.substr(path.rfind('/') + 1);
-}
-
 Status draw_chart(const std::vector<Row>& rows, const Bench& bench) {
   Chart chart;
   chart.title = base_name(bench.command.common.model.path) + " in few bits: rounding to nearest, packed";

@@ -5,13 +5,18 @@
 #include <catch2/matchers/catch_matchers_floating_point.hpp>
 
 #include <algorithm>
+#include <csignal>
 #include <filesystem>
 #include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include "engine_fixture.hpp"
+#include "interrupt.hpp"
 
 using namespace cbq_llama;
 using engine_fixture::pocket_llama;
@@ -172,6 +177,51 @@ TEST_CASE("a result is that of the same command in one piece") {
                                  .out));
   CHECK(result.at("texts")[0].at("kl_mean") == alone.at("kl_mean"));
   CHECK(result.at("bits_per_weight") == alone.at("bits_per_weight"));
+}
+
+TEST_CASE("a run that is killed goes on where it was, to the same figures") {
+  const support::ScratchFolder scratch;
+  const std::string output = scratch / "cut";
+  const auto arguments = ablate(output, "rtn_mse,cbq", {"--steps", "4"});
+  REQUIRE(run_tool(ablate(scratch / "whole", "rtn_mse,cbq", {"--steps", "4"})).code == 0);
+  const pid_t child = ::fork();
+  REQUIRE(child >= 0);
+  if (child == 0) ::_exit(run_tool(arguments).code);
+  const auto has_state = [&] {
+    std::error_code ignored;
+    const std::filesystem::directory_iterator work(output + "/work", ignored);
+    return std::any_of(begin(work), end(work),
+                       [](const auto& entry) { return entry.path().extension() == ".checkpoint"; });
+  };
+  while (!has_state() && ::waitpid(child, nullptr, WNOHANG) == 0) ::usleep(1000);
+  ::kill(child, SIGKILL);
+  (void)::waitpid(child, nullptr, 0);
+  REQUIRE(has_state());
+  const ToolRun rest = run_tool(arguments);
+  CHECK(rest.code == 0);
+  CHECK(lines(rest.out) == 1);  // the float model and rtn_mse were finished
+  const auto figures = [&](const std::string& folder) {
+    const std::string all = support::read_text(folder + "/results.jsonl");
+    return unwrap(cbq::parse_json(all.substr(all.rfind('\n', all.size() - 2) + 1)));
+  };
+  CHECK(figures(output).at("texts") == figures(scratch / "whole").at("texts"));
+  CHECK(figures(output).at("resumed") == true);
+  CHECK_FALSE(std::filesystem::exists(output + "/work"));
+}
+
+TEST_CASE("an interrupt ends a run and leaves only finished rows") {
+  const support::ScratchFolder scratch;
+  const pid_t child = ::fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    catch_interrupts();
+    (void)std::raise(SIGINT);
+    ::_exit(run_tool(ablate(scratch / "cut", "rtn_mse")).code);
+  }
+  int status = 0;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  CHECK(WEXITSTATUS(status) == 128 + SIGINT);
+  CHECK_FALSE(std::filesystem::exists(scratch / "cut/results.jsonl"));
 }
 
 TEST_CASE("a row that fails is named, and the others run") {
