@@ -53,7 +53,8 @@ template <cbq::Scheme S, cbq::Element X = float>
 void register_scheme(const Selection& selection) {
   constexpr bool bf16 = std::is_same_v<X, cbq::bfloat16>;
   for (const cbq::Isa isa : instruction_sets(selection.cap)) {
-    if (isa == cbq::Isa::portable || cbq::floating_point_isa(isa) != isa) continue;  // has no kernels of its own here
+    const bool own_kernels = cbq::floating_point_isa(isa) == isa || isa == cbq::Isa::avx_vnni;
+    if (isa == cbq::Isa::portable || !own_kernels) continue;
     if (bf16 && cbq::RegionKernels::bfloat16_tile<S.weight.bits, S.weight.zero>(isa).decode == nullptr) continue;
     const std::string kind = bf16 ? "gemm_bf16/" : "gemm/";
     const std::string family = kind + cbq::scheme_name(S).c_str() + "/" + cbq::isa_name(isa) + "/";

@@ -18,6 +18,7 @@
 #include <cbq/gemm/weight_only_kernels_avx2.hpp>
 #include <cbq/gemm/weight_only_kernels_avx512.hpp>
 #include <cbq/gemm/weight_only_kernels_avx512_bf16.hpp>
+#include <cbq/gemm/weight_only_kernels_avx_vnni.hpp>
 #include <cbq/gemm/weight_only_kernels_neon.hpp>
 #include <cbq/gemm/weight_only_kernels_scalar.hpp>
 
@@ -89,17 +90,24 @@ DecodeKernel RegionKernels::decode_panel(Isa isa) noexcept {
 template <int Bits, Zero Z>
 WeightOnlyKernels RegionKernels::weight_only_tile(Isa isa) noexcept {
   [[maybe_unused]] constexpr std::int32_t zero_factor = Z == Zero::affine ? 1 : 1 << (Bits - 1);
-  switch (floating_point_isa(isa)) {
+  switch (isa) {
 #if defined(__x86_64__)
+    case Isa::amx_int8:
     case Isa::avx512_vnni:
       return {.fixed_point = &isa::avx512_vnni::fixed_point_tile<Bits, Z>,
               .to_fixed_point = &isa::avx512_vnni::to_fixed_point,
+              .zero_factor = zero_factor};
+    case Isa::avx_vnni:
+      return {.fixed_point = &isa::avx_vnni::fixed_point_tile<Bits, Z>,
+              .to_fixed_point = &isa::avx2::to_fixed_point,
               .zero_factor = zero_factor};
     case Isa::avx2:
       return {.fixed_point = &isa::avx2::fixed_point_tile<Bits, Z>,
               .to_fixed_point = &isa::avx2::to_fixed_point,
               .zero_factor = zero_factor};
 #elif defined(__aarch64__)
+    case Isa::neon_i8mm:
+    case Isa::neon_dotprod:
     case Isa::neon:
       return {.floats = &isa::neon::weight_only_tile<Bits, Z>};
 #endif
