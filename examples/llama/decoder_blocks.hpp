@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include <cbq/gemm/extern_kernels.hpp>
 #include <cbq/nn/activation_site.hpp>
 #include <cbq/nn/block_gradient.hpp>
 #include <cbq/nn/opt_block.hpp>

@@ -14,6 +14,7 @@
 #include "oracle/gemm.hpp"
 #include "support/guarded.hpp"
 #include "support/isas.hpp"
+#include "support/kernels.hpp"
 
 using namespace cbq;
 

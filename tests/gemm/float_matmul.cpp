@@ -15,6 +15,7 @@
 
 #include "support/guarded.hpp"
 #include "support/isas.hpp"
+#include "support/kernels.hpp"
 
 using namespace cbq;
 

@@ -7,6 +7,7 @@
 
 #include "oracle/nn.hpp"
 #include "support/isas.hpp"
+#include "support/kernels.hpp"
 #include "support/nn.hpp"
 
 using namespace cbq;

@@ -10,6 +10,7 @@
 #include <cbq/nn/activation_site.hpp>
 #include <cbq/nn/dense_linear.hpp>
 
+#include "support/kernels.hpp"
 #include "support/random_model.hpp"
 #include "support/trained_linear.hpp"
 

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "oracle/nn.hpp"
+#include "support/kernels.hpp"
 #include "support/nn.hpp"
 #include "support/rounded.hpp"
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "support/files.hpp"
+#include "support/kernels.hpp"
 #include "tiny_host.hpp"
 
 using cbq::Errc;

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <vector>
 
+#include "support/kernels.hpp"
 #include "tiny_host.hpp"
 
 using cbq::RoundingChoiceOptions;

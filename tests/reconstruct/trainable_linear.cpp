@@ -10,6 +10,7 @@
 
 #include <cbq/rounding/straight_through.hpp>
 #include "support/files.hpp"
+#include "support/kernels.hpp"
 #include "support/nn.hpp"
 
 using cbq::Errc;

@@ -9,6 +9,7 @@
 
 #include <cbq/transform/smoothquant.hpp>
 
+#include "support/kernels.hpp"
 #include "support/random_decoder.hpp"
 
 using cbq::Errc;

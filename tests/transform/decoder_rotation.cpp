@@ -10,6 +10,7 @@
 #include <cbq/outlier/activation_scaling.hpp>
 #include <cbq/transform/channel_scaling.hpp>
 
+#include "support/kernels.hpp"
 #include "support/random_decoder.hpp"
 
 using cbq::DecoderWeights;
