@@ -61,6 +61,7 @@ int main(int argc, char** argv) {
   bench::register_float_matmul(selection);
   bench::register_eigen(selection);
   bench::register_packing(selection);
+  bench::register_rotated_input(selection);
   const std::size_t ran = benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
   return ran == 0 || bench::skipped_any() ? 1 : 0;

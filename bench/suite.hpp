@@ -56,5 +56,6 @@ void register_weight_only_matmul(const Selection& selection);
 void register_float_matmul(const Selection& selection);
 void register_eigen(const Selection& selection);
 void register_packing(const Selection& selection);
+void register_rotated_input(const Selection& selection);
 
 }  // namespace bench

@@ -26,12 +26,12 @@ namespace {
 // Rows of the embedding, and learned positions, for all tokens.
 class Embeddings {
  public:
-  static Result<Embeddings> read(const ModelSource& source, std::span<const ModuleReport> plan,
+  static Result<Embeddings> read(const ChangedWeights& weights, std::span<const ModuleReport> plan,
                                  const QuantizationOptions& options) {
-    const ModelConfig& config = source.config();
+    const ModelConfig& config = weights.config();
     const MatrixModule module = embedding_module(config);
     Embeddings result;
-    Result<FloatMatrix> table = source.read_matrix(module.name + ".weight", module.outputs, module.inputs);
+    Result<FloatMatrix> table = weights.read_matrix(module.name + ".weight", module.outputs, module.inputs);
     if (!table) return table.error();
     result.table_ = *std::move(table);
     const auto entry =
@@ -44,7 +44,7 @@ class Embeddings {
       if (const Status done = cbq::dequantize(codes->view(), entry->scheme->weight, out); !done) return done.error();
     }
     if (const FloatTensor positions = position_tensor(config); !positions.name.empty()) {
-      Result<FloatMatrix> learned = source.read_matrix(positions.name, positions.rows, positions.columns);
+      Result<FloatMatrix> learned = weights.read_matrix(positions.name, positions.rows, positions.columns);
       if (!learned) return learned.error();
       result.positions_ = *std::move(learned);
     }
@@ -92,15 +92,15 @@ Result<StateMatrix> StateMatrix::create(std::size_t rows, std::size_t columns, c
   return states;
 }
 
-Result<FirstStates> FirstStates::create(const ModelSource& source, std::span<const ModuleReport> plan,
+Result<FirstStates> FirstStates::create(const ChangedWeights& weights, std::span<const ModuleReport> plan,
                                         const CalibrationTokens& tokens, const QuantizationOptions& options) {
   FirstStates states;
   for (StateMatrix* matrix : {&states.target, &states.student}) {
-    Result<StateMatrix> made = StateMatrix::create(tokens.ids.size(), source.config().hidden, tokens.scratch);
+    Result<StateMatrix> made = StateMatrix::create(tokens.ids.size(), weights.config().hidden, tokens.scratch);
     if (!made) return made.error();
     *matrix = *std::move(made);
   }
-  const Result<Embeddings> embeddings = Embeddings::read(source, plan, options);
+  const Result<Embeddings> embeddings = Embeddings::read(weights, plan, options);
   if (!embeddings) return embeddings.error();
   embeddings->look_up(tokens.ids, tokens.length, false, states.target.view());
   embeddings->look_up(tokens.ids, tokens.length, true, states.student.view());

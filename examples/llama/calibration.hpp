@@ -48,7 +48,8 @@ class StateMatrix {
 struct FirstStates {
   StateMatrix target, student;
 
-  [[nodiscard]] static cbq::Result<FirstStates> create(const ModelSource& source, std::span<const ModuleReport> plan,
+  [[nodiscard]] static cbq::Result<FirstStates> create(const ChangedWeights& weights,
+                                                       std::span<const ModuleReport> plan,
                                                        const CalibrationTokens& tokens,
                                                        const QuantizationOptions& options);
 };

@@ -14,13 +14,17 @@ namespace cbq_llama {
 
 class ChangedWeights {
  public:
-  explicit ChangedWeights(const ModelSource& source) : source_(source) {}
+  explicit ChangedWeights(const ModelSource& source) : source_(source), config_(source.config()) {}
 
   [[nodiscard]] const ModelSource& source() const { return source_; }
-  [[nodiscard]] const ModelConfig& config() const { return source_.config(); }
+  /// Of the changed model.
+  [[nodiscard]] const ModelConfig& config() const { return config_; }
   [[nodiscard]] bool is_changed(const std::string& name) const { return changed_.contains(name); }
 
   void replace(const std::string& name, FloatMatrix matrix) { changed_.insert_or_assign(name, std::move(matrix)); }
+
+  /// Gives the model a head of its own, which replace() has set.
+  void untie() { config_.tied = false; }
 
   /// As ModelSource::read_matrix().
   [[nodiscard]] cbq::Result<FloatMatrix> read_matrix(const std::string& name, std::size_t rows,
@@ -38,6 +42,7 @@ class ChangedWeights {
 
  private:
   const ModelSource& source_;
+  ModelConfig config_;
   std::map<std::string, FloatMatrix> changed_;
 };
 

@@ -96,6 +96,7 @@ void apply_preset(const CLI::App& app, const std::string& name, QuantizeCommand&
   ReconstructionSettings& training = preset.reconstruction;
   if (name == "paper") {
     preset.preprocessing = Preprocessing::cfp;
+    preset.rotation = Rotation::none;
     preset.calibration.samples = 128;
     preset.calibration.sequence = 0;
     training.rounding.method = cbq::RoundingMethod::lora;
@@ -115,6 +116,7 @@ void apply_preset(const CLI::App& app, const std::string& name, QuantizeCommand&
   };
   using Training = ReconstructionSettings;
   if (app.count("--preprocess") == 0) command.preprocessing = preset.preprocessing;
+  if (app.count("--rotate") == 0) command.rotation = preset.rotation;
   if (app.count("--rounding") == 0) command.reconstruction.rounding.method = training.rounding.method;
   apply("--samples", &QuantizeCommand::calibration, &CalibrationSettings::samples);
   apply("--sequence", &QuantizeCommand::calibration, &CalibrationSettings::sequence);
@@ -137,11 +139,11 @@ void add_calibration(CLI::App& app, CalibrationSettings& settings) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str()
       ->type_name("N");
-  app.add_option("--seed", settings.seed, "of samples and batches")->capture_default_str()->type_name("S");
+  app.add_option("--seed", settings.seed, "of samples, batches and rotations")->capture_default_str()->type_name("S");
 }
 
-template <class Value>
-void add_choice(CLI::App& app, const char* name, Value& value, const std::map<std::string, Value>& names,
+template <class Value, class Name = Value>
+void add_choice(CLI::App& app, const char* name, Value& value, const std::map<std::string, Name>& names,
                 const char* what) {
   app.add_option(name, value, what)->transform(CLI::CheckedTransformer(names).description(""))->type_name("NAME");
 }
@@ -224,6 +226,10 @@ void add_quantize(CLI::App& app, Commands& commands) {
   add_choice(*added, "--preprocess", command.preprocessing, preprocessings,
              "none (default), cfp or smoothquant: outliers of weights and activations first; cfp_scaling or "
              "cfp_truncation: half of cfp");
+  const std::map<std::string, Rotation> rotations = {
+      {"none", Rotation::none}, {"offline", Rotation::offline}, {"full", Rotation::full}};
+  add_choice(*added, "--rotate", command.rotation, rotations,
+             "none, offline, or full: inputs of down_proj too; default: full for activations of 4 bits, else none");
   add_calibration(*added, command.calibration);
   added
       ->add_option_function<std::string>(

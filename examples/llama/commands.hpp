@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -55,6 +56,7 @@ struct QuantizeCommand {
   std::string method = "rtn";
   RangeSearch range = RangeSearch::mse;
   Preprocessing preprocessing = Preprocessing::none;
+  std::optional<Rotation> rotation = {};  ///< nothing: see rotation_of()
   CalibrationSettings calibration = {};
   ReconstructionSettings reconstruction = {};
   GptqSettings gptq = {};

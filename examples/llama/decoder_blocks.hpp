@@ -14,6 +14,7 @@
 #include <cbq/nn/activation_site.hpp>
 #include <cbq/nn/block_gradient.hpp>
 #include <cbq/nn/opt_block.hpp>
+#include <cbq/nn/rotated_site.hpp>
 #include <cbq/nn/self_attention.hpp>
 #include <cbq/rounding/input_moments.hpp>
 #include <cbq/transform/channel_statistics.hpp>
@@ -23,7 +24,7 @@
 
 namespace cbq_llama {
 
-using Site = cbq::ActivationSite<float>;
+using Site = cbq::RotatedSite<cbq::ActivationSite<float>>;
 
 /// What is told about the inputs of a linear layer; each may be null.
 struct InputObserver {
@@ -187,14 +188,7 @@ class BlockOpener {
   }
 
   /// Module names of the norms, two per block, then the final one.
-  [[nodiscard]] std::vector<std::string> norm_names() const {
-    constexpr std::string_view ending = ".weight";
-    std::vector<std::string> names;
-    for (const FloatTensor& tensor : norm_tensors(config_)) {
-      if (tensor.name.ends_with(ending)) names.push_back(tensor.name.substr(0, tensor.name.size() - ending.size()));
-    }
-    return names;
-  }
+  [[nodiscard]] std::vector<std::string> norm_names() const { return cbq_llama::norm_names(config_); }
 
  private:
   struct Shape {
@@ -230,14 +224,26 @@ class BlockOpener {
 [[nodiscard]] inline cbq::Result<Site> head_site(const QuantizationOptions& options) {
   const cbq::Result<cbq::Grid> grid = cbq::attention_grid(options.attention_bits);
   if (!grid) return grid.error();
-  return Site::create(*grid);
+  auto site = cbq::ActivationSite<float>::create(*grid);
+  if (!site) return site.error();
+  return Site(*std::move(site));
+}
+
+/// The site before a module of the float model, rotated as `plan` says.
+[[nodiscard]] inline Site float_site_of(std::span<const ModuleReport> plan, const MatrixModule& module) {
+  for (const ModuleReport& entry : plan) {
+    if (entry.module.name == module.name) return Site({}, entry.rotation);
+  }
+  return Site();
 }
 
 /// The site before a module of this scheme.
 [[nodiscard]] inline cbq::Result<Site> site_of(std::span<const ModuleReport> plan, const MatrixModule& module) {
   const cbq::Result<cbq::Scheme> scheme = scheme_of(plan, module);
   if (!scheme) return scheme.error();
-  return Site::create(scheme->activation);
+  auto site = cbq::ActivationSite<float>::create(scheme->activation);
+  if (!site) return site.error();
+  return Site(*std::move(site), float_site_of(plan, module).rotation());
 }
 
 }  // namespace cbq_llama

@@ -22,8 +22,9 @@ EngineLinear::~EngineLinear() = default;
 namespace {
 
 template <class T>
-Result<AnyLinear> make_dense(const cbq::MatrixView<const float>& weights, std::span<const float> bias) {
-  auto op = cbq::DenseLinear<T>::create(weights, bias);
+Result<AnyLinear> make_dense(const cbq::MatrixView<const float>& weights, std::span<const float> bias,
+                             cbq::InputRotation rotation) {
+  auto op = cbq::DenseLinear<T>::create(weights, bias, rotation);
   if (!op) return op.error();
   return AnyLinear(*std::move(op));
 }
@@ -32,9 +33,9 @@ Result<AnyLinear> make_dense(const cbq::MatrixView<const float>& weights, std::s
 
 Result<EngineLinear> EngineLinear::dense(const cbq::MatrixView<const float>& weights, DenseStorage storage,
                                          std::span<const float> bias, OperatorRole role) {
-  Result<AnyLinear> op = storage == DenseStorage::float32   ? make_dense<float>(weights, bias)
-                         : storage == DenseStorage::float16 ? make_dense<cbq::half>(weights, bias)
-                                                            : make_dense<cbq::bfloat16>(weights, bias);
+  Result<AnyLinear> op = storage == DenseStorage::float32   ? make_dense<float>(weights, bias, role.rotation)
+                         : storage == DenseStorage::float16 ? make_dense<cbq::half>(weights, bias, role.rotation)
+                                                            : make_dense<cbq::bfloat16>(weights, bias, role.rotation);
   if (!op) return op.error();
   return EngineLinear(std::make_unique<State>(State{*std::move(op), role}));
 }
@@ -42,11 +43,11 @@ Result<EngineLinear> EngineLinear::dense(const cbq::MatrixView<const float>& wei
 Result<EngineLinear> EngineLinear::quantized(const cbq::QuantizedMatrixView& matrix, const cbq::Scheme& scheme,
                                              std::span<const float> bias, Operators operators, OperatorRole role) {
   if (operators == Operators::packed) {
-    Result<AnyLinear> op = AnyLinear::packed(matrix, scheme, bias);
+    Result<AnyLinear> op = AnyLinear::packed(matrix, scheme, bias, role.rotation);
     if (!op) return op.error();
     return EngineLinear(std::make_unique<State>(State{*std::move(op), role}));
   }
-  auto op = cbq::FakeQuantizedLinear::create(matrix, scheme, bias);
+  auto op = cbq::FakeQuantizedLinear::create(matrix, scheme, bias, role.rotation);
   if (!op) return op.error();
   return EngineLinear(std::make_unique<State>(State{AnyLinear(*std::move(op)), role}));
 }

@@ -32,10 +32,11 @@ enum class Operators : unsigned char { packed, fake_quantized };
 /// In what dense weights are kept.
 enum class DenseStorage : unsigned char { float32, float16, bfloat16 };
 
-/// What an operator is for, and where its time is noted (null: nowhere).
+/// What an operator is for, where its time is noted (null: nowhere), and what its weights expect of its input.
 struct OperatorRole {
   Operation operation = Operation::head;
   Profile* profile = nullptr;
+  cbq::InputRotation rotation = cbq::InputRotation::none;
 };
 
 /// A cbq::LinearOperator for ToolExecutor only.

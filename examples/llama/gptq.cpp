@@ -43,7 +43,7 @@ class Gptq {
     const ModelConfig& config = weights_.config();
     const Result<BlockOpener<A>> opener = BlockOpener<A>::create(config, tokens.length);
     if (!opener) return opener.error();
-    Result<FirstStates> states = FirstStates::create(weights_.source(), plan_, tokens, options_);
+    Result<FirstStates> states = FirstStates::create(weights_, plan_, tokens, options_);
     if (!states) return states.error();
     Progress progress("rounding", "blocks", config.layers);
     for (std::size_t layer = 0; layer < config.layers; ++layer) {

@@ -117,7 +117,7 @@ struct Sizes {
   std::size_t streams = 0;
   std::size_t embedding = 0;
   std::size_t codes = 0;    // of all blocks
-  std::size_t changed = 0;  // by preprocessing
+  std::size_t changed = 0;  // by preprocessing and rotation
 };
 
 Sizes sizes_of(const ModelConfig& config, const BlockSize& block, const QuantizationOptions& options) {
@@ -127,7 +127,13 @@ Sizes sizes_of(const ModelConfig& config, const BlockSize& block, const Quantiza
   sizes.streams = calibration.samples * calibration.sequence * config.hidden * sizeof(float);
   sizes.embedding = config.vocabulary * config.hidden * sizeof(float);
   sizes.codes = config.layers * (block.weights + 5 * block.scales);
-  if (options.preprocessing != Preprocessing::none) sizes.changed = config.layers * block.weights * sizeof(float);
+  const std::size_t blocks = config.layers * block.weights * sizeof(float);
+  const bool preprocessed = options.preprocessing != Preprocessing::none;
+  if (preprocessed) sizes.changed = blocks;
+  // The whole model, and before it what was preprocessed, behind it the float model in the same basis.
+  if (rotation_of(config, options) != Rotation::none) {
+    sizes.changed = (preprocessed ? 2 : 1) * (blocks + 2 * sizes.embedding);
+  }
   return sizes;
 }
 

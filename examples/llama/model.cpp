@@ -70,6 +70,7 @@ class Loader {
 
   Result<AnyModel> load() {
     const ModelConfig& config = source_.config();
+    if (const Status known = check_rotations(); !known) return known.error();
     const Result<cbq::Grid> heads = head_grid(record_);
     if (!heads) return cbq::in_context(heads.error(), "config.json");
     heads_ = *heads;
@@ -91,6 +92,25 @@ class Loader {
     return {matrix.memory.data(), matrix.memory.size()};
   }
 
+  // A rotation that no linear layer has would be left out.
+  Status check_rotations() const {
+    for (const cbq::ModuleRotation& rotation : record_.rotations) {
+      std::vector<MatrixModule> modules = all_block_modules(source_.config());
+      if (!source_.config().tied) modules.push_back(head_module(source_.config()));
+      const auto found = std::find_if(modules.begin(), modules.end(),
+                                      [&](const MatrixModule& module) { return module.name == rotation.module; });
+      if (found == modules.end()) {
+        return Error{Errc::unsupported, "the input of no linear layer is rotated", "cbq.input_rotations",
+                     rotation.module};
+      }
+      if (const std::size_t block = cbq::hadamard_size(found->inputs); block != rotation.block) {
+        return Error{Errc::unsupported, "inputs are rotated in blocks of another size", rotation.module, rotation.block,
+                     block};
+      }
+    }
+    return {};
+  }
+
   Result<EngineLinear> matrix(const MatrixModule& module, Operation operation) {
     if (const Status ok = check_interrupt(); !ok) return ok.error();
     FloatMatrix bias;
@@ -99,7 +119,9 @@ class Loader {
       if (!stored) return stored.error();
       bias = *std::move(stored);
     }
-    const OperatorRole role{operation, options_.profile};
+    const bool rotated = cbq::find_rotation(record_, module.name) != nullptr;
+    const OperatorRole role{operation, options_.profile,
+                            rotated ? cbq::InputRotation::hadamard : cbq::InputRotation::none};
     const cbq::ModuleScheme* quantized = cbq::find_module(record_, module.name);
     Result<EngineLinear> op = quantized != nullptr ? quantized_matrix(module, quantized->scheme, values(bias), role)
                                                    : dense_matrix(module, values(bias), role);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model_layout.hpp"
 
+#include <string_view>
+
 namespace cbq_llama {
 
 namespace {
@@ -70,6 +72,15 @@ std::vector<FloatTensor> norm_tensors(const ModelConfig& config) {
   }
   add_norm(tensors, config, llama ? "model.norm" : "model.decoder.final_layer_norm");
   return tensors;
+}
+
+std::vector<std::string> norm_names(const ModelConfig& config) {
+  constexpr std::string_view ending = ".weight";
+  std::vector<std::string> names;
+  for (const FloatTensor& tensor : norm_tensors(config)) {
+    if (tensor.name.ends_with(ending)) names.push_back(tensor.name.substr(0, tensor.name.size() - ending.size()));
+  }
+  return names;
 }
 
 FloatTensor position_tensor(const ModelConfig& config) {

@@ -51,6 +51,9 @@ struct FloatTensor {
 /// and learned positions.
 [[nodiscard]] std::vector<FloatTensor> norm_tensors(const ModelConfig& config);
 
+/// Module names of the norms, two per block, then the final one.
+[[nodiscard]] std::vector<std::string> norm_names(const ModelConfig& config);
+
 /// Learned positions of OPT; an empty name where there are none.
 [[nodiscard]] FloatTensor position_tensor(const ModelConfig& config);
 

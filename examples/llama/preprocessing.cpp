@@ -87,7 +87,7 @@ class Walk {
     const ModelConfig& config = weights_.config();
     const Result<BlockOpener<A>> opener = BlockOpener<A>::create(config, tokens.length);
     if (!opener) return opener.error();
-    Result<FirstStates> states = FirstStates::create(weights_.source(), plan_, tokens, options_);
+    Result<FirstStates> states = FirstStates::create(weights_, plan_, tokens, options_);
     if (!states) return states.error();
     Progress progress(what, "blocks", config.layers);
     for (std::size_t layer = 0; layer < config.layers; ++layer) {

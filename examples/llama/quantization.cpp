@@ -21,6 +21,7 @@
 #include "interrupt.hpp"
 #include "memory_estimate.hpp"
 #include "model.hpp"
+#include "model_rotation.hpp"
 #include "preprocessing.hpp"
 #include "progress.hpp"
 #include "reconstruction.hpp"
@@ -70,6 +71,14 @@ Status check_shared_inputs(const ModelConfig& config, const QuantizationOptions&
                  cbq::scheme_name(*entry.scheme).c_str(), cbq::scheme_name(*first.scheme).c_str()};
   }
   return {};
+}
+
+// The first rule that names the module, or nullptr.
+const SchemeRule* rule_of(const QuantizationOptions& options, const MatrixModule& module) {
+  for (const SchemeRule& rule : options.rules) {
+    if (matches(rule.pattern, module.name)) return &rule;
+  }
+  return nullptr;
 }
 
 std::size_t weights_of(const MatrixModule& module) {
@@ -142,6 +151,19 @@ Status check_rules(const ModelConfig& config, std::span<const SchemeRule> rules)
   return {};
 }
 
+const char* rotation_name(Rotation rotation) {
+  return rotation == Rotation::none ? "none" : rotation == Rotation::offline ? "offline" : "full";
+}
+
+Rotation rotation_of(const ModelConfig& config, const QuantizationOptions& options) {
+  if (options.rotation) return *options.rotation;
+  for (const MatrixModule& module : all_block_modules(config)) {
+    const SchemeRule* rule = rule_of(options, module);
+    if (rule != nullptr && rule->scheme.activation.bits == 4) return Rotation::full;
+  }
+  return Rotation::none;
+}
+
 Result<std::vector<ModuleReport>> plan_quantization(const ModelConfig& config, const QuantizationOptions& options) {
   std::vector<ModuleReport> plan;
   Scheme first_scheme;
@@ -158,20 +180,21 @@ Result<std::vector<ModuleReport>> plan_quantization(const ModelConfig& config, c
     plan.push_back(std::move(entry));
     return {};
   };
+  const Rotation rotation = rotation_of(config, options);
   for (const MatrixModule& module : all_block_modules(config)) {
-    const auto rule = std::find_if(options.rules.begin(), options.rules.end(),
-                                   [&](const SchemeRule& entry) { return matches(entry.pattern, module.name); });
-    const bool found = rule != options.rules.end();
-    const Status added = add(module, found ? rule->scheme : Scheme{},
-                             found ? "its scheme keeps the weights in floating point" : "no rule names it");
+    const SchemeRule* rule = rule_of(options, module);
+    const Status added = add(module, rule != nullptr ? rule->scheme : Scheme{},
+                             rule != nullptr ? "its scheme keeps the weights in floating point" : "no rule names it");
     if (!added) return added.error();
-    if (plan.size() == 1 && found) first_scheme = rule->scheme;
+    if (plan.size() == 1 && rule != nullptr) first_scheme = rule->scheme;
+    const bool down = module.name.ends_with(".down_proj") || module.name.ends_with(".fc2");
+    if (down && rotation == Rotation::full) plan.back().rotation = cbq::InputRotation::hadamard;
   }
   if (const Status same = check_shared_inputs(config, options, plan); !same) return same.error();
   const Result<Scheme> head = cbq::head_scheme(options.head_bits, first_scheme);
   if (!head) return head.error();
   if (const Status added = add(embedding_module(config), *head, "--head-bits 16"); !added) return added.error();
-  if (config.tied) return plan;
+  if (config.tied && rotation == Rotation::none) return plan;
   if (const Status added = add(head_module(config), *head, "--head-bits 16"); !added) return added.error();
   return plan;
 }
@@ -197,19 +220,26 @@ class FloatCopy {
     copy.plan_.name = tensor.name;
     copy.plan_.shape = vector ? cbq::TensorShape{.rank = 1, .sizes = {tensor.columns}}
                               : cbq::TensorShape{.rank = 2, .sizes = {tensor.rows, tensor.columns}};
-    const Result<StoredTensor> stored = weights.source().tensor(tensor.name);
-    if (!stored) return stored.error();
-    const std::string_view type = stored->type;
-    // Matrices of other types come from quantized GGUF files; float16 holds their few digits.
-    copy.plan_.dtype = type == "F32" || vector ? cbq::Dtype::f32 : type == "BF16" ? cbq::Dtype::bf16 : cbq::Dtype::f16;
-    if (vector && (type == "F16" || type == "BF16"))
-      copy.plan_.dtype = type == "F16" ? cbq::Dtype::f16 : cbq::Dtype::bf16;
-    if (weights.is_changed(tensor.name)) copy.plan_.dtype = cbq::Dtype::f32;  // not what fits the stored type
+    copy.plan_.dtype = dtype_of(weights, tensor.name, vector);
     copy.values_ = *std::move(values);
     return copy;
   }
 
   [[nodiscard]] const cbq::TensorPlan& plan() const { return plan_; }
+
+  static cbq::Dtype dtype_of(const ChangedWeights& weights, const std::string& name, bool vector) {
+    // A head that was tied is stored as the embedding is.
+    const std::string embedding = embedding_module(weights.config()).name + ".weight";
+    const std::optional<StoredTensor> own = weights.source().find(name), tied = weights.source().find(embedding);
+    const std::string_view type = own ? own->type : tied ? tied->type : "";
+    const bool changed = weights.is_changed(name);
+    if (type == "F32" || (vector && changed)) return cbq::Dtype::f32;
+    if (type == "BF16" && !changed) return cbq::Dtype::bf16;
+    if (vector && type != "F16") return cbq::Dtype::f32;
+    // Matrices of other types come from quantized GGUF files; float16 holds their few digits, and more of changed ones
+    // than bfloat16.
+    return cbq::Dtype::f16;
+  }
 
   [[nodiscard]] Status write(cbq::SafetensorsWriter& writer) const {
     const std::span<const float> values(values_.memory.data(), values_.memory.size());
@@ -313,9 +343,11 @@ Status write_tensors(const std::string& path, const Content& content) {
   return writer->commit();
 }
 
-Status write_config(const std::string& path, const ModelSource& source, const QuantizationOptions& options,
+Status write_config(const std::string& path, const ChangedWeights& weights, const QuantizationOptions& options,
                     const QuantizationReport& report) {
+  const ModelSource& source = weights.source();
   cbq::Json config = source.is_gguf() ? to_json(source.config()) : source.json();
+  if (weights.config().tied != source.config().tied) config["tie_word_embeddings"] = weights.config().tied;
   cbq::QuantizationRecord record;
   record.method = options.method;
   record.head_bits = options.head_bits;
@@ -325,8 +357,15 @@ Status write_config(const std::string& path, const ModelSource& source, const Qu
     record.notes["preprocess"] = preprocessing_names[static_cast<std::size_t>(options.preprocessing)];
   }
   if (options.attention_bits != 16) record.notes[attention_bits_key] = options.attention_bits;
+  if (report.rotation != Rotation::none) {
+    record.notes["rotation"] = rotation_name(report.rotation);
+    record.notes["rotation_seed"] = options.calibration.seed;
+  }
   const std::string embedding = embedding_module(source.config()).name;
   for (const ModuleReport& entry : report.modules) {
+    if (entry.rotation != cbq::InputRotation::none) {
+      record.rotations.push_back({entry.module.name, cbq::hadamard_size(entry.module.inputs)});
+    }
     const bool looked_up = entry.module.name == embedding;
     if (entry.scheme) {
       record.modules.push_back(
@@ -336,7 +375,7 @@ Status write_config(const std::string& path, const ModelSource& source, const Qu
     }
   }
   // A tied head is a linear module without tensors of its own.
-  if (source.config().tied) record.ignore.push_back(head_module(source.config()).name);
+  if (weights.config().tied) record.ignore.push_back(head_module(source.config()).name);
   if (const Status ok = cbq::add_quantization(config, record); !ok) return ok;
   return cbq::write_file(path, cbq::json_text(config));
 }
@@ -387,6 +426,10 @@ struct Calibrated {
   CodesByModule codes;
 };
 
+Status rotate(const QuantizationOptions& options, Rotation rotation, ChangedWeights& weights) {
+  return rotate_model(rotation, options.calibration.seed, make_executor(options.threads), weights);
+}
+
 Status calibrate(std::span<const ModuleReport> plan, const std::string& output, const QuantizationOptions& options,
                  Calibrated& result, QuantizationReport& report) {
   const ModelSource& source = result.weights.source();
@@ -401,6 +444,7 @@ Status calibrate(std::span<const ModuleReport> plan, const std::string& output, 
   if (options.preprocessing != Preprocessing::none) {
     if (const Status done = preprocess(plan, tokens, options, result.weights); !done) return done;
   }
+  if (const Status done = rotate(options, report.rotation, result.weights); !done) return done;
   if (options.method == "gptq") {
     Result<CodesByModule> codes = gptq_blocks(result.weights, plan, tokens, options);
     if (!codes) return codes.error();
@@ -429,20 +473,21 @@ Result<QuantizationReport> quantize(const ModelSource& source, const std::string
   Result<cbq::AtomicFolder> folder = cbq::AtomicFolder::create(output, existing);
   if (!folder) return folder.error();
   QuantizationReport report;
+  report.rotation = rotation_of(source.config(), options);
   Calibrated calibrated(source);
-  if (needs_calibration(options)) {
-    QuantizationOptions settled = options;
-    if (settled.calibration.sequence == 0) {
-      settled.calibration.sequence = std::min<std::size_t>(source.config().context, 2048);
-    }
-    Status done = calibrate(*plan, output, settled, calibrated, report);
-    if (!done) return done.error();
+  QuantizationOptions settled = options;
+  if (settled.calibration.sequence == 0) {
+    settled.calibration.sequence = std::min<std::size_t>(source.config().context, 2048);
   }
+  const Status done = needs_calibration(options) ? calibrate(*plan, output, settled, calibrated, report)
+                                                 : rotate(options, report.rotation, calibrated.weights);
+  if (!done) return done.error();
   const Result<Content> content = quantize_all(calibrated.weights, options, std::move(calibrated.codes), *plan);
   if (!content) return content.error();
   report.modules = *std::move(plan);
   if (const Status ok = write_tensors(folder->file("model.safetensors"), *content); !ok) return ok.error();
-  if (const Status ok = write_config(folder->file("config.json"), source, options, report); !ok) return ok.error();
+  if (const Status ok = write_config(folder->file("config.json"), calibrated.weights, options, report); !ok)
+    return ok.error();
   if (const Status ok = copy_companions(*folder, source); !ok) return ok.error();
   if (const Status ok = check_interrupt(); !ok) return ok.error();
   if (const Status ok = folder->commit(); !ok) return ok.error();

@@ -20,6 +20,7 @@
 #include <cbq/reconstruct/options.hpp>
 #include <cbq/reconstruct/rounding_choice.hpp>
 #include <cbq/scheme.hpp>
+#include <cbq/transform/input_rotation.hpp>
 
 #include "model_layout.hpp"
 #include "model_source.hpp"
@@ -69,6 +70,13 @@ enum class Preprocessing : unsigned char {
 /// By which command lines and files name them, in their order.
 inline constexpr const char* preprocessing_names[] = {"none", "cfp", "cfp_scaling", "cfp_truncation", "smoothquant"};
 
+/// Into which basis a model is rotated after preprocessing; see model_rotation.hpp.
+enum class Rotation : unsigned char {
+  none,
+  offline,  ///< residual stream and value heads; nothing is left at run time
+  full,     ///< inputs of down_proj (fc2) too, which operators transform at run time
+};
+
 /// How `--method cbq` trains; see cbq::ReconstructionOptions.
 struct ReconstructionSettings {
   cbq::WindowOptions windows = {};
@@ -113,6 +121,7 @@ struct QuantizationOptions {
   RangeSearch range = RangeSearch::mse;
   std::string method = "rtn";  ///< of the linear layers of the blocks: rtn, gptq, or cbq
   Preprocessing preprocessing = Preprocessing::none;
+  std::optional<Rotation> rotation = {};  ///< nothing: see rotation_of()
   CalibrationSettings calibration = {};
   ReconstructionSettings reconstruction = {};
   GptqSettings gptq = {};
@@ -122,18 +131,23 @@ struct QuantizationOptions {
   std::size_t threads = 1;
 };
 
+/// "none", "offline" or "full".
+[[nodiscard]] const char* rotation_name(Rotation rotation);
+
 /// What became of one matrix.
 struct ModuleReport {
   MatrixModule module;
   std::optional<cbq::Scheme> scheme;  ///< nothing: it stayed in floating point
   double bits_per_weight = 16;        ///< with scales and zero points, as stored
   double relative_error = 0;          ///< sqrt(sum (w - w^)^2 / sum w^2)
-  std::string reason;                 ///< why it stayed in floating point
+  cbq::InputRotation rotation = cbq::InputRotation::none;
+  std::string reason;  ///< why it stayed in floating point
 };
 
 struct QuantizationReport {
   std::vector<ModuleReport> modules;
   double bits_per_weight = 0;  ///< of the whole folder, see bits_per_weight()
+  Rotation rotation = Rotation::none;
   std::size_t calibration_tokens = 0;
   std::size_t file_bytes = 0;
   std::vector<cbq::WindowReport> windows;  ///< of reconstruction
@@ -148,9 +162,13 @@ struct QuantizationReport {
 /// Errc::bad_argument for a rule that no linear layer of the blocks gets its scheme from, as "schemes[i].pattern".
 [[nodiscard]] cbq::Status check_rules(const ModelConfig& config, std::span<const SchemeRule> rules);
 
-/// What `options` make of each matrix of the model, in the order of the model. Errc::unsupported for a scheme without
-/// packed kernels, and, with calibration, for layers that read the same input on different grids; Errc::bad_argument
-/// (head bits).
+/// The rotation that `options` name, or else the one that measured best: full where an activation has 4 bits, otherwise
+/// none.
+[[nodiscard]] Rotation rotation_of(const ModelConfig& config, const QuantizationOptions& options);
+
+/// What `options` make of each matrix of the model, in the order of the model; the head of a rotated model is not tied.
+/// Errc::unsupported for a scheme without packed kernels, and, with calibration, for layers that read the same input on
+/// different grids; Errc::bad_argument (head bits).
 [[nodiscard]] cbq::Result<std::vector<ModuleReport>> plan_quantization(const ModelConfig& config,
                                                                        const QuantizationOptions& options);
 

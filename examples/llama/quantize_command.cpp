@@ -14,7 +14,21 @@ using cbq::Status;
 
 namespace {
 
-void explain(const QuantizationReport& report, std::FILE* out) {
+const char* what_rotates(Rotation rotation) {
+  switch (rotation) {
+    case Rotation::offline:
+      return "offline: residual stream and value heads";
+    case Rotation::full:
+      return "full: residual stream, value heads, and the inputs of the last matrix of each block at run time";
+    case Rotation::none:
+      break;
+  }
+  return "none";
+}
+
+void explain(const QuantizationReport& report, const QuantizationOptions& options, std::FILE* out) {
+  (void)std::fprintf(out, "rotation %s%s\n", what_rotates(report.rotation),
+                     options.rotation ? "" : " (default: full where activations have 4 bits)");
   (void)std::fprintf(out, "%-40s %13s  %-16s %7s  %8s\n", "tensor", "shape", "scheme", "bits", "error");
   for (const ModuleReport& entry : report.modules) {
     const std::string shape = std::to_string(entry.module.outputs) + " x " + std::to_string(entry.module.inputs);
@@ -44,6 +58,7 @@ cbq::Json module_json(const ModuleReport& entry) {
 void set_method(const QuantizeCommand& command, QuantizationOptions& options) {
   options.method = command.method;
   options.preprocessing = command.preprocessing;
+  options.rotation = command.rotation;
   options.calibration = command.calibration;
   options.reconstruction = command.reconstruction;
   options.gptq = command.gptq;
@@ -158,13 +173,14 @@ Status run(const QuantizeCommand& command, const Console& console) {
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (prints_text(command.common)) {
     print_windows(*done, command, console.out);
-    if (command.explain) explain(*done, console.out);
+    if (command.explain) explain(*done, *options, console.out);
     (void)std::fprintf(console.out, "%s: %s, %.3f bits per weight (scales and zero points included), %s, %.2f s\n",
                        command.output.c_str(), report.scheme.c_str(), done->bits_per_weight,
                        size_text(done->file_bytes).c_str(), *report.seconds);
   }
   cbq::Json json = to_json(report);
   if (memory) json["memory_estimate"] = memory_json(*memory);
+  json["rotation"] = rotation_name(done->rotation);
   for (const cbq::WindowReport& entry : done->windows) json["reconstruction"].push_back(window_json(entry));
   if (!done->windows.empty()) json["trained_parameters"] = done->trained_parameters;
   if (command.explain) {

@@ -19,6 +19,7 @@
 
 #include "decoder_blocks.hpp"
 #include "interrupt.hpp"
+#include "model_rotation.hpp"
 #include "progress.hpp"
 
 namespace cbq_llama {
@@ -96,7 +97,7 @@ class Host {
     const auto linear = [&](const MatrixModule& module, std::vector<FloatMatrix>& memory) {
       return Opener::template dense<ObservedLinear>(model_.original, module, memory);
     };
-    const auto site = [](const MatrixModule&) -> Result<Site> { return Site(); };
+    const auto site = [&](const MatrixModule& module) -> Result<Site> { return float_site_of(model_.plan, module); };
     return opener_.template open<ObservedLinear>(model_.original, layer, linear, site);
   }
 
@@ -162,8 +163,9 @@ Result<std::uint64_t> fingerprint(const Model& model) {
     const std::string name = entry.scheme ? cbq::scheme_name(*entry.scheme).c_str() : "float";
     add(name.data(), name.size());
   }
-  for (const ChangedWeights* weights : {&model.original, &model.changed}) {
-    if (weights == &model.changed && model.options.preprocessing == Preprocessing::none) continue;
+  std::vector<const ChangedWeights*> all = {&model.original};
+  if (&model.changed != &model.original) all.push_back(&model.changed);
+  for (const ChangedWeights* weights : all) {
     for (const MatrixModule& module : all_block_modules(config)) {
       const Result<FloatMatrix> matrix = weights->read_matrix(module.name + ".weight", module.outputs, module.inputs);
       if (!matrix) return matrix.error();
@@ -230,7 +232,7 @@ Result<Reconstructed> run(const Model& model, const CalibrationTokens& tokens, c
   if (!identity) return identity.error();
   Result<std::unique_ptr<Host<A>>> host = Host<A>::create(model, tokens.length);
   if (!host) return host.error();
-  Result<FirstStates> states = FirstStates::create(model.original.source(), model.plan, tokens, model.options);
+  Result<FirstStates> states = FirstStates::create(model.original, model.plan, tokens, model.options);
   if (!states) return states.error();
   std::stop_source stop;
   cbq::ReconstructionOptions loop = loop_options(model.options);
@@ -264,8 +266,16 @@ std::string checkpoint_path(const std::string& output) {
 Result<Reconstructed> reconstruct_blocks(const ChangedWeights& weights, std::span<const ModuleReport> plan,
                                          const CalibrationTokens& tokens, const std::string& checkpoint,
                                          const QuantizationOptions& options) {
-  const ChangedWeights original(weights.source());
-  const Model model = {original, weights, plan, options};
+  // The targets of a rotated model are those of the float model in the same basis.
+  ChangedWeights rotated(weights.source());
+  const bool preprocessed = options.preprocessing != Preprocessing::none;
+  if (preprocessed) {
+    const Rotation rotation = rotation_of(weights.source().config(), options);
+    const ToolExecutor executor = make_executor(options.threads);
+    if (const Status done = rotate_model(rotation, options.calibration.seed, executor, rotated); !done)
+      return done.error();
+  }
+  const Model model = {preprocessed ? rotated : weights, weights, plan, options};
   return weights.config().architecture == Architecture::llama ? run<Architecture::llama>(model, tokens, checkpoint)
                                                               : run<Architecture::opt>(model, tokens, checkpoint);
 }

@@ -177,9 +177,11 @@ namespace driver {
   return unit;
 }
 
-/// quantize_activations() for a scheme known at run time; its activations have at most 8 bits.
-template <Executor E>
-[[nodiscard]] Result<QuantizedTokens> quantize_tokens(const MatrixView<const float>& x, const Scheme& scheme,
+/// quantize_activations() for a scheme known at run time; its activations have at most 8 bits. x is a matrix view, or
+/// one that makes each row when it is quantized: x.prepared(panel, token, isa); a panel's rows are asked for one after
+/// another by one thread.
+template <class Tokens, Executor E>
+[[nodiscard]] Result<QuantizedTokens> quantize_tokens(const Tokens& x, const Scheme& scheme,
                                                       std::span<std::byte> memory, const E& executor, Isa isa) {
   const Result<ActivationLayout> layout = activation_layout(scheme, x.rows, x.columns);
   if (!layout) return layout.error();
@@ -211,7 +213,11 @@ template <Executor E>
     const std::size_t count = x.rows - first < shape.rows ? x.rows - first : shape.rows;
     for (std::size_t r = 0; r < count; ++r) {
       ActivationRow job;
-      job.values = row(x, first + r);
+      if constexpr (requires { x.prepared(panel, first + r, isa); }) {
+        job.values = x.prepared(panel, first + r, isa);
+      } else {
+        job.values = row(x, first + r);
+      }
       job.inputs = x.columns;
       job.group = group_length(scheme.weight, x.columns);
       job.panel_rows = count;

@@ -29,8 +29,8 @@ concept DifferentiableLinear =
       { op.backward(in, in, out, accumulate, context) } -> std::same_as<Status>;
     };
 
-/// What happens to the input of linear layers: x^ = site(x), of the same shape. Where is_identity(), neither call is
-/// made. `backward` gets dL/dx^, x and x^ and replaces dL/dx^ by dL/dx in place.
+/// What happens to the input of linear layers: x^ = site(x), of the same shape; x^ may be x. Where is_identity(),
+/// neither call is made. `backward` gets dL/dx^, x and x^ and replaces dL/dx^ by dL/dx in place.
 template <class A>
 concept DifferentiableActivation =
     std::movable<A> && requires(A& site, const A& constant, const MatrixView<const typename A::Scalar>& in,

@@ -46,6 +46,21 @@ struct LinearCall {
 };
 
 inline namespace CBQ_ABI {
+namespace linear {
+
+/// Tokens that are rotated as they are quantized: each row into that of its panel in `scratch`, which stays in cache.
+struct RotatedTokens : MatrixView<const float> {
+  MatrixView<float> scratch = {};
+
+  [[nodiscard]] const float* prepared(std::size_t panel, std::size_t token, Isa isa) const noexcept {
+    float* to = row(scratch, panel);
+    __builtin_memcpy(to, row(*this, token), columns * sizeof(float));
+    hadamard_row(std::span<float>(to, columns), hadamard_size(columns), isa);
+    return to;
+  }
+};
+
+}  // namespace linear
 
 /// The input [tokens x inputs] of linear operators, and what it was quantized to last. Its memory comes from the
 /// context's workspace: it must not outlive the Workspace::Frame in which it is used first.
@@ -76,14 +91,11 @@ class LinearInput {
   [[nodiscard]] Result<QuantizedTokens> quantized(const Scheme& scheme, ExecutionContext<E>& context,
                                                   InputRotation rotation = InputRotation::none) noexcept {
     if (has_codes_ && codes_scheme_ == scheme && codes_rotation_ == rotation) return codes_;
-    const Result<MatrixView<const float>> x = rotated(rotation, context);
-    if (!x) return x.error();
     const Result<ActivationLayout> layout = activation_layout(scheme, values_.rows, values_.columns);
     if (!layout) return layout.error();
     const Result<std::span<std::byte>> memory = context.workspace().template take<std::byte>(layout->bytes);
     if (!memory) return memory.error();
-    const Result<QuantizedTokens> quantized =
-        driver::quantize_tokens(*x, scheme, *memory, context.executor(), context.isa());
+    const Result<QuantizedTokens> quantized = quantize_into(*memory, scheme, layout->groups, rotation, context);
     if (!quantized) return quantized.error();
     codes_ = *quantized;
     codes_scheme_ = scheme;
@@ -121,6 +133,20 @@ class LinearInput {
   }
 
  private:
+  template <Executor E>
+  [[nodiscard]] Result<QuantizedTokens> quantize_into(std::span<std::byte> memory, const Scheme& scheme,
+                                                      const PackedLayout& groups, InputRotation rotation,
+                                                      ExecutionContext<E>& context) const noexcept {
+    if (rotation == InputRotation::none) {
+      return driver::quantize_tokens(values_, scheme, memory, context.executor(), context.isa());
+    }
+    const std::size_t panel_rows = panel_shape(groups, values_.rows, context.isa()).rows;
+    const auto scratch = context.workspace().take_matrix(divide_up(values_.rows, panel_rows), values_.columns);
+    if (!scratch) return scratch.error();
+    return driver::quantize_tokens(linear::RotatedTokens{values_, *scratch}, scheme, memory, context.executor(),
+                                   context.isa());
+  }
+
   /// out = the rows of the input from `first` on, rotated.
   void rotate_rows_to(const MatrixView<float>& out, std::size_t first, Isa isa) const noexcept {
     for (std::size_t r = 0; r < out.rows; ++r) {
