@@ -12,6 +12,13 @@
 
 namespace {
 
+bool are_inputs(const std::vector<float>& y) {
+  for (const float value : y) {
+    if (value < 39.99f || value > 40.01f) return false;
+  }
+  return true;
+}
+
 /// y of ones through `outputs` x `inputs` codes of level 1: every result is the number of inputs.
 template <cbq::Scheme S>
 bool multiplies() {
@@ -34,15 +41,16 @@ bool multiplies() {
   const auto input = cbq::matrix_view<const float>(x.data(), tokens, inputs);
   const auto result = cbq::matrix_view(y.data(), tokens, outputs);
   if constexpr (S.activation.bits == 16) {
+    const std::vector<cbq::bfloat16> ones(8 * inputs, cbq::to_bfloat16(1.0f));  // enough for products of bfloat16
+    std::vector<float> z(8 * outputs);
+    const auto rows = cbq::matrix_view<const cbq::bfloat16>(ones.data(), 8, inputs);
+    if (!cbq::matmul(rows, weights->view(), cbq::matrix_view(z.data(), 8, outputs)) || !are_inputs(z)) return false;
     if (!cbq::matmul(input, weights->view(), result)) return false;
   } else {
     cbq::QuantizedActivations<S> activations;
     if (!activations.quantize(input) || !cbq::matmul(activations.view(), weights->view(), result)) return false;
   }
-  for (const float value : y) {
-    if (value < 39.99f || value > 40.01f) return false;
-  }
-  return true;
+  return are_inputs(y);
 }
 
 template <int Bits>
