@@ -56,6 +56,7 @@ Status run(const BenchCommand& command, const Console& console) {
   Profile profile;
   LoadOptions load;
   load.profile = command.profile ? &profile : nullptr;
+  load.packed_cache = {command.common.packed_cache, machine->threads, console.err};
   const Result<LoadedModel> loaded = load_model(command.common.model, load);
   if (!loaded) return loaded.error();
   SpeedOptions options;

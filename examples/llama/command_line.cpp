@@ -59,6 +59,13 @@ void add_common(CLI::App& app, CommonOptions& common) {
       ->type_name("NAME");
 }
 
+// Of the commands that run a model as its files are.
+void add_packed_cache(CLI::App& app, CommonOptions& common) {
+  app.add_option("--packed-cache", common.packed_cache,
+                 "keep the packed weights of a quantized model in this file, or in a file of its own in this folder")
+      ->type_name("PATH");
+}
+
 // Scheme names are read once here, so that a wrong one is a wrong command line.
 std::string check_scheme(const std::string& name) {
   const cbq::Result<cbq::Scheme> scheme = cbq::parse_scheme(name.c_str());
@@ -280,6 +287,7 @@ void add_operators(CLI::App& app, Operators& operators) {
 void add_perplexity(CLI::App& app, Commands& commands) {
   PerplexityCommand& command = commands.perplexity;
   CLI::App* added = add_command(app, commands, command, "perplexity", "evaluate a model on a text");
+  add_packed_cache(*added, command.common);
   added->add_option("--text", command.text, "text; default: MODEL-evaluation.txt beside the model")->type_name("FILE");
   added->add_option("--context", command.context, "tokens per window")->capture_default_str()->type_name("N");
   added->add_option("--windows", command.windows, "at most this many windows; 0: all")->type_name("N");
@@ -299,6 +307,7 @@ void add_choose(CLI::App& app, Commands& commands) {
 void add_generate(CLI::App& app, Commands& commands) {
   GenerateCommand& command = commands.generate;
   CLI::App* added = add_command(app, commands, command, "generate", "continue a text");
+  add_packed_cache(*added, command.common);
   added->add_option("--prompt", command.prompt, "text to continue")->required()->type_name("TEXT");
   added->add_option("-n,--new-tokens", command.new_tokens, "tokens to add")->capture_default_str()->type_name("N");
   added->add_option("--temperature", command.temperature, "0: always the likeliest token")
@@ -323,6 +332,7 @@ void add_sample(CLI::App& app, Commands& commands) {
 void add_bench(CLI::App& app, Commands& commands) {
   BenchCommand& command = commands.bench;
   CLI::App* added = add_command(app, commands, command, "bench", "measure tokens per second");
+  add_packed_cache(*added, command.common);
   added->add_option("--prompt-tokens", command.prompt_tokens, "length of the prompt")
       ->capture_default_str()
       ->type_name("N");

@@ -52,6 +52,13 @@ Result<EngineLinear> EngineLinear::quantized(const cbq::QuantizedMatrixView& mat
   return EngineLinear(std::make_unique<State>(State{AnyLinear(*std::move(op)), role}));
 }
 
+Result<EngineLinear> EngineLinear::packed(const cbq::PackedMatrix& weights, const cbq::Scheme& scheme,
+                                          std::span<const float> bias, OperatorRole role) {
+  auto op = cbq::RuntimePackedLinear::view(weights, scheme, bias);
+  if (!op) return op.error();
+  return EngineLinear(std::make_unique<State>(State{AnyLinear(*std::move(op)), role}));
+}
+
 cbq::LinearInfo EngineLinear::info() const noexcept {
   return state_->op.info();
 }

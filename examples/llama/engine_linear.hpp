@@ -12,6 +12,8 @@
 #include <type_traits>
 #include <utility>
 
+#include <cbq/gemm/extern_kernels.hpp>
+#include <cbq/gemm/packed_weights.hpp>
 #include <cbq/nn/linear.hpp>
 
 #include "threads.hpp"
@@ -52,6 +54,11 @@ class EngineLinear {
   [[nodiscard]] static cbq::Result<EngineLinear> quantized(const cbq::QuantizedMatrixView& matrix,
                                                            const cbq::Scheme& scheme, std::span<const float> bias,
                                                            Operators operators, OperatorRole role);
+
+  /// Weights that are packed under `scheme` already and outlive the operator. Errors of
+  /// cbq::RuntimePackedLinear::view().
+  [[nodiscard]] static cbq::Result<EngineLinear> packed(const cbq::PackedMatrix& weights, const cbq::Scheme& scheme,
+                                                        std::span<const float> bias, OperatorRole role);
 
   EngineLinear(EngineLinear&&) noexcept;
   EngineLinear& operator=(EngineLinear&&) noexcept;

@@ -17,7 +17,9 @@ using cbq::Status;
 Status run(const GenerateCommand& command, const Console& console) {
   const Result<Machine> machine = machine_of(command.common);
   if (!machine) return machine.error();
-  const Result<LoadedModel> loaded = load_model(command.common.model);
+  LoadOptions load;
+  load.packed_cache = {command.common.packed_cache, machine->threads, console.err};
+  const Result<LoadedModel> loaded = load_model(command.common.model, load);
   if (!loaded) return loaded.error();
   const Result<Tokenizer> tokenizer = loaded->source.tokenizer();
   if (!tokenizer) return tokenizer.error();

@@ -65,8 +65,10 @@ Result<cbq::Grid> head_grid(const cbq::QuantizationRecord& record) {
 // Builds the parts of a model from its files.
 class Loader {
  public:
-  Loader(const ModelSource& source, const LoadOptions& options, const cbq::QuantizationRecord& record)
-      : source_(source), options_(options), record_(record) {}
+  /// `cache` may be null: then packed weights have memory of their own.
+  Loader(const ModelSource& source, const LoadOptions& options, const cbq::QuantizationRecord& record,
+         const PackedCache* cache)
+      : source_(source), options_(options), record_(record), cache_(cache) {}
 
   Result<AnyModel> load() {
     const ModelConfig& config = source_.config();
@@ -147,6 +149,11 @@ class Loader {
       const Result<cbq::QuantizedMatrix> codes = options_.on_load->quantize(module, scheme.weight);
       if (!codes) return codes.error();
       return EngineLinear::quantized(codes->view(), scheme, bias, options_.operators, role);
+    }
+    if (cache_ != nullptr) {
+      const Result<cbq::PackedMatrix> packed = cache_->matrix(module, scheme);
+      if (!packed) return packed.error();
+      return EngineLinear::packed(*packed, scheme, bias, role);
     }
     const Result<cbq::StoredMatrix> codes = cbq::StoredMatrix::read(*source_.checkpoint(), module.name, scheme.weight);
     if (!codes) return codes.error();
@@ -278,6 +285,7 @@ class Loader {
   const ModelSource& source_;
   const LoadOptions& options_;
   const cbq::QuantizationRecord& record_;
+  const PackedCache* cache_;
   cbq::Grid heads_ = {};  // of queries, keys and values
   std::size_t weight_bytes_ = 0;
 };
@@ -309,6 +317,7 @@ std::string scheme_of(const ModelSource& source, const cbq::QuantizationRecord& 
 }  // namespace
 
 struct Model::State {
+  std::optional<PackedCache> cache;  ///< outlives the operators that look into it
   AnyModel model;
   ModelConfig config;
   std::string scheme;
@@ -322,6 +331,15 @@ Model::Model(Model&&) noexcept = default;
 Model& Model::operator=(Model&&) noexcept = default;
 Model::~Model() = default;
 
+static Result<PackedCache> open_cache(const ModelSource& source, const LoadOptions& options,
+                                      const cbq::QuantizationRecord& record) {
+  if (options.operators != Operators::packed || options.on_load != nullptr) {
+    return Error{Errc::bad_argument, "a packed cache is for packed operators of a model as its files are", "",
+                 options.packed_cache.path};
+  }
+  return PackedCache::open(source, record, options.packed_cache);
+}
+
 Result<Model> Model::load(const ModelSource& source, const LoadOptions& options) {
   cbq::QuantizationRecord record;
   if (options.on_load != nullptr) {
@@ -332,10 +350,17 @@ Result<Model> Model::load(const ModelSource& source, const LoadOptions& options)
     if (!read) return cbq::in_context(read.error(), source.path());
     record = *std::move(read);
   }
-  Loader loader(source, options, record);
+  std::optional<PackedCache> cache;
+  if (!options.packed_cache.path.empty()) {
+    Result<PackedCache> opened = open_cache(source, options, record);
+    if (!opened) return opened.error();
+    cache.emplace(*std::move(opened));
+  }
+  Loader loader(source, options, record, cache ? &*cache : nullptr);
   Result<AnyModel> model = loader.load();
   if (!model) return model.error();
-  State state{.model = *std::move(model),
+  State state{.cache = std::move(cache),
+              .model = *std::move(model),
               .config = source.config(),
               .scheme = scheme_of(source, record),
               .weight_bytes = loader.weight_bytes()};

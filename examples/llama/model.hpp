@@ -19,6 +19,7 @@
 #include "engine_linear.hpp"
 #include "model_layout.hpp"
 #include "model_source.hpp"
+#include "packed_cache.hpp"
 #include "threads.hpp"
 
 namespace cbq_llama {
@@ -36,6 +37,7 @@ struct LoadOptions {
   Operators operators = Operators::packed;
   Profile* profile = nullptr;  ///< where sessions note their time; one session at a time then
   const QuantizationOnLoad* on_load = nullptr;
+  PackedCacheOptions packed_cache = {};  ///< for packed operators of a model that is quantized in its files
 };
 
 class Model {

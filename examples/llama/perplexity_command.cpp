@@ -54,6 +54,7 @@ Status run(const PerplexityCommand& command, const Console& console) {
   if (!text) return text.error();
   LoadOptions load;
   load.operators = command.operators;
+  load.packed_cache = {command.common.packed_cache, machine->threads, console.err};
   const Result<LoadedModel> loaded = load_model(command.common.model, load);
   if (!loaded) return loaded.error();
   const Result<Tokenizer> tokenizer = loaded->source.tokenizer();

@@ -60,3 +60,28 @@ TEST_CASE("A run-time scheme without packed kernels is refused") {
         Errc::unsupported);
   CHECK(RuntimePackedLinear::create(matrix.view(), schemes::w8a8).error().code == Errc::bad_shape);
 }
+
+TEST_CASE("Weights that are packed already are multiplied with where they lie") {
+  const SerialExecutor serial;
+  ExecutionContext<> context(serial);
+  const auto weights = support::normal(21 * 150, 1);
+  const auto bias = support::normal(21, 2);
+  const QuantizedMatrix matrix = support::rounded(weights, 150, schemes::w4a8_g32.weight);
+  const auto packed = PackedWeights<schemes::w4a8_g32>::from_codes(matrix.view());
+  REQUIRE(packed);
+  const auto view = RuntimePackedLinear::view(packed->view(), schemes::w4a8_g32, bias);
+  const auto copy = RuntimePackedLinear::create(matrix.view(), schemes::w4a8_g32, bias);
+  REQUIRE((view && copy));
+  CHECK(view->info().bytes == packed->bytes());
+  const auto x = support::normal(3 * 150, 3);
+  CHECK(multiply(*view, x, context) == multiply(*copy, x, context));
+
+  const auto refused = [&](const Scheme& scheme, std::span<const float> its_bias) {
+    return RuntimePackedLinear::view(packed->view(), scheme, its_bias).error().code;
+  };
+  CHECK(refused(schemes::w4a8_g128, bias) == Errc::bad_shape);
+  CHECK(refused(schemes::w8a8, bias) == Errc::bad_shape);
+  CHECK(refused(make_scheme(4, 8, 32, Zero::affine), bias) == Errc::bad_shape);
+  CHECK(refused(make_scheme(5, 8, 32, Zero::symmetric), bias) == Errc::unsupported);
+  CHECK(refused(schemes::w4a8_g32, std::span(bias).first(20)) == Errc::bad_shape);
+}

@@ -38,7 +38,7 @@ template <int Bits, Zero Z>
           .decode = PortableKernels::decode_panel<Bits, Z>(isa)};
 }
 
-/// Packed weights and bias with their memory.
+/// Packed weights and bias with their memory; that of weights which lie elsewhere is empty.
 struct PackedStorage {
   AlignedBuffer<std::byte> memory;
   AlignedBuffer<float> bias;
@@ -64,12 +64,32 @@ struct PackedStorage {
   return storage;
 }
 
+/// Weights that are packed already and lie in memory of the caller's. Errc::bad_shape when they are not packed on
+/// `grid`, or the bias has another length.
+[[nodiscard]] inline Result<PackedStorage> view_storage(const PackedMatrix& matrix, const Grid& grid,
+                                                        std::span<const float> bias) noexcept {
+  const Result<PackedLayout> layout = packed_layout(grid, matrix.layout.outputs, matrix.layout.inputs);
+  if (!layout) return layout.error();
+  if (layout->bits != matrix.layout.bits || layout->zero != matrix.layout.zero ||
+      layout->groups != matrix.layout.groups || layout->panel_bytes != matrix.layout.panel_bytes) {
+    return Error{Errc::bad_shape, "[cbq] packed linear: the weights are not packed under this scheme", "",
+                 ErrorText(packed_bytes(matrix.layout)) << " bytes of " << matrix.layout.bits << "-bit codes",
+                 ErrorText(packed_bytes(*layout)) << " bytes of " << layout->bits << "-bit codes"};
+  }
+  Result<AlignedBuffer<float>> copy = copy_bias(bias, layout->outputs);
+  if (!copy) return copy.error();
+  PackedStorage storage;
+  storage.bias = *std::move(copy);
+  storage.matrix = {matrix.data, *layout, matrix.multiplier};
+  return storage;
+}
+
 [[nodiscard]] inline LinearInfo packed_info(const PackedStorage& storage, const Scheme& scheme) noexcept {
   const PackedLayout& layout = storage.matrix.layout;
   return {.outputs = layout.outputs,
           .inputs = layout.inputs,
           .scheme = scheme,
-          .bytes = storage.memory.size(),
+          .bytes = packed_bytes(layout),
           .rotation = storage.rotation};
 }
 

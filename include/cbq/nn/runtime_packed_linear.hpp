@@ -57,6 +57,22 @@ class RuntimePackedLinear {
     return result;
   }
 
+  /// Weights that are packed under `scheme` already, for example in a mapped PackedFile, and outlive this operator.
+  /// Errors as create(), but for those of packing; Errc::bad_shape when they are packed otherwise.
+  [[nodiscard]] static Result<RuntimePackedLinear> view(const PackedMatrix& weights, const Scheme& scheme,
+                                                        std::span<const float> bias = {},
+                                                        InputRotation rotation = InputRotation::none) noexcept {
+    const Result<Scheme> known = visit_scheme(scheme, []<Scheme S>() -> Result<Scheme> { return S; });
+    if (!known) return known.error();
+    Result<linear::PackedStorage> storage = linear::view_storage(weights, scheme.weight, bias);
+    if (!storage) return storage.error();
+    RuntimePackedLinear result;
+    result.storage_ = *std::move(storage);
+    result.storage_.rotation = rotation;
+    result.scheme_ = scheme;
+    return result;
+  }
+
   [[nodiscard]] LinearInfo info() const noexcept { return linear::packed_info(storage_, scheme_); }
 
   /// See LinearOperator.
