@@ -5,6 +5,7 @@
 
 #include <cbq/core/cpu.hpp>
 #include <cbq/gemm/activation_kernels_amx.hpp>
+#include <cbq/gemm/activation_kernels_avx512.hpp>
 #include <cbq/gemm/activation_kernels_neon.hpp>
 #include <cbq/gemm/integer_kernels_amx.hpp>
 #include <cbq/gemm/integer_kernels_avx2.hpp>

@@ -36,6 +36,8 @@ struct IntegerTile {
   std::size_t header_bytes = 0;  // of a group
   std::size_t group_bytes = 0;
   std::size_t panels = 0;  // 1 or 2
+  // Two panels to ask for meanwhile, because they are multiplied next; null: none. The second may not exist.
+  const std::byte* next = nullptr;
   std::size_t groups = 0;
   std::size_t blocks_per_group = 0;
   std::size_t blocks = 0;

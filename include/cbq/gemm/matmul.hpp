@@ -94,10 +94,20 @@ template <std::size_t Rows, class Post, OutputElement T>
   store_patch(sums, strip_outputs, product.output, patch);
 }
 
-/// One patch of the result: at most 32 outputs from the start of a panel of weights, and one panel of activations. AMX
-/// takes all panels of a piece at once, because it decodes weights into memory.
+/// Weights of the strip behind the one of output `output` of the range; null at the end of the range, and where two
+/// strips would take more than half of an L2 cache.
 template <class Post, OutputElement T>
-void multiply_patch(const IntegerProduct<Post, T>& product, const Patch& patch) {
+[[nodiscard]] const std::byte* next_strip(const IntegerProduct<Post, T>& product, std::size_t output) noexcept {
+  constexpr std::size_t most_bytes = std::size_t{1} << 18;
+  const PackedLayout& layout = product.weights.layout;
+  if (product.range.count - output <= strip_outputs || 2 * layout.panel_bytes > most_bytes) return nullptr;
+  return product.weights.data + (product.range.first + output + strip_outputs) / panel_outputs * layout.panel_bytes;
+}
+
+/// One patch of the result: at most 32 outputs from the start of a panel of weights, and one panel of activations. AMX
+/// takes all panels of a piece at once, because it decodes weights into memory. `next`: see IntegerTile.
+template <class Post, OutputElement T>
+void multiply_patch(const IntegerProduct<Post, T>& product, const Patch& patch, const std::byte* next) {
   const PackedLayout& layout = product.weights.layout;
   const QuantizedTokens& x = product.x;
   IntegerTile tile;
@@ -106,6 +116,7 @@ void multiply_patch(const IntegerProduct<Post, T>& product, const Patch& patch) 
   tile.header_bytes = layout.header_bytes;
   tile.group_bytes = layout.group_bytes;
   tile.panels = divide_up(patch.columns, panel_outputs);
+  tile.next = next;
   tile.groups = layout.groups;
   tile.blocks_per_group = layout.blocks_per_group;
   tile.blocks = layout.blocks;
@@ -158,7 +169,9 @@ void multiply_piece(const IntegerProduct<Post, T>& product, const Cut& cut, std:
       Patch patch{.row = token, .column = product.range.first + output};
       patch.rows = end_token - token < patch_rows ? end_token - token : patch_rows;
       patch.columns = end_output - output < strip_outputs ? end_output - output : strip_outputs;
-      multiply_patch(product, patch);
+      // The last rows that a strip meets: what they ask for is read next.
+      const bool last = cut.token_pieces == 1 && end_token - token <= patch_rows;
+      multiply_patch(product, patch, last ? next_strip(product, output) : nullptr);
     }
   }
 }
