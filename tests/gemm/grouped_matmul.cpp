@@ -160,6 +160,49 @@ TEST_CASE("A mixture may have more experts than fit on the stack, and than the s
   }
 }
 
+TEST_CASE("Groups and mixtures take activations per group as single matmuls do") {
+  constexpr Scheme G = schemes::w4a8_g32_act_group;
+  constexpr std::size_t tokens = 27, outputs = 37, inputs = 150;
+  std::mt19937 random(3);
+  std::vector<float> x = normal_floats(tokens * inputs, random);
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] *= i % inputs < 32 ? 100.0f : 1.0f;
+  const auto input = matrix_view<const float>(x.data(), tokens, inputs);
+  std::vector<PackedWeights<G>> weights;
+  std::vector<PackedWeightsView<G>> views;
+  for (int i = 0; i < 2; ++i) {
+    auto packed =
+        PackedWeights<G>::from_codes(oracle::weights(G.weight, outputs, inputs, oracle::Codes::random, random).view());
+    REQUIRE(packed);
+    weights.push_back(*std::move(packed));
+    views.push_back(weights.back().view());
+  }
+  const auto apart = [&](std::size_t which, std::size_t first, std::size_t count) {
+    QuantizedActivations<G> quantized;
+    REQUIRE(quantized.quantize(rows(input, first, count)));
+    std::vector<float> y(count * outputs);
+    REQUIRE(matmul(quantized.view(), views[which], matrix_view(y.data(), count, outputs)));
+    return y;
+  };
+  QuantizedActivations<G> quantized;
+  REQUIRE(quantized.quantize(input));
+  std::vector<float> first(tokens * outputs), second(tokens * outputs);
+  const std::vector<GroupMember<G>> members = {{views[0], matrix_view(first.data(), tokens, outputs), {}},
+                                               {views[1], matrix_view(second.data(), tokens, outputs), {}}};
+  REQUIRE(matmul_group(quantized.view(), std::span<const GroupMember<G>>(members)));
+  CHECK(first == apart(0, 0, tokens));
+  CHECK(second == apart(1, 0, tokens));
+
+  const std::vector<std::size_t> offsets = {0, 5, tokens};
+  std::vector<std::byte> memory(*expert_activations_size<G>(offsets, inputs));
+  const auto experts = quantize_experts<G>(input, offsets, memory);
+  REQUIRE(experts);
+  std::vector<float> y(tokens * outputs), wanted = apart(0, 0, 5);
+  REQUIRE(matmul_experts<G>(*experts, views, matrix_view(y.data(), tokens, outputs)));
+  const std::vector<float> rest = apart(1, 5, tokens - 5);
+  wanted.insert(wanted.end(), rest.begin(), rest.end());
+  CHECK(y == wanted);
+}
+
 TEST_CASE("Groups and mixtures with operands that do not fit are refused before any work") {
   std::mt19937 random(1);
   const Packed wide = packed_weights(16, 64, random);
