@@ -199,6 +199,11 @@ void add_reconstruction(CLI::App& app, ReconstructionSettings& settings) {
              "l2 (default), l2+kl (the paper's), or kl, over features");
   weight("--logits-weight", settings.logits_weight, "of the divergence of the logits in the last window");
   weight("--same-input-weight", settings.same_input_weight, "of the loss against float blocks with the same input");
+  app.add_option("--clip-rate", settings.clip_rate,
+                 "learning rate of what shrinks the ranges of 4-bit activations; 0: nothing does")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->type_name("R");
   add_rounding(app, settings.rounding);
 }
 

@@ -90,6 +90,10 @@ class OwningBlock {
   void for_each_linear(F&& f) {
     block_.for_each_linear(f);
   }
+  template <class F>
+  void for_each_activation(F&& f) {
+    block_.for_each_activation(f);
+  }
 
  private:
   std::vector<FloatMatrix> memory_;
@@ -237,11 +241,13 @@ class BlockOpener {
   return Site();
 }
 
-/// The site before a module of this scheme.
-[[nodiscard]] inline cbq::Result<Site> site_of(std::span<const ModuleReport> plan, const MatrixModule& module) {
+/// The site before a module of this scheme. Clips of 8-bit grids stay 1: learning them gains nothing.
+[[nodiscard]] inline cbq::Result<Site> site_of(std::span<const ModuleReport> plan, const MatrixModule& module,
+                                               cbq::ClipMultiplier clip = cbq::ClipMultiplier::fixed) {
   const cbq::Result<cbq::Scheme> scheme = scheme_of(plan, module);
   if (!scheme) return scheme.error();
-  auto site = cbq::ActivationSite<float>::create(scheme->activation);
+  const bool learned = scheme->activation.bits == 4;
+  auto site = cbq::ActivationSite<float>::create(scheme->activation, learned ? clip : cbq::ClipMultiplier::fixed);
   if (!site) return site.error();
   return Site(*std::move(site), float_site_of(plan, module).rotation());
 }

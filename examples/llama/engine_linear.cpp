@@ -59,6 +59,10 @@ Result<EngineLinear> EngineLinear::packed(const cbq::PackedMatrix& weights, cons
   return EngineLinear(std::make_unique<State>(State{AnyLinear(*std::move(op)), role}));
 }
 
+Status EngineLinear::clip_activations(float multiplier) noexcept {
+  return state_->op.clip_activations(multiplier);
+}
+
 cbq::LinearInfo EngineLinear::info() const noexcept {
   return state_->op.info();
 }

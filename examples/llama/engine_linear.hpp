@@ -66,6 +66,9 @@ class EngineLinear {
   EngineLinear& operator=(const EngineLinear&) = delete;
   ~EngineLinear();
 
+  /// See cbq::PackedLinear::clip_activations().
+  [[nodiscard]] cbq::Status clip_activations(float multiplier) noexcept;
+
   [[nodiscard]] cbq::LinearInfo info() const noexcept;
   template <cbq::Executor E>
   [[nodiscard]] cbq::Status forward(cbq::LinearInput& x, const cbq::LinearOutput& out,

@@ -128,6 +128,10 @@ class Loader {
     Result<EngineLinear> op = quantized != nullptr ? quantized_matrix(module, quantized->scheme, values(bias), role)
                                                    : dense_matrix(module, values(bias), role);
     if (!op) return in_module(op.error(), module.name);
+    if (const cbq::ModuleClip* learned = cbq::find_clip(record_, module.name); learned != nullptr) {
+      const Status clipped = op->clip_activations(learned->clip);
+      if (!clipped) return in_module(clipped.error(), module.name);
+    }
     weight_bytes_ += op->info().bytes;
     return op;
   }

@@ -374,6 +374,9 @@ Status write_config(const std::string& path, const ChangedWeights& weights, cons
       record.ignore.push_back(entry.module.name);
     }
   }
+  for (const auto& [module, clip] : report.clips) {
+    if (clip != 1.0f) record.clips.push_back({module, clip});
+  }
   // A tied head is a linear module without tensors of its own.
   if (weights.config().tied) record.ignore.push_back(head_module(source.config()).name);
   if (const Status ok = cbq::add_quantization(config, record); !ok) return ok;
@@ -454,6 +457,7 @@ Status calibrate(std::span<const ModuleReport> plan, const std::string& output, 
     if (!done) return done.error();
     result.codes = std::move(done->codes);
     report.windows = std::move(done->windows);
+    report.clips = std::move(done->clips);
     report.trained_parameters = done->trained_parameters;
   }
   return {};

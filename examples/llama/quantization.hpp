@@ -44,6 +44,9 @@ enum class RangeSearch : unsigned char { mse, minmax };
 /// Codes of matrices that a method quantized together, by module name.
 using CodesByModule = std::map<std::string, cbq::QuantizedMatrix>;
 
+/// Learned clip multipliers of layers' activations, by module name.
+using ClipsByModule = std::map<std::string, float>;
+
 /// Where calibration sequences come from.
 struct CalibrationSettings {
   std::vector<std::string> texts;  ///< files, equal parts of each
@@ -85,6 +88,7 @@ struct ReconstructionSettings {
   std::size_t batch = 8;    ///< sequences per step
   double logits_weight = 1.0;
   double same_input_weight = 0.0;
+  double clip_rate = 3e-3;  ///< of the clip multipliers of 4-bit activations; 0: they stay 1
   ReconstructionLoss loss = ReconstructionLoss::l2;
   cbq::RoundingChoiceOptions rounding = {};
 };
@@ -151,6 +155,7 @@ struct QuantizationReport {
   std::size_t calibration_tokens = 0;
   std::size_t file_bytes = 0;
   std::vector<cbq::WindowReport> windows;  ///< of reconstruction
+  ClipsByModule clips;                     ///< that it learned
   std::size_t trained_parameters = 0;      ///< by reconstruction, of all blocks
 };
 

@@ -70,6 +70,7 @@ void set_method(const QuantizeCommand& command, QuantizationOptions& options) {
     options.method = "cbq";
     options.reconstruction.windows = {.size = 1, .overlap = 0};
     options.reconstruction.logits_weight = 0;
+    options.reconstruction.clip_rate = 0;
     options.reconstruction.rounding.method = cbq::RoundingMethod::ada;
   }
 }

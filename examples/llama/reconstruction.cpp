@@ -91,6 +91,7 @@ class Host {
   [[nodiscard]] std::size_t blocks() const { return model_.original.config().layers; }
   [[nodiscard]] Head* head() { return &*head_; }
   [[nodiscard]] CodesByModule take_codes() { return std::move(codes_); }
+  [[nodiscard]] ClipsByModule take_clips() { return std::move(clips_); }
   [[nodiscard]] std::size_t trained_parameters() const { return trained_parameters_; }
 
   [[nodiscard]] Result<Teacher> open_teacher(std::size_t layer) {
@@ -103,7 +104,9 @@ class Host {
 
   [[nodiscard]] Result<Student> open_student(std::size_t layer) {
     const auto linear = [&](const MatrixModule& module, std::vector<FloatMatrix>&) { return trained(module); };
-    const auto site = [&](const MatrixModule& module) { return site_of(model_.plan, module); };
+    const bool learned = model_.options.reconstruction.clip_rate > 0;
+    const auto clip = learned ? cbq::ClipMultiplier::learned : cbq::ClipMultiplier::fixed;
+    const auto site = [&](const MatrixModule& module) { return site_of(model_.plan, module, clip); };
     const Result<Site> heads = head_site(model_.options);
     if (!heads) return heads.error();
     return opener_.template open<Trained>(model_.changed, layer, linear, site, *heads);
@@ -115,6 +118,13 @@ class Host {
     student.for_each_linear([&](const char*, Trained& linear) {
       trained_parameters_ += linear.rounding().trained_parameters();
       codes_.emplace(modules[next++].name, linear.take_codes());
+    });
+    std::size_t reader = 0;  // sites come in the order of the layers that read them
+    student.for_each_activation([&](const char*, Site& site) {
+      const std::size_t first = reader;
+      for (; reader < modules.size() && first_reader(reader, A) == first; ++reader) {
+        if (site.is_trained()) clips_.emplace(modules[reader].name, site.clip());
+      }
     });
     return {};
   }
@@ -141,6 +151,7 @@ class Host {
   std::vector<FloatMatrix> memory_;
   std::optional<Head> head_;
   CodesByModule codes_;
+  ClipsByModule clips_;
   std::size_t trained_parameters_ = 0;
 };
 
@@ -219,6 +230,7 @@ cbq::ReconstructionOptions loop_options(const QuantizationOptions& options) {
   }
   loop.logits_weight = settings.logits_weight;
   loop.same_input_weight = settings.same_input_weight;
+  loop.clip_rate = settings.clip_rate;
   loop.hardened_share = cbq::hardened_share(settings.rounding.method);
   loop.seed = options.calibration.seed;
   return loop;
@@ -253,7 +265,8 @@ Result<Reconstructed> run(const Model& model, const CalibrationTokens& tokens, c
     const bool state = model.options.resume == Resume::yes && windows.error().code != Errc::interrupted;
     return state ? cbq::in_context(windows.error(), checkpoint) : windows.error();
   }
-  return Reconstructed{(*host)->take_codes(), *std::move(windows), (*host)->trained_parameters()};
+  return Reconstructed{(*host)->take_codes(), (*host)->take_clips(), *std::move(windows),
+                       (*host)->trained_parameters()};
 }
 
 }  // namespace

@@ -13,6 +13,7 @@ namespace cbq_llama {
 
 struct Reconstructed {
   CodesByModule codes;  ///< of the linear layers of all blocks, by module name
+  ClipsByModule clips;
   std::vector<cbq::WindowReport> windows;
   std::size_t trained_parameters = 0;  ///< of all blocks
 };

@@ -195,6 +195,30 @@ TEST_CASE("online rotations are read back, and told to other programs in their w
   }
 }
 
+TEST_CASE("learned clips are read back") {
+  QuantizationRecord record = two_linears("w4a4", "w4a4");
+  record.clips = {{"m.1", 0.7f}};
+  const Json config = written(record);
+  CHECK(config["cbq"]["version"] == 2);
+  const auto read = cbq::parse_quantization(config, std::vector<std::string_view>{"m.0", "m.1"});
+  REQUIRE(read);
+  REQUIRE(cbq::find_clip(*read, "m.1") != nullptr);
+  CHECK(cbq::find_clip(*read, "m.1")->clip == 0.7f);
+  CHECK(cbq::find_clip(*read, "m.0") == nullptr);
+  CHECK(read->notes == record.notes);
+  const auto with = [&](const char* key, const Json& value) {
+    Json changed = config;
+    changed["cbq"][key] = value;
+    return outcome(changed, {"m.0", "m.1"});
+  };
+  CHECK(with("activation_clips", Json::object()) == "success");
+  CHECK_THAT(with("version", 1), ContainsSubstring("clips need version 2"));
+  CHECK_THAT(with("activation_clips", Json::array()), ContainsSubstring("no object"));
+  for (const Json& bad : {Json(0), Json(-1), Json(1.25), Json("1"), Json(nullptr)}) {
+    CHECK_THAT(with("activation_clips", {{"m.1", bad}}), ContainsSubstring("m.1"));
+  }
+}
+
 TEST_CASE("schemes that the form cannot hold are refused") {
   Json config = Json::object();
   CHECK_FALSE(cbq::add_quantization(config, two_linears("w16a16", "w8a8")));

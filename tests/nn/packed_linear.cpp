@@ -2,8 +2,12 @@
 #include <cbq/nn/packed_linear.hpp>
 
 #include <catch2/catch_all.hpp>
+
+#include <algorithm>
+#include <cmath>
 #include <limits>
 
+#include <cbq/nn/activation_site.hpp>
 #include <cbq/nn/any_linear.hpp>
 #include <cbq/nn/dense_linear.hpp>
 
@@ -117,6 +121,56 @@ TEST_CASE("An operator that rotates its input computes what another does on a ro
       }
     }
   }
+}
+
+TEST_CASE("Operators shrink the ranges of activations by a clip multiplier") {
+  const support::ThreadExecutor serial{1};
+  ExecutionContext<support::ThreadExecutor> context(serial);
+  const Workspace::Frame frame(context.workspace());
+  const std::size_t inputs = 64, outputs = 5;
+  // By hand: half of 10 is the end of the range, 10 goes to it, and 1 is 25.4 steps of 5 / 127.
+  std::vector<float> x(inputs, 1.0f);
+  x[3] = 10.0f;
+  LinearInput by_hand(support::input(x, inputs));
+  const auto codes = by_hand.quantized(schemes::w8a8, context, InputRotation::none, 0.5f);
+  REQUIRE(codes);
+  CHECK(codes->codes[3] == 127);
+  CHECK(codes->codes[0] == 25);
+  CHECK(codes->scales[0] == 5.0f / 127.0f);
+  const auto whole = by_hand.quantized(schemes::w8a8, context);  // another multiplier is another input
+  REQUIRE(whole);
+  CHECK(whole->codes[0] == 13);
+
+  const auto weights = support::normal(outputs * inputs, 1);
+  const auto values = support::normal(7 * inputs, 2);
+  for (const Scheme& scheme : {schemes::w4a4, w3a4_asym, schemes::w4a8_g32}) {
+    const QuantizedMatrix matrix = support::rounded(weights, inputs, scheme.weight);
+    auto packed = *Variant::packed(matrix.view(), scheme);
+    auto fake = Variant(*FakeQuantizedLinear::create(matrix.view(), scheme));
+    LinearInput plain(support::input(values, inputs)), one(support::input(values, inputs)),
+        two(support::input(values, inputs));
+    const auto before = multiply(packed, plain, packed.info(), {}, context);
+    for (Variant* op : {&packed, &fake}) {
+      REQUIRE(op->clip_activations(0.7f));
+      for (const float wrong : {0.0f, -1.0f, 1.5f, std::nanf("")}) {
+        CHECK(op->clip_activations(wrong).error().code == Errc::bad_argument);
+      }
+    }
+    const auto y = multiply(packed, one, packed.info(), {}, context);
+    const auto wanted = multiply(fake, two, packed.info(), {}, context);
+    CHECK(oracle::distance(y, oracle::Matrix(7, outputs, wanted)) < 1e-5);
+    CHECK(oracle::distance(y, oracle::Matrix(7, outputs, before)) > 1e-3);
+    // What a site learned: the same rounding, straight from its definition.
+    auto site = *ActivationSite<float>::create(scheme.activation, ClipMultiplier::learned);
+    site.clip() = 0.7f;
+    std::vector<float> rounded(values.size());
+    REQUIRE(site.forward(support::input(values, inputs), support::view(rounded, inputs), context));
+    const auto seen = two.fake_quantized(scheme.activation, context, InputRotation::none, 0.7f);
+    REQUIRE(seen);
+    CHECK(std::equal(rounded.begin(), rounded.end(), seen->data));
+  }
+  auto dense = Variant(*DenseLinear<float>::create(support::input(weights, inputs)));
+  CHECK(dense.clip_activations(0.5f).error().code == Errc::unsupported);
 }
 
 TEST_CASE("Operators of one scheme quantize a shared input once") {

@@ -15,6 +15,9 @@
 // 32 rows and slices of 64 inputs where groups are that long. zero_terms are -zero * sum(codes of the group), or -sum
 // for affine weights. Rows (or groups) whose values all lie below 2^-100 in magnitude are quantized to zero.
 //
+// A clip multiplier c <= 1 of a layer, learned in reconstruction, shrinks every range first: max|x| and the ends become
+// c times as large, and what lies outside goes to the nearest end.
+//
 // Per group, the scale of a group is group_scales[panel][group][row] * scales[row]. The latter is a power of two, and
 // the largest of a row's group_scales lies in [1, 2): products with the scales of weights neither overflow nor lose
 // bits, however large or small activations are.
@@ -139,11 +142,24 @@ struct TokenQuantization {
 
 namespace driver {
 
+/// Activations and the clip multiplier of the layer that reads them, in (0, 1].
+struct ClippedTokens : MatrixView<const float> {
+  float clip = 1.0f;
+};
+
+/// A grid whose ranges are shrunk first.
+struct ClippedGrid {
+  Grid grid = {};
+  float clip = 1.0f;
+};
+
 /// Quantizes a row with one scale and returns that, NaN where the row is not finite. `row` lacks what depends on the
 /// values.
-[[nodiscard]] inline float quantize_whole_row(ActivationRow row, const Grid& grid, Isa isa) noexcept {
-  const RowRange range = row_range(row.values, row.inputs, isa);
-  const TokenQuantization token = range.finite ? token_quantization(grid, range) : TokenQuantization{};
+[[nodiscard]] inline float quantize_whole_row(ActivationRow row, const ClippedGrid& grid, Isa isa) noexcept {
+  RowRange range = row_range(row.values, row.inputs, isa);
+  range.lowest *= grid.clip;
+  range.highest *= grid.clip;
+  const TokenQuantization token = range.finite ? token_quantization(grid.grid, range) : TokenQuantization{};
   if (!range.finite) row.inputs = 0;
   row.inverse_scale = token.inverse_scale;
   row.lowest = token.lowest;
@@ -154,7 +170,7 @@ namespace driver {
 
 /// Quantizes a row group by group; returns the power of two that is the unit of its `scales`, NaN where the row is not
 /// finite. The scale of the next group lies panel_rows behind.
-[[nodiscard]] inline float quantize_row_groups(const ActivationRow& row, const Grid& grid, float* scales,
+[[nodiscard]] inline float quantize_row_groups(const ActivationRow& row, const ClippedGrid& grid, float* scales,
                                                Isa isa) noexcept {
   ActivationRow part = row;
   float largest = 0.0f;
@@ -179,7 +195,7 @@ namespace driver {
 
 /// quantize_activations() for a scheme known at run time; its activations have at most 8 bits. x is a matrix view, or
 /// one that makes each row when it is quantized: x.prepared(panel, token, isa); a panel's rows are asked for one after
-/// another by one thread.
+/// another by one thread. Where x has a member `clip`, ranges are shrunk by it.
 template <class Tokens, Executor E>
 [[nodiscard]] Result<QuantizedTokens> quantize_tokens(const Tokens& x, const Scheme& scheme,
                                                       std::span<std::byte> memory, const E& executor, Isa isa) {
@@ -203,6 +219,8 @@ template <class Tokens, Executor E>
   auto* zero_terms = reinterpret_cast<std::int32_t*>(memory.data() + layout->zero_terms_offset);
   auto* scales = reinterpret_cast<float*>(memory.data() + layout->scales_offset);
   const bool grouped = scheme.activation.granularity == Granularity::per_group;
+  ClippedGrid grid = {scheme.activation};
+  if constexpr (requires { x.clip; }) grid.clip = x.clip;
   auto* group_scales = grouped ? reinterpret_cast<float*>(memory.data() + layout->group_scales_offset) : nullptr;
   const PackedLayout& groups = layout->groups;
   const PanelShape shape = panel_shape(groups, x.rows, isa);
@@ -226,9 +244,8 @@ template <class Tokens, Executor E>
       job.zero_terms = zero_terms + first * groups.groups + r;
       job.zero_factor = scheme.weight.zero == Zero::affine ? -1 : -symmetric_zero(scheme.weight);
       // A NaN scale marks the row for the check below; no kernel sees it.
-      scales[first + r] =
-          grouped ? quantize_row_groups(job, scheme.activation, group_scales + first * groups.groups + r, isa)
-                  : quantize_whole_row(job, scheme.activation, isa);
+      scales[first + r] = grouped ? quantize_row_groups(job, grid, group_scales + first * groups.groups + r, isa)
+                                  : quantize_whole_row(job, grid, isa);
     }
   });
   for (std::size_t token = 0; token < x.rows; ++token) {

@@ -9,8 +9,9 @@
 //   "cbq": {"version": 1, "method": ..., "head_bits": ..., "schemes": {module: scheme name}, "embeddings": [module,
 //   ...]} with
 //     what the former cannot say: the exact scheme of each module, embeddings stored as codes. cbq reads this one when
-//     it is there and falls back to the other. Version 2 adds "input_rotations" (<cbq/io/config_rotations.hpp>):
-//     whoever knows version 1 only must not run such a model.
+//     it is there and falls back to the other. Version 2 adds "input_rotations" (<cbq/io/config_rotations.hpp>)
+//     and "activation_clips": {module: multiplier of the ranges of its activations}: whoever knows version 1 only must
+//     not run such a model.
 
 #include <algorithm>
 #include <cstddef>
@@ -40,11 +41,18 @@ struct ModuleScheme {
   ModuleKind kind = ModuleKind::linear;
 };
 
+/// A quantized linear module whose activations' ranges are shrunk by a learned multiplier in (0, 1].
+struct ModuleClip {
+  std::string module;
+  float clip = 1.0f;
+};
+
 /// How a checkpoint was quantized.
 struct QuantizationRecord {
   std::vector<ModuleScheme> modules;
   std::vector<std::string> ignore;  ///< linear modules that stayed in floating point
   std::vector<ModuleRotation> rotations = {};
+  std::vector<ModuleClip> clips = {};
   std::string method = "rtn";
   int head_bits = 16;
   Json notes = Json::object();  ///< further members of the "cbq" object
@@ -54,6 +62,14 @@ struct QuantizationRecord {
 [[nodiscard]] inline const ModuleScheme* find_module(const QuantizationRecord& record,
                                                      std::string_view module) noexcept {
   for (const ModuleScheme& entry : record.modules) {
+    if (entry.module == module) return &entry;
+  }
+  return nullptr;
+}
+
+/// The clip multiplier of `module`'s activations, or nullptr when it has none.
+[[nodiscard]] inline const ModuleClip* find_clip(const QuantizationRecord& record, std::string_view module) noexcept {
+  for (const ModuleClip& entry : record.clips) {
     if (entry.module == module) return &entry;
   }
   return nullptr;
@@ -132,7 +148,8 @@ inline Json config_groups(const QuantizationRecord& record) {
                                    {"version", "0.20.0"}};  // of the compressed-tensors release whose form this is
   Json& own = config["cbq"];
   own = record.notes.is_object() ? record.notes : Json::object();
-  own["version"] = record.rotations.empty() ? 1 : 2;
+  own["version"] = record.rotations.empty() && record.clips.empty() ? 1 : 2;
+  for (const ModuleClip& entry : record.clips) own["activation_clips"][entry.module] = entry.clip;
   own["method"] = record.method;
   own["head_bits"] = record.head_bits;
   own["schemes"] = std::move(schemes);
@@ -156,6 +173,18 @@ inline Json config_groups(const QuantizationRecord& record) {
 }
 
 namespace io_detail {
+
+inline Result<std::vector<ModuleClip>> parse_clips(const Json& json) {
+  if (!json.is_object()) return wrong_config("clips are no object", "cbq.activation_clips", json.type_name(), "object");
+  std::vector<ModuleClip> clips;
+  for (const auto& item : json.items()) {
+    const Result<double> clip = json_number(json, item.key());
+    if (!clip) return clip.error();
+    if (!(*clip > 0 && *clip <= 1)) return wrong_config("a clip multiplier lies above 0 and at most at 1", item.key());
+    clips.push_back({item.key(), static_cast<float>(*clip)});
+  }
+  return clips;
+}
 
 inline Result<QuantizationRecord> parse_own(const Json& own) {
   QuantizationRecord record;
@@ -199,8 +228,15 @@ inline Result<QuantizationRecord> parse_own(const Json& own) {
     if (!read) return read.error();
     record.rotations = *std::move(read);
   }
+  if (const Json* clips = json_find(own, "activation_clips"); clips != nullptr) {
+    if (*version == 1) return wrong_config("clips need version 2", "cbq.activation_clips");
+    Result<std::vector<ModuleClip>> read = parse_clips(*clips);
+    if (!read) return read.error();
+    record.clips = *std::move(read);
+  }
   record.notes = own;
-  for (const char* key : {"version", "method", "head_bits", "schemes", "embeddings", "input_rotations"}) {
+  for (const char* key :
+       {"version", "method", "head_bits", "schemes", "embeddings", "input_rotations", "activation_clips"}) {
     record.notes.erase(key);
   }
   return record;

@@ -4,7 +4,7 @@
 // ActivationSite: what a scheme does to the input of linear layers, with a backward pass. Floating-point grids do
 // nothing; others fake-quantize per token, or per group of a token, exactly as the packed path does
 // (<cbq/quant/activation.hpp>). Gradients pass straight through. A clip multiplier c shrinks every range and can be
-// learned; packed operators know c = 1 only.
+// learned; operators run with it (clip_activations()).
 //
 //   step = c step_0,  u = x / step,  v = round(u),  q = clamp(v, low, high),  x^ = step q,  m = 1[low <= v <= high]
 //   dx = m dx^        dc = sum dx^ (q - m u) step_0                             algorithms: LSQ, Esser et al., 2020

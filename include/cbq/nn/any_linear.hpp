@@ -73,6 +73,19 @@ class VariantLinear {
     return {};
   }
 
+  /// See PackedLinear::clip_activations(). Errc::unsupported for an operator that quantizes no activations.
+  [[nodiscard]] Status clip_activations(float multiplier) noexcept {
+    return std::visit(
+        [&](auto& op) -> Status {
+          if constexpr (requires { op.clip_activations(multiplier); }) {
+            return op.clip_activations(multiplier);
+          } else {
+            return Error{Errc::unsupported, "this operator quantizes no activations", "clip"};
+          }
+        },
+        op_);
+  }
+
   void weight_row(std::size_t output, float* weights) const noexcept {
     std::visit([&](const auto& op) { op.weight_row(output, weights); }, op_);
   }

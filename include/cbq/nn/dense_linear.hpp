@@ -130,9 +130,16 @@ class FakeQuantizedLinear {
   template <Executor E>
   [[nodiscard]] Status forward(LinearInput& x, const LinearOutput& out, ExecutionContext<E>& context) const noexcept {
     if (const Status valid = linear::check_operands(info(), x.values(), out); !valid) return valid;
-    const Result<MatrixView<const float>> rounded = x.fake_quantized(scheme_.activation, context, rotation_);
+    const Result<MatrixView<const float>> rounded = x.fake_quantized(scheme_.activation, context, rotation_, clip_);
     if (!rounded) return rounded.error();
     return linear::multiply_panels(*rounded, weights_, bias_.data(), out, context);
+  }
+
+  /// Shrinks the ranges of activations, as ActivationSite learned it. Errc::bad_argument unless in (0, 1].
+  [[nodiscard]] Status clip_activations(float multiplier) noexcept {
+    if (const Status valid = linear::check_clip(multiplier); !valid) return valid;
+    clip_ = multiplier;
+    return {};
   }
 
   /// The rounded weights of one output, `inputs` floats; output < info().outputs.
@@ -145,6 +152,7 @@ class FakeQuantizedLinear {
   AlignedBuffer<float> bias_;
   Scheme scheme_ = {};
   InputRotation rotation_ = InputRotation::none;
+  float clip_ = 1.0f;
 };
 
 static_assert(LinearOperator<DenseLinear<float>> && LinearOperator<DenseLinear<half>>);

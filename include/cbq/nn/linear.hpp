@@ -51,6 +51,7 @@ namespace linear {
 /// Tokens that are rotated as they are quantized: each row into that of its panel in `scratch`, which stays in cache.
 struct RotatedTokens : MatrixView<const float> {
   MatrixView<float> scratch = {};
+  float clip = 1.0f;
 
   [[nodiscard]] const float* prepared(std::size_t panel, std::size_t token, Isa isa) const noexcept {
     float* to = row(scratch, panel);
@@ -85,66 +86,79 @@ class LinearInput {
     return rotated_;
   }
 
-  /// The input, rotated first, as integer kernels for `scheme` read it; errors as quantize_activations(), and
-  /// out_of_memory. The scheme's activations have at most 8 bits.
+  /// The input, rotated first, as integer kernels for `scheme` read it, with ranges times `clip`; errors as
+  /// quantize_activations(), and out_of_memory. The scheme's activations have at most 8 bits.
   template <Executor E>
   [[nodiscard]] Result<QuantizedTokens> quantized(const Scheme& scheme, ExecutionContext<E>& context,
-                                                  InputRotation rotation = InputRotation::none) noexcept {
-    if (has_codes_ && codes_scheme_ == scheme && codes_rotation_ == rotation) return codes_;
+                                                  InputRotation rotation = InputRotation::none,
+                                                  float clip = 1.0f) noexcept {
+    const CodesKey key = {scheme, rotation, clip};
+    if (has_codes_ && codes_key_ == key) return codes_;
     const Result<ActivationLayout> layout = activation_layout(scheme, values_.rows, values_.columns);
     if (!layout) return layout.error();
     const Result<std::span<std::byte>> memory = context.workspace().template take<std::byte>(layout->bytes);
     if (!memory) return memory.error();
-    const Result<QuantizedTokens> quantized = quantize_into(*memory, scheme, layout->groups, rotation, context);
+    const Result<QuantizedTokens> quantized = quantize_into(*memory, key, layout->groups, context);
     if (!quantized) return quantized.error();
     codes_ = *quantized;
-    codes_scheme_ = scheme;
-    codes_rotation_ = rotation;
+    codes_key_ = key;
     has_codes_ = true;
     return codes_;
   }
 
-  /// The input, rotated first, rounded to `grid` and back; not rounded where the grid keeps floating point. Errors as
-  /// fake_quantize_activations(), and out_of_memory.
+  /// The input, rotated first, rounded to `grid` and back, with ranges times `clip`; not rounded where the grid keeps
+  /// floating point. Errors as fake_quantize_activations(), and out_of_memory.
   template <Executor E>
   [[nodiscard]] Result<MatrixView<const float>> fake_quantized(const Grid& grid, ExecutionContext<E>& context,
-                                                               InputRotation rotation = InputRotation::none) noexcept {
+                                                               InputRotation rotation = InputRotation::none,
+                                                               float clip = 1.0f) noexcept {
     const Result<MatrixView<const float>> x = rotated(rotation, context);
     if (!x || grid.bits == 16) return x;
-    if (rounded_.data != nullptr && rounded_grid_ == grid && rounded_rotation_ == rotation) return rounded_;
+    const bool same = rounded_grid_ == grid && rounded_rotation_ == rotation && rounded_clip_ == clip;
+    if (rounded_.data != nullptr && same) return rounded_;
     const auto memory = context.workspace().take_matrix(values_.rows, values_.columns);
     if (!memory) return memory.error();
     const auto failed = context.workspace().template take<std::uint8_t>(values_.rows);
     if (!failed) return failed.error();
     for_each_row_block(context.executor(), values_.rows, [&](const RowBlock& block) {
-      const Status rounded =
-          fake_quantize_activations(rows(*x, block.first, block.count), grid, rows(*memory, block.first, block.count));
+      const Status rounded = fake_quantize_activations(rows(*x, block.first, block.count), grid,
+                                                       rows(*memory, block.first, block.count), clip);
       (*failed)[block.first] = rounded ? 0 : 1;
       for (std::size_t r = 1; r < block.count; ++r) (*failed)[block.first + r] = 0;
     });
     for (const std::uint8_t one : *failed) {
       // Once more in order, for the message with the right token.
-      if (one != 0) return fake_quantize_activations(*x, grid, *memory).error();
+      if (one != 0) return fake_quantize_activations(*x, grid, *memory, clip).error();
     }
     rounded_ = as_const(*memory);
     rounded_grid_ = grid;
     rounded_rotation_ = rotation;
+    rounded_clip_ = clip;
     return rounded_;
   }
 
  private:
+  /// What codes depend on.
+  struct CodesKey {
+    Scheme scheme = {};
+    InputRotation rotation = InputRotation::none;
+    float clip = 1.0f;
+    friend constexpr bool operator==(const CodesKey&, const CodesKey&) = default;
+  };
+
   template <Executor E>
-  [[nodiscard]] Result<QuantizedTokens> quantize_into(std::span<std::byte> memory, const Scheme& scheme,
-                                                      const PackedLayout& groups, InputRotation rotation,
+  [[nodiscard]] Result<QuantizedTokens> quantize_into(std::span<std::byte> memory, const CodesKey& key,
+                                                      const PackedLayout& groups,
                                                       ExecutionContext<E>& context) const noexcept {
-    if (rotation == InputRotation::none) {
-      return driver::quantize_tokens(values_, scheme, memory, context.executor(), context.isa());
+    if (key.rotation == InputRotation::none) {
+      return driver::quantize_tokens(driver::ClippedTokens{values_, key.clip}, key.scheme, memory, context.executor(),
+                                     context.isa());
     }
     const std::size_t panel_rows = panel_shape(groups, values_.rows, context.isa()).rows;
     const auto scratch = context.workspace().take_matrix(divide_up(values_.rows, panel_rows), values_.columns);
     if (!scratch) return scratch.error();
-    return driver::quantize_tokens(linear::RotatedTokens{values_, *scratch}, scheme, memory, context.executor(),
-                                   context.isa());
+    return driver::quantize_tokens(linear::RotatedTokens{values_, *scratch, key.clip}, key.scheme, memory,
+                                   context.executor(), context.isa());
   }
 
   /// out = the rows of the input from `first` on, rotated.
@@ -158,12 +172,12 @@ class LinearInput {
   MatrixView<const float> values_;
   MatrixView<const float> rotated_ = {};
   QuantizedTokens codes_ = {};
-  Scheme codes_scheme_ = {};
-  InputRotation codes_rotation_ = InputRotation::none;
+  CodesKey codes_key_ = {};
   bool has_codes_ = false;
   MatrixView<const float> rounded_ = {};
   Grid rounded_grid_ = {};
   InputRotation rounded_rotation_ = InputRotation::none;
+  float rounded_clip_ = 1.0f;
 };
 
 /// y = x W^T + bias + residual. `forward` errors: bad_shape, out_of_memory, and not_finite where x is quantized. The
@@ -206,6 +220,12 @@ template <class Multiply>
                  ErrorText(x.rows) << " x " << info.outputs};
   }
   return {};
+}
+
+/// Whether a clip multiplier of activations is one: Errc::bad_argument unless it lies in (0, 1].
+[[nodiscard]] inline Status check_clip(float clip) noexcept {
+  if (clip > 0.0f && clip <= 1.0f) return {};
+  return Error{Errc::bad_argument, "a clip multiplier lies above 0 and at most at 1", "clip"};
 }
 
 /// Whether an operator maps `inputs` to `outputs`; `where` names it.

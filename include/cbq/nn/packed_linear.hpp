@@ -44,6 +44,7 @@ struct PackedStorage {
   AlignedBuffer<float> bias;
   PackedMatrix matrix = {};
   InputRotation rotation = InputRotation::none;  ///< that the weights expect of the input
+  float clip = 1.0f;                             ///< multiplier of the ranges of activations
 };
 
 /// Packs `matrix` on `grid`, one of a packed scheme; `bias` may be empty. Errors as pack(), and out_of_memory.
@@ -111,7 +112,7 @@ template <Executor E>
                                       context.isa());
     });
   }
-  const Result<QuantizedTokens> tokens = x.quantized(scheme, context, storage.rotation);
+  const Result<QuantizedTokens> tokens = x.quantized(scheme, context, storage.rotation, storage.clip);
   if (!tokens) return tokens.error();
   return with_epilogue(storage.bias.data(), out.residual, [&](const auto& epilogue) -> Status {
     driver::IntegerProduct<std::decay_t<decltype(epilogue)>, float> product{
@@ -155,13 +156,14 @@ template <class MakeEpilogue, Executor E>
   return {};
 }
 
-/// Whether `calls`, under one scheme, can share an executor call: quantized activations, no residual, one rotation, a
-/// bias for all or for none.
+/// Whether `calls`, under one scheme, can share an executor call: quantized activations, no residual, one rotation and
+/// clip, a bias for all or for none.
 [[nodiscard]] inline bool can_group(std::span<const PackedCall> calls, const Scheme& scheme) noexcept {
   if (calls.size() < 2 || calls.size() > most_grouped || scheme.activation.bits == 16) return false;
   const bool biased = calls.front().storage->bias.size() != 0;
   for (const PackedCall& call : calls) {
     if (call.storage->rotation != calls.front().storage->rotation) return false;
+    if (call.storage->clip != calls.front().storage->clip) return false;
     if (call.out.residual.data != nullptr || (call.storage->bias.size() != 0) != biased) return false;
   }
   return true;
@@ -175,7 +177,8 @@ template <Executor E>
     const Status valid = check_operands(packed_info(*call.storage, scheme), x.values(), call.out);
     if (!valid) return valid;
   }
-  const Result<QuantizedTokens> tokens = x.quantized(scheme, context, calls.front().storage->rotation);
+  const PackedStorage& first = *calls.front().storage;
+  const Result<QuantizedTokens> tokens = x.quantized(scheme, context, first.rotation, first.clip);
   if (!tokens) return tokens.error();
   if (calls.front().storage->bias.size() == 0) {
     return multiply_group(
@@ -260,6 +263,13 @@ class PackedLinear {
       call.kernel = linear::integer_kernels<S.weight.bits, S.weight.zero>(isa).integer;
     }
     return call;
+  }
+
+  /// Shrinks the ranges of activations, as ActivationSite learned it. Errc::bad_argument unless in (0, 1].
+  [[nodiscard]] Status clip_activations(float multiplier) noexcept {
+    if (const Status valid = linear::check_clip(multiplier); !valid) return valid;
+    storage_.clip = multiplier;
+    return {};
   }
 
   /// The weights of one output, `inputs` floats; output < info().outputs.

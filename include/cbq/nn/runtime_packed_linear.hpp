@@ -92,6 +92,13 @@ class RuntimePackedLinear {
     return {.kernel = linear::runtime_kernels(scheme_, isa).integer, .storage = &storage_, .out = out};
   }
 
+  /// Shrinks the ranges of activations, as ActivationSite learned it. Errc::bad_argument unless in (0, 1].
+  [[nodiscard]] Status clip_activations(float multiplier) noexcept {
+    if (const Status valid = linear::check_clip(multiplier); !valid) return valid;
+    storage_.clip = multiplier;
+    return {};
+  }
+
   /// The weights of one output, `inputs` floats; output < info().outputs.
   void weight_row(std::size_t output, float* weights) const noexcept {
     linear::unpack_row(storage_.matrix, output, weights);

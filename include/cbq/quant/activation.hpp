@@ -76,10 +76,11 @@ inline void fake_quantize_token(std::span<const float> x, const TokenGrid& token
   });
 }
 
-/// Fake-quantizes every row (token) of x into `out`, same shape, which may be x. Errc::bad_shape, Errc::unsupported
-/// (grid), Errc::not_finite naming the token; what lies before the bad value is then already written.
+/// Fake-quantizes every row (token) of x into `out`, same shape, which may be x; ranges are those of the values times
+/// `clip`. Errc::bad_shape, Errc::unsupported (grid), Errc::not_finite naming the token; what lies before the bad value
+/// is then already written.
 [[nodiscard]] inline Status fake_quantize_activations(const MatrixView<const float>& x, const Grid& grid,
-                                                      const MatrixView<float>& out) noexcept {
+                                                      const MatrixView<float>& out, float clip = 1.0f) noexcept {
   if (const Status valid = check_activation_grid(grid); !valid) return valid;
   if (out.rows != x.rows || out.columns != x.columns || out.stride < out.columns || x.stride < x.columns) {
     return Error{Errc::bad_shape, "the result does not have the shape of the activations", "out",
@@ -94,7 +95,9 @@ inline void fake_quantize_token(std::span<const float> x, const TokenGrid& token
       if (!is_finite(range.low) || !is_finite(range.high)) {
         return Error{Errc::not_finite, "an activation is NaN or infinite", ErrorText("token ") << t};
       }
-      fake_quantize_token(values, fit_token(range, grid), row(out, t) + first);
+      const Interval clipped = {(range.low < 0.0f ? range.low : 0.0f) * clip,
+                                (range.high > 0.0f ? range.high : 0.0f) * clip};
+      fake_quantize_token(values, fit_token(clipped, grid), row(out, t) + first);
     }
   }
   return {};

@@ -31,9 +31,10 @@ template <class T>
     return Error{Errc::bad_argument, "reconstruction needs at least one step of one sequence", "steps, batch",
                  ErrorText(options.steps) << ", " << options.batch};
   }
-  for (const double weight : {options.logits_weight, options.same_input_weight, options.hardened_share}) {
+  for (const double weight :
+       {options.logits_weight, options.same_input_weight, options.hardened_share, options.clip_rate}) {
     if (weight >= 0 && std::isfinite(weight)) continue;
-    return Error{Errc::bad_argument, "weights and shares are finite and not negative", "ReconstructionOptions"};
+    return Error{Errc::bad_argument, "weights, rates and shares are finite and not negative", "ReconstructionOptions"};
   }
   if (options.hardened_share <= 1) return {};
   return Error{Errc::bad_argument, "a share of the steps is at most 1", "hardened_share"};
@@ -52,7 +53,8 @@ template <class T>
         std::uint64_t{states.length}}) {
     all.number(value);
   }
-  for (const double value : {options.logits_weight, options.same_input_weight, options.hardened_share}) {
+  for (const double value :
+       {options.logits_weight, options.same_input_weight, options.hardened_share, options.clip_rate}) {
     all.number(value);
   }
   std::uint64_t hash = hash_bytes(all.content());

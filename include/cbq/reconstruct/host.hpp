@@ -42,9 +42,23 @@ concept LossMaker = requires(const M& make, double variance, std::size_t channel
   { make(variance, channels) } -> Loss;
 };
 
+/// Calls f(site) for the activation sites of a block that train their clip multiplier, always in one order; for none
+/// where the block does not show its sites.
+template <class Block, class F>
+void for_each_clip(Block& block, F&& f) {
+  if constexpr (requires { block.for_each_activation([](const char*, auto&) {}); }) {
+    block.for_each_activation([&](const char*, auto& site) {
+      if constexpr (requires { site.is_trained(); }) {
+        if (site.is_trained()) f(site);
+      }
+    });
+  }
+}
+
 /// Opens and closes the blocks of a model. A student's linear layers are TrainableLinear, visited by for_each_linear
-/// always in one order; open_student() makes the same student every time. finish() takes the codes, linear.codes(), of
-/// a block that is final. `head()` points to a HeadGradient, or is null where no loss on logits is wanted.
+/// always in one order. Clips of its ActivationSites are learned where for_each_activation visits these. open_student()
+/// makes the same student every time. finish() takes the codes, linear.codes(), of a block that is
+/// final. `head()` points to a HeadGradient, or is null where no loss on logits is wanted.
 template <class H>
 concept ReconstructionHost = requires(H& host, std::size_t index, typename H::Student& student) {
   typename H::Scalar;

@@ -47,6 +47,7 @@ struct ReconstructionOptions {
   Decay decay = Decay::linear;
   double logits_weight = 1.0;      ///< of the divergence of the logits, in the last window
   double same_input_weight = 0.0;  ///< of the loss against float blocks fed with the student's input (homologous)
+  double clip_rate = 3e-3;         ///< learning rate of clip multipliers, of sites that train theirs
   double hardened_share = 0.0;     ///< of the steps, the last ones: codes are fixed and only steps are trained
   std::uint64_t seed = 0;
   std::stop_token stop = {};

@@ -70,7 +70,7 @@ class Reconstruction {
   }
 
  private:
-  static constexpr std::uint32_t version = 1;
+  static constexpr std::uint32_t version = 2;
   static constexpr std::uint64_t magic = 0x31636572'2d716263;  // "cbq-rec1"
 
   [[nodiscard]] Result<WindowReport> run_window(const Window& window, std::size_t windows) {
@@ -131,6 +131,7 @@ class Reconstruction {
     Student& student = students_.front();
     if (options_.checkpoint.save) {
       student.for_each_linear([&](const char*, auto& linear) { finished_.codes(linear.codes().view()); });
+      for_each_clip(student, [&](auto& site) { finished_.number(site.clip()); });
     }
     if (const Status done = advance(student, states_.student, "student"); !done) return done;
     if (const Status done = host_.finish(first_open_, student); !done) return done;
@@ -184,6 +185,7 @@ class Reconstruction {
       student.for_each_linear([&](const char*, auto& linear) {
         for (const ParameterView<T>& view : linear.rounding().parameters()) state.parameters(view);
       });
+      for_each_clip(student, [&](auto& site) { state.number(site.clip()); });
     }
     return options_.checkpoint.save(std::move(state).finish());
   }
@@ -202,7 +204,7 @@ class Reconstruction {
     }
     if (*finished != due) return CheckpointReader::damaged("number of finished blocks");
     while (first_open_ < due) {
-      if (const Status opened = reopen([&](auto& linear) { return read_codes(*state, linear); }); !opened)
+      if (const Status opened = reopen(*state, [&](auto& linear) { return read_codes(*state, linear); }); !opened)
         return opened;
       if (const Status closed = close_front(); !closed) return closed;
     }
@@ -210,7 +212,7 @@ class Reconstruction {
     if (!open) return open.error();
     if (*open != reached - due) return CheckpointReader::damaged("number of open blocks");
     while (students_.size() < *open) {
-      if (const Status opened = reopen([&](auto& linear) { return read_parameters(*state, linear); }); !opened)
+      if (const Status opened = reopen(*state, [&](auto& linear) { return read_parameters(*state, linear); }); !opened)
         return opened;
     }
     return state->finish();
@@ -250,15 +252,19 @@ class Reconstruction {
     return {};
   }
 
-  /// Opens the next student and calls read(linear) for its layers.
+  /// Opens the next student, calls read(linear) for its layers and reads its clips.
   template <class Read>
-  [[nodiscard]] Status reopen(const Read& read) {
+  [[nodiscard]] Status reopen(CheckpointReader& state, const Read& read) {
     Result<Student> student = host_.open_student(first_open_ + students_.size());
     if (!student) return student.error();
     students_.push_back(*std::move(student));
     Status status;
     students_.back().for_each_linear([&](const char*, auto& linear) {
       if (status) status = read(linear);
+    });
+    for_each_clip(students_.back(), [&](auto& site) {
+      if (status) status = state.number(site.clip());
+      if (status && !(site.clip() > T(0) && site.clip() <= T(1))) status = CheckpointReader::damaged("clips");
     });
     return status;
   }

@@ -96,6 +96,10 @@ class WindowTraining {
     }
     return status;
   }
+  template <class F>
+  void each_clip(F&& f) {
+    for (std::size_t i = 0; i < window_.count; ++i) for_each_clip(students_[i], f);
+  }
   void set_phase(RoundingPhase phase) {
     (void)each_linear([&](auto& linear) -> Status {
       linear.rounding().set_phase(phase);
@@ -109,6 +113,7 @@ class WindowTraining {
       for (const ParameterView<T>& view : linear.rounding().parameters()) all.push_back(view);
       return {};
     });
+    each_clip([&](auto& site) { all.push_back({&site.clip(), &site.clip_gradient(), 1, options_.clip_rate}); });
     return all;
   }
   [[nodiscard]] std::vector<std::vector<T>> snapshot() {
@@ -139,6 +144,7 @@ class WindowTraining {
     std::vector<ParameterView<T>> views = parameters();
     Result<Adam<T>> adam = Adam<T>::create(views);
     if (!adam) return adam.error();
+    each_clip([](auto& site) { site.clip_gradient() = 0; });
     for (std::size_t step = 0; step < options_.steps; ++step) {
       if (const Status go = check_stop(options_); !go) return go.error();
       if (step == hardening()) {
@@ -161,6 +167,10 @@ class WindowTraining {
       (void)each_linear([](auto& linear) -> Status {
         linear.rounding().project();
         return {};
+      });
+      each_clip([](auto& site) {
+        site.project();
+        site.clip_gradient() = 0;
       });
     }
     return true;

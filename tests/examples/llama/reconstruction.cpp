@@ -131,6 +131,7 @@ TEST_CASE("A run that is cut off continues to the same bytes") {
   CHECK(fails_with(reconstruct(scratch / "cut", {"--steps", "4", "--resume", "--loss", "kl"}), "another model"));
   CHECK(
       fails_with(reconstruct(scratch / "cut", {"--steps", "4", "--resume", "--attention-bits", "8"}), "another model"));
+  CHECK(fails_with(reconstruct(scratch / "cut", {"--steps", "4", "--resume", "--clip-rate", "1"}), "another model"));
   CHECK(std::filesystem::exists(state));
   run_well(joined(arguments, {"--resume"}));
   CHECK(files(scratch / "cut") == files(scratch / "whole"));
@@ -163,6 +164,39 @@ TEST_CASE("Queries, keys and values of 4 bits are recorded, run and trained with
     support::write_text(scratch / "rtn/config.json", cbq::json_text(wrong));
     CHECK(fails_with({"generate", scratch / "rtn", "--prompt", "Once"}, "config.json"));
   }
+}
+
+TEST_CASE("Clip multipliers of quantized activations are learned, recorded and run packed") {
+  const ScratchFolder scratch;
+  const std::vector<std::string> options = {"--scheme", "w4a4_asym",  "--steps", "20",      "--samples",
+                                            "16",       "--sequence", "64",      "--batch", "4"};
+  run_well(reconstruct(scratch / "fixed", joined(options, {"--clip-rate", "0"})));
+  run_well(reconstruct(scratch / "learned", joined(options, {"--clip-rate", "0.02"})));
+  const auto record = [](const std::string& folder) {
+    return engine_fixture::unwrap(cbq::read_json_file(folder + "/config.json")).at("cbq");
+  };
+  CHECK_FALSE(record(scratch / "fixed").contains("activation_clips"));
+  CHECK(record(scratch / "fixed").at("version") == 1);
+  const cbq::Json learned = record(scratch / "learned");
+  CHECK(learned.at("version") == 2);
+  const cbq::Json& clips = learned.at("activation_clips");
+  CHECK(clips.size() == 5 * 7);
+  for (const cbq::Json& clip : clips) CHECK((clip.get<double>() >= 0.29 && clip.get<double>() < 1));
+  CHECK(clips.at("model.layers.1.self_attn.q_proj") == clips.at("model.layers.1.self_attn.v_proj"));
+  CHECK(clips.at("model.layers.1.mlp.gate_proj") == clips.at("model.layers.1.mlp.up_proj"));
+  CHECK(clips.at("model.layers.1.mlp.gate_proj") != clips.at("model.layers.1.mlp.down_proj"));
+  const double packed = divergence(scratch / "learned");
+  CHECK(packed < divergence(scratch / "fixed"));
+  const ToolRun fake = run_well({"perplexity", scratch / "learned", "--reference", pocket_llama(), "--windows", "2",
+                                 "--context", "128", "--json", "-", "--operators", "fake_quantized"});
+  const double simulated = engine_fixture::unwrap(cbq::parse_json(fake.out))["kl_mean"].get<double>();
+  CHECK(packed < 1.02 * simulated);
+  CHECK(simulated < 1.02 * packed);
+
+  cbq::Json config = engine_fixture::unwrap(cbq::read_json_file(scratch / "learned/config.json"));
+  config["cbq"]["activation_clips"]["model.layers.1.mlp.up_proj"] = 1.5;
+  support::write_text(scratch / "learned/config.json", cbq::json_text(config));
+  CHECK(fails_with({"generate", scratch / "learned", "--prompt", "Once"}, "model.layers.1.mlp.up_proj"));
 }
 
 TEST_CASE("What reconstruction cannot do is said") {
