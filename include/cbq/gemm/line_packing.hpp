@@ -44,7 +44,8 @@ using QuadCodes = BlockCodes[quad_outputs];
 [[nodiscard, gnu::always_inline]] inline BlockCodes load_codes(const void* from, std::size_t count) noexcept {
   BlockCodes codes = {};
   if (count == block_inputs) {
-    __builtin_memcpy(&codes, from, block_inputs);
+    __builtin_memcpy(&codes.half[0], from, sizeof codes.half[0]);
+    __builtin_memcpy(&codes.half[1], static_cast<const std::byte*>(from) + sizeof codes.half[0], sizeof codes.half[1]);
   } else if (count != 0) {
     __builtin_memcpy(&codes, from, count);
   }

@@ -158,7 +158,9 @@ struct CodeRows {
                                                      std::size_t count) const noexcept {
     return load_codes(bytes.at(n, input), count);
   }
-  [[gnu::always_inline]] void prefetch(std::size_t n, std::size_t input) const noexcept { bytes.prefetch(n, input); }
+  [[gnu::always_inline]] void prefetch(std::size_t first, std::size_t count, std::size_t input) const noexcept {
+    bytes.prefetch(first, count, input);
+  }
   [[nodiscard]] Error bad_code(unsigned limit) const noexcept {
     return beyond_grid(matrix, limit, "[cbq] pack: a code does not fit the scheme's bits", ", input ");
   }

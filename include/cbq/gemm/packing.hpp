@@ -8,8 +8,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#include <cbq/core/cpu.hpp>
 #include <cbq/core/executor.hpp>
 #include <cbq/gemm/line_packing.hpp>
+#include <cbq/gemm/line_packing_avx2.hpp>
 #include <cbq/gemm/packed_layout.hpp>
 
 namespace cbq {
@@ -31,14 +33,19 @@ struct ByteRows {
   [[nodiscard, gnu::always_inline]] const std::byte* at(std::size_t n, std::size_t offset) const noexcept {
     return data + n * stride + offset;
   }
-  /// Asks for what will be read read_distance after `offset` of row n: in this row, or in that of the next panel.
-  [[gnu::always_inline]] void prefetch(std::size_t n, std::size_t offset) const noexcept {
-    const std::size_t ahead = offset + read_distance;
-    if (ahead < row_bytes) {
-      __builtin_prefetch(at(n, ahead), 0, 2);
-    } else if (rows - n > panel_outputs && ahead - row_bytes < row_bytes) {
-      __builtin_prefetch(at(n + panel_outputs, ahead - row_bytes), 0, 2);
+  /// Asks for what will be read read_distance after `offset` of `count` rows: in these rows, or in those of the next
+  /// panel. Into the second-level cache: 16 rows whose length is a multiple of 4 KiB share one set of the first.
+  [[gnu::always_inline]] void prefetch(std::size_t first, std::size_t count, std::size_t offset) const noexcept {
+    std::size_t ahead = offset + read_distance;
+    if (ahead >= row_bytes) {
+      ahead -= row_bytes;
+      first += panel_outputs;
+      if (first >= rows || ahead >= row_bytes) return;
+      count = rows - first < count ? rows - first : count;
     }
+    const std::byte* row = at(first, ahead);
+    for (std::size_t o = 1; o < count; ++o, row += stride) __builtin_prefetch(row, 0, 2);
+    __builtin_prefetch(row, 0, 2);
   }
 };
 
@@ -100,32 +107,48 @@ class PanelCursor {
   std::size_t group_ = 0;
 };
 
+/// What whole panels are packed with; the bytes are the same.
+enum class PanelVectors : unsigned char { generic, avx2 };
+
+[[nodiscard]] inline PanelVectors panel_vectors() noexcept {
+  return usable_features().avx2 ? PanelVectors::avx2 : PanelVectors::generic;
+}
+
 /// Packs one panel; false when a code is above the largest of Bits bits or a header was refused.
 ///   source.codes(output, input, count)     BlockCodes with zeros behind the first `count`
-///   source.prefetch(output, input)         asks for what comes later
+///   source.prefetch(first, count, input)   asks for what these outputs read later
 ///   source.header(panel, group, bytes)     writes scales and zero points of one group; false when it cannot
 template <int Bits, class Source>
 [[nodiscard]] bool pack_panel(const Source& source, const Panel& panel) noexcept {
+  [[maybe_unused]] const PanelVectors vectors = panel_vectors();
   Place places[piece_blocks];
   PanelCursor cursor(panel);
   bool valid = true;
   const auto header = [&](std::size_t group, std::byte* bytes) { valid = source.header(panel, group, bytes) && valid; };
-  Longs seen = {};
+  BlockCodes seen = {};
   while (const std::size_t blocks = cursor.next(places, header)) {
-    for (std::size_t o = 0; o < panel.count; ++o) source.prefetch(panel.first + o, places[0].input);
+    source.prefetch(panel.first, panel.count, places[0].input);
+#if defined(__x86_64__)
+    if (vectors == PanelVectors::avx2 && panel.count == panel_outputs) {
+      isa::avx2::pack_places<Bits>(source, places, blocks, panel.first, seen);
+      continue;
+    }
+#endif
     for (std::size_t o = 0; o < panel_outputs; o += quad_outputs) {
       for (std::size_t b = 0; b < blocks; ++b) {
         QuadCodes codes = {};
         _Pragma("GCC unroll 4") for (std::size_t i = 0; i < quad_outputs; ++i) {
           if (o + i >= panel.count) break;
           codes[i] = source.codes(panel.first + o + i, places[b].input, places[b].count);
-          seen |= codes[i].half[0] | codes[i].half[1];
+          seen.half[0] |= codes[i].half[0];
+          seen.half[1] |= codes[i].half[1];
         }
         store_codes<Bits>(codes, places[b].block + o * step_inputs);
       }
     }
   }
-  return valid && ((seen[0] | seen[1]) & ~every_byte((1u << Bits) - 1u)) == 0;
+  const Longs all = seen.half[0] | seen.half[1];
+  return valid && ((all[0] | all[1]) & ~every_byte((1u << Bits) - 1u)) == 0;
 }
 
 /// The same for the width of the layout; sources that have one width only say so in a constant `bits`.

@@ -83,8 +83,8 @@ struct WordRows {
     if (count == block_inputs) return unpack_words<Bits>(from);
     return last_codes(from, count);
   }
-  [[gnu::always_inline]] void prefetch(std::size_t n, std::size_t input) const noexcept {
-    words.prefetch(n, input / block_inputs * block_size);
+  [[gnu::always_inline]] void prefetch(std::size_t first, std::size_t count, std::size_t input) const noexcept {
+    words.prefetch(first, count, input / block_inputs * block_size);
   }
   /// Every code fits its own bits.
   [[nodiscard]] Error bad_code(unsigned) const noexcept { return {}; }
