@@ -145,8 +145,8 @@ TEST_CASE("A run that is cut off continues to the same bytes") {
 
 TEST_CASE("Queries, keys and values of 4 bits are recorded, run and trained with") {
   const ScratchFolder scratch;
-  const std::vector<std::string> four = {"--scheme", "w4a4_asym", "--attention-bits", "4"};
-  run_well(quantize(scratch / "rtn16", {"--scheme", "w4a4_asym"}));
+  const std::vector<std::string> four = {"--scheme", "w4a4_asym", "--rotate", "none", "--attention-bits", "4"};
+  run_well(quantize(scratch / "rtn16", {"--scheme", "w4a4_asym", "--rotate", "none"}));
   run_well(quantize(scratch / "rtn", four));
   const cbq::Json config = engine_fixture::unwrap(cbq::read_json_file(scratch / "rtn/config.json"));
   CHECK(config.at("cbq").at("attention_bits") == 4);
@@ -168,8 +168,8 @@ TEST_CASE("Queries, keys and values of 4 bits are recorded, run and trained with
 
 TEST_CASE("Clip multipliers of quantized activations are learned, recorded and run packed") {
   const ScratchFolder scratch;
-  const std::vector<std::string> options = {"--scheme", "w4a4_asym",  "--steps", "20",      "--samples",
-                                            "16",       "--sequence", "64",      "--batch", "4"};
+  const std::vector<std::string> options = {"--scheme",   "w4a4_asym", "--steps", "20", "--samples", "16",
+                                            "--sequence", "64",        "--batch", "4",  "--rotate",  "none"};
   run_well(reconstruct(scratch / "fixed", joined(options, {"--clip-rate", "0"})));
   run_well(reconstruct(scratch / "learned", joined(options, {"--clip-rate", "0.02"})));
   const auto record = [](const std::string& folder) {
