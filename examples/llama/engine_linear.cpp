@@ -54,7 +54,7 @@ Result<EngineLinear> EngineLinear::quantized(const cbq::QuantizedMatrixView& mat
 
 Result<EngineLinear> EngineLinear::packed(const cbq::PackedMatrix& weights, const cbq::Scheme& scheme,
                                           std::span<const float> bias, OperatorRole role) {
-  auto op = cbq::RuntimePackedLinear::view(weights, scheme, bias);
+  auto op = cbq::RuntimePackedLinear::view(weights, scheme, bias, role.rotation);
   if (!op) return op.error();
   return EngineLinear(std::make_unique<State>(State{AnyLinear(*std::move(op)), role}));
 }

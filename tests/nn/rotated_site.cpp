@@ -10,6 +10,7 @@
 #include <cbq/nn/activation_site.hpp>
 #include <cbq/nn/mlp_gradient.hpp>
 
+#include "support/kernels.hpp"
 #include "support/nn.hpp"
 #include "support/trained_linear.hpp"
 

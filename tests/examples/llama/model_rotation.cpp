@@ -118,6 +118,14 @@ TEST_CASE("Rotation goes with preprocessing and every method, and repeats") {
         support::read_text(scratch / "two" + "/model.safetensors"));
 }
 
+TEST_CASE("A packed cache of a rotated model runs rotated") {
+  const ScratchFolder scratch;
+  quantize(scratch / "model", {"--scheme", scheme});
+  const std::vector<std::string> generate = {"generate", scratch / "model", "--prompt", "The", "-n", "12"};
+  const std::string text = run_well(generate, {}).out;
+  for (int i = 0; i < 2; ++i) CHECK(run_well(generate, {"--packed-cache", scratch / "cache"}).out == text);
+}
+
 TEST_CASE("Rotations that the engine does not know are refused") {
   CHECK(run_tool({"quantize", pocket_llama(), "-o", "/nowhere/x", "--scheme", scheme, "--rotate", "sideways"}).code ==
         2);
