@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include <cbq/core/element.hpp>
 #include <cbq/gemm/pack_float.hpp>
 #include <cbq/gemm/packed_weights.hpp>
 #include <cbq/io/gguf_packing.hpp>
@@ -111,16 +112,20 @@ void run_codes(benchmark::State& state, const PackShape& shape) {
        });
 }
 
-template <Scheme S>
+/// Normal numbers as T.
+template <Scheme S, class T>
 void run_float(benchmark::State& state, const PackShape& shape) {
-  const float* values = normal_floats(shape.n * shape.k);
-  const std::size_t bytes = shape.n * shape.k * sizeof(float);
-  const auto rotation = copies("pack/float/" + std::to_string(shape.n) + "/" + std::to_string(shape.k), values,
-                               {bytes, shape.k * sizeof(float)});
+  const float* floats = normal_floats(shape.n * shape.k);
+  std::vector<T> values(shape.n * shape.k);
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = cbq::from_float<T>(floats[i]);
+  const std::size_t bytes = values.size() * sizeof(T);
+  const auto rotation =
+      copies("pack/float" + std::to_string(sizeof(T)) + "/" + std::to_string(shape.n) + "/" + std::to_string(shape.k),
+             values.data(), {bytes, shape.k * sizeof(T)});
   if (!rotation) return skip(state, rotation.error());
   const Threads executor = threads(shape.threads);
   time(state, bytes, *cbq::packed_size<S>(shape.n, shape.k), [&](std::span<std::byte> target) {
-    const auto* next = reinterpret_cast<const float*>((*rotation)->next());
+    const auto* next = reinterpret_cast<const T*>((*rotation)->next());
     return status_of(
         cbq::pack_float<S>(cbq::matrix_view(next, shape.n, shape.k), target, cbq::MinMaxRange{}, executor));
   });
@@ -223,7 +228,8 @@ void add_codes(const Selection& selection) {
 }
 template <Scheme S>
 void add_float(const Selection& selection) {
-  add_shapes(selection, std::string("pack/float/") + cbq::scheme_name(S).c_str(), &run_float<S>);
+  add_shapes(selection, std::string("pack/float/") + cbq::scheme_name(S).c_str(), &run_float<S, float>);
+  add_shapes(selection, std::string("pack/half/") + cbq::scheme_name(S).c_str(), &run_float<S, cbq::half>);
 }
 template <Scheme S>
 void add_words(const Selection& selection) {

@@ -56,6 +56,8 @@ struct FloatMatrix {
   Grid grid;
   std::span<float> scales;
   std::span<std::uint8_t> zeros;  ///< affine grids only
+  /// For each panel the multiplier that its headers were written for in the first pass, 0 where they were not.
+  std::span<float> written;
   FloatPanelKernel<T> kernel = nullptr;
 
   [[nodiscard]] FloatPanel<T> job(const Panel& panel, Scales origin) const noexcept {
@@ -179,6 +181,20 @@ template <Element T>
   return Error{Errc::out_of_memory, "[cbq] pack_float: no memory for a panel of codes"};
 }
 
+/// Writes the headers of a panel that lies in the cache as if no larger scale came than those so far. That is true for
+/// nearly all panels, and the second pass need not touch them.
+template <Element T>
+void write_early(const FloatMatrix<T>& matrix, const Panel& panel, float largest) noexcept {
+  const std::size_t at = panel.first * panel.layout->groups;
+  const std::size_t numbers = panel.layout->groups * panel_outputs;
+  const std::span<const float> scales = matrix.scales.subspan(at, numbers);
+  float& written = matrix.written[panel.first / panel_outputs];
+  written = 0;
+  if (!are_stored_exactly_below(scales, largest)) return;
+  written = scale_multiplier(__builtin_bit_cast(std::uint32_t, largest));
+  write_headers(panel, scales, matrix.zeros.empty() ? matrix.zeros : matrix.zeros.subspan(at, numbers), 1.0f / written);
+}
+
 /// The second pass: headers, and the codes of panels whose scales storing changed.
 template <Element T, Executor E>
 [[nodiscard]] Result<PackedMatrix> finish_float(const FloatMatrix<T>& matrix, const PackedLayout& layout,
@@ -188,6 +204,7 @@ template <Element T, Executor E>
   const float multiplier = scale_multiplier(__builtin_bit_cast(std::uint32_t, stored));
   const std::size_t numbers = layout.groups * panel_outputs;
   const bool packed = for_each_panel(layout, matrix.grid, memory.data(), executor, [&](const Panel& panel) {
+    if (matrix.written[panel.first / panel_outputs] == multiplier) return true;
     const std::size_t at = panel.first * layout.groups;
     const std::span<float> scales = matrix.scales.subspan(at, numbers);
     const bool changed = store_exactly(scales, panel, largest);
@@ -221,6 +238,7 @@ template <Element T, RangeFinder Finder, Executor E>
   const bool packed = for_each_panel(layout, matrix.grid, memory.data(), executor, [&](const Panel& panel) {
     if (!fit_and_pack(matrix, panel, finder)) return false;
     raise(largest, largest_bits(matrix.scales.data() + panel.first * layout.groups, layout.groups * panel_outputs));
+    write_early(matrix, panel, __builtin_bit_cast(float, __atomic_load_n(&largest, __ATOMIC_RELAXED)));
     return true;
   });
   if (!packed) return float_failure(matrix.weights);
@@ -249,10 +267,13 @@ template <Scheme S, Element T, RangeFinder Finder = MseRange, Executor E = Seria
   if (!scales) return scales.error();
   auto zeros = AlignedBuffer<std::uint8_t>::allocate(grid.zero == Zero::affine ? *count : 0);
   if (!zeros) return zeros.error();
+  auto written = AlignedBuffer<float>::allocate(layout->panels);
+  if (!written) return written.error();
   const packing::FloatMatrix<T> matrix{weights,
                                        grid,
                                        {scales->data(), scales->size()},
                                        {zeros->data(), zeros->size()},
+                                       {written->data(), written->size()},
                                        packing::float_panel_kernel<grid.zero, T>(capped(cap))};
   const Result<PackedMatrix> packed = packing::pack_float_panels(matrix, *layout, memory, finder, executor);
   if (!packed) return packed.error();

@@ -34,12 +34,18 @@ namespace packing {
   return exact;
 }
 
+/// are_stored_exactly() in a matrix whose largest scale is `largest`.
+[[nodiscard]] inline bool are_stored_exactly_below(std::span<const float> scales, float largest) noexcept {
+  if (!(largest >= smallest_scale)) return false;
+  // Halves are normal from 2^-28 of the power of two below the largest.
+  const int least = -14 - scale_exponent(largest);
+  return are_stored_exactly(scales, least < -100 ? smallest_scale : power_of_two(least));
+}
+
 /// Makes the scales of the panel's outputs storable; whether a scale other than 0 changed.
 [[nodiscard]] inline bool store_exactly(std::span<float> scales, const Panel& panel, float largest) noexcept {
   const bool any = largest >= smallest_scale;
-  // Halves are normal from 2^-28 of the power of two below the largest.
-  const int least = any ? -14 - scale_exponent(largest) : 0;
-  if (any && are_stored_exactly(scales, least < -100 ? smallest_scale : power_of_two(least))) return false;
+  if (are_stored_exactly_below(scales, largest)) return false;
   bool changed = false;
   for (std::size_t g = 0; g < panel.layout->groups; ++g) {
     for (std::size_t o = 0; o < panel.count; ++o) {
