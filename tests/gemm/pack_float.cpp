@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cbq/gemm/pack_float.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -129,6 +130,15 @@ TEST_CASE("Weights of every size are packed as they are rounded") {
   weights[40] = -std::numeric_limits<float>::max();
   check_same<schemes::w4a8_g32>(weights, shape, MinMaxRange{});
   check_same<schemes::w2a8_g64_asym>(weights, shape, MinMaxRange{});
+}
+
+TEST_CASE("The largest scale may lie in the first panel or the last") {
+  const Shape shape{80, 64};
+  std::vector<float> weights = normal_weights<float>(shape);
+  for (std::size_t i = 0; i < weights.size(); ++i) weights[i] = std::ldexp(weights[i], static_cast<int>(i / 64 / 3));
+  check_same<schemes::w4a8_g32>(weights, shape, MinMaxRange{});
+  std::reverse(weights.begin(), weights.end());
+  check_same<schemes::w4a8_g32>(weights, shape, MinMaxRange{});
 }
 
 TEST_CASE("Long rows are tasks of one panel each") {
