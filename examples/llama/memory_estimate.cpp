@@ -112,6 +112,14 @@ std::size_t working_bytes(const ModelConfig& config, const BlockSize& block, std
   return sizeof(float) * std::max(tokens * config.hidden + std::max(mlp, attention), logits);
 }
 
+// What large buffers take beyond their size: they begin and end in huge pages. Of the tapes of `blocks` blocks and
+// `more` matrices of hidden states.
+std::size_t alignment_bytes(const ModelConfig& config, std::size_t tokens, std::size_t blocks, std::size_t more) {
+  constexpr std::size_t large = std::size_t{4} << 20, matrices_of_tape = 9;
+  const bool aligned = tokens * config.hidden * sizeof(float) >= large;
+  return aligned ? large * (blocks * matrices_of_tape + more) : 0;
+}
+
 struct Sizes {
   std::size_t tokens = 0;  // of a batch
   std::size_t streams = 0;
@@ -152,7 +160,8 @@ MemoryEstimate estimate_reconstruction(const ModelConfig& config, const BlockSiz
   estimate.optimizer = std::max({3 * sizeof(float) * open * block.parameters, teacher, state});
   estimate.activations = (settings.same_input_weight > 0 ? 3 : 2) * sizes.streams;
   estimate.batch = open * tape + (open + 4) * sizes.tokens * config.hidden * sizeof(float) +
-                   working_bytes(config, block, sizes.tokens, options.calibration.sequence);
+                   working_bytes(config, block, sizes.tokens, options.calibration.sequence) +
+                   alignment_bytes(config, sizes.tokens, open + 1, open + 4);
   // Head, and the embedding while it is looked up; codes for the result and for the state.
   estimate.rest = program + 2 * sizes.embedding + 5 * sizes.codes / 2 + sizes.changed;
   return estimate;
@@ -167,7 +176,7 @@ MemoryEstimate estimate_walk(const ModelConfig& config, const BlockSize& block, 
   estimate.weights = sizeof(float) * (block.weights + block.largest);
   estimate.activations = 2 * sizes.streams;
   estimate.batch = tokens * (tape_bytes(config, block.activations) + config.hidden * sizeof(float)) +
-                   working_bytes(config, block, tokens, length) / 2;
+                   working_bytes(config, block, tokens, length) / 2 + alignment_bytes(config, tokens, 1, 2);
   estimate.rest = program + 2 * sizes.embedding + sizes.codes + sizes.changed;
   if (options.method == "gptq") {
     const std::size_t q = config.heads * config.head_width;
