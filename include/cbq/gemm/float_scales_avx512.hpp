@@ -127,9 +127,8 @@ struct GroupGrid {
   const __m256 stored = _mm512_castps512_ps256(scales);
   const __m512d negated = _mm512_sub_pd(_mm512_setzero_pd(), bottom);
   const __m512d steps = _mm512_div_pd(negated, _mm512_cvtps_pd(stored));
-  const __m512d zero = _mm512_min_pd(_mm512_roundscale_pd(steps, _MM_FROUND_TO_NEAREST_INT), _mm512_set1_pd(top));
   const __mmask8 some = _mm512_cmp_pd_mask(_mm512_cvtps_pd(stored), _mm512_setzero_pd(), _CMP_NEQ_OQ);
-  zeros = _mm512_maskz_cvtpd_epi32(some, zero);
+  zeros = _mm256_min_epi32(_mm512_maskz_cvtpd_epi32(some, steps), _mm256_set1_epi32(static_cast<int>(top)));
   return stored;
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// line_packing.hpp with AVX2: codes of an output are one register, and eight outputs are packed at the time: half of
-// the instructions for 32 codes, so that memory binds packing and not arithmetic. The lanes of joined quads hold
+// line_packing.hpp with AVX2: codes of an output are one register, and eight outputs are packed at the time, with half
+// of the instructions for 32 codes. The lanes of joined quads hold
 //
 //   even   line 0 | line 2       odd   line 1 | line 3       (4 bits; of fewer, pairs of steps that are joined again)
 

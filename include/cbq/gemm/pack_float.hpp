@@ -4,8 +4,9 @@
 // Packs floating-point weights in one pass: each panel of 16 outputs is fitted, rounded to nearest and packed while it
 // lies in the cache, tasks of whole panels over an executor. The bytes are those of round_nearest() and pack() on every
 // instruction set, without a matrix of codes between them. float_panel.hpp says how kernels do without division. Cost
-// with MinMaxRange on AVX2 and AVX-512: more than half of the rate of reading memory; elsewhere, and for double, one
-// division and about ten more vector instructions for 4 weights. With other finders that of their search.
+// with MinMaxRange: on AVX-512 about half of the rate at which one core reads floats from memory, less for halves and
+// on AVX2 (docs/benchmarks.md); elsewhere, and for double, one division and about ten more vector instructions for 4
+// weights. With other finders that of their search.
 //
 // Scales are found before the largest of the matrix is known, to 11 significant bits, which is what storing keeps of
 // nearly all of them. Panels with a scale more than 2^28 below the largest are quantized again with what is stored.
