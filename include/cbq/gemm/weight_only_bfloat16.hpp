@@ -4,14 +4,14 @@
 // y = x W^T with bfloat16 activations and packed weights (schemes w<bits>a16), for hosts that keep their stream in
 // bfloat16. Nothing is rounded to bfloat16 here; floats go through <cbq/gemm/weight_only_matmul.hpp>.
 //
-//   8 tokens and more, CPUs with AVX512-BF16   products of bfloat16, two per lane: panels of 256 inputs are decoded to
+//   8 tokens and more, AVX512-BF16, no AMX     products of bfloat16, two per lane: panels of 256 inputs are decoded to
 //                                              code - zero, which is exact in bfloat16, once per 128 tokens, and the
 //                                              sum over a group is multiplied by its scale: twice the rate of floats
 //   all others                                 what the overload for floats does with the same values, to the same bits
 //                                              (but with up to 4 tokens of more than 16,384 inputs on Arm, for which
 //                                              panels are decoded)
 //
-// So results of CPUs with and without AVX512-BF16 agree within a bound and not bit for bit. Products of two bfloat16
+// So results of CPUs with and without these products agree within a bound and not bit for bit. Products of two bfloat16
 // are exact in float; each addition rounds once, first of at most n = min(group, 256) products, then of the S <= groups
 // + K / 256 + 1 sums. With u = 2^-24,
 //
