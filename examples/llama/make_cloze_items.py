@@ -36,6 +36,8 @@ def make_items(text, options):
     # random() alone is the same in every version of Python.
     draw = random.Random(options.seed).random
     words = [match.span() for match in re.finditer(r"\S+", text)]
+    if options.items * (options.context + options.words) > len(words):
+        return None  # prompts and answers do not overlap
     starts = starts_of_choices(words, text, options.words)
     first_word = {i: text[slice(*words[i])].lower() for i in starts}
     frequency = collections.Counter(first_word.values())

@@ -151,7 +151,7 @@ TEST_CASE("Queries, keys and values of 4 bits are recorded, run and trained with
   const cbq::Json config = engine_fixture::unwrap(cbq::read_json_file(scratch / "rtn/config.json"));
   CHECK(config.at("cbq").at("attention_bits") == 4);
   CHECK(divergence(scratch / "rtn") > divergence(scratch / "rtn16"));
-  const std::vector<std::string> more = {"--steps", "20", "--samples", "16", "--sequence", "64", "--batch", "4"};
+  const std::vector<std::string> more = {"--steps", "8", "--samples", "8", "--sequence", "64", "--batch", "4"};
   run_well(reconstruct(scratch / "cbq", joined(four, more)));
   CHECK(divergence(scratch / "cbq") < divergence(scratch / "rtn"));
   run_well({"generate", scratch / "cbq", "--prompt", "Once", "-n", "4"});
@@ -168,7 +168,7 @@ TEST_CASE("Queries, keys and values of 4 bits are recorded, run and trained with
 
 TEST_CASE("Clip multipliers of quantized activations are learned, recorded and run packed") {
   const ScratchFolder scratch;
-  const std::vector<std::string> options = {"--scheme",   "w4a4_asym", "--steps", "20", "--samples", "16",
+  const std::vector<std::string> options = {"--scheme",   "w4a4_asym", "--steps", "10", "--samples", "8",
                                             "--sequence", "64",        "--batch", "4",  "--rotate",  "none"};
   run_well(reconstruct(scratch / "fixed", joined(options, {"--clip-rate", "0"})));
   run_well(reconstruct(scratch / "learned", joined(options, {"--clip-rate", "0.02"})));
