@@ -219,6 +219,19 @@ TEST_CASE("learned clips are read back") {
   }
 }
 
+TEST_CASE("a note on the bits of attention makes the version 2, and is read from either") {
+  QuantizationRecord record = two_linears("w4a4", "w4a4");
+  record.notes["attention_bits"] = 4;
+  Json config = written(record);
+  CHECK(config["cbq"]["version"] == 2);
+  for (const int version : {2, 1}) {
+    config["cbq"]["version"] = version;
+    const auto read = cbq::parse_quantization(config, std::vector<std::string_view>{"m.0", "m.1"});
+    REQUIRE(read);
+    CHECK(read->notes == record.notes);
+  }
+}
+
 TEST_CASE("schemes that the form cannot hold are refused") {
   Json config = Json::object();
   CHECK_FALSE(cbq::add_quantization(config, two_linears("w16a16", "w8a8")));

@@ -10,8 +10,8 @@
 //   ...]} with
 //     what the former cannot say: the exact scheme of each module, embeddings stored as codes. cbq reads this one when
 //     it is there and falls back to the other. Version 2 adds "input_rotations" (<cbq/io/config_rotations.hpp>)
-//     and "activation_clips": {module: multiplier of the ranges of its activations}: whoever knows version 1 only must
-//     not run such a model.
+//     and "activation_clips": {module: multiplier of the ranges of its activations}; a host's note "attention_bits"
+//     (of queries, keys and values) makes it 2 as well: whoever knows version 1 only must not run such a model.
 
 #include <algorithm>
 #include <cstddef>
@@ -148,7 +148,8 @@ inline Json config_groups(const QuantizationRecord& record) {
                                    {"version", "0.20.0"}};  // of the compressed-tensors release whose form this is
   Json& own = config["cbq"];
   own = record.notes.is_object() ? record.notes : Json::object();
-  own["version"] = record.rotations.empty() && record.clips.empty() ? 1 : 2;
+  const bool plain = record.rotations.empty() && record.clips.empty() && !own.contains("attention_bits");
+  own["version"] = plain ? 1 : 2;
   for (const ModuleClip& entry : record.clips) own["activation_clips"][entry.module] = entry.clip;
   own["method"] = record.method;
   own["head_bits"] = record.head_bits;
