@@ -39,13 +39,23 @@ using cbq::Scheme;
 using cbq::Status;
 
 bool matches(std::string_view pattern, std::string_view name) {
-  const std::size_t star = pattern.find('*');
-  if (star == std::string_view::npos) return pattern == name;
-  if (!name.starts_with(pattern.substr(0, star))) return false;
-  for (std::size_t skip = star; skip <= name.size(); ++skip) {
-    if (matches(pattern.substr(star + 1), name.substr(skip))) return true;
+  constexpr std::size_t none = std::string_view::npos;
+  std::size_t at = 0, star = none, taken = 0;  // the last star and the end of what it takes
+  for (std::size_t i = 0; i < name.size();) {
+    if (at < pattern.size() && pattern[at] == '*') {
+      star = at++;
+      taken = i;
+    } else if (at < pattern.size() && pattern[at] == name[i]) {
+      ++at;
+      ++i;
+    } else if (star != none) {
+      at = star + 1;
+      i = ++taken;
+    } else {
+      return false;
+    }
   }
-  return false;
+  return pattern.find_first_not_of('*', at) == none;
 }
 
 namespace {

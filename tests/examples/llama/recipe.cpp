@@ -86,6 +86,25 @@ TEST_CASE("The recipe of the documentation reconstructs a model") {
   CHECK(record.at("schemes").at("model.layers.3.mlp.up_proj") == "w2a16_g64_asym");
 }
 
+TEST_CASE("Patterns match whole names, and many stars at once") {
+  using cbq_llama::matches;
+  CHECK(matches("", ""));
+  CHECK_FALSE(matches("", "a"));
+  CHECK(matches("*", ""));
+  CHECK(matches("a.b", "a.b"));
+  CHECK_FALSE(matches("a.b", "a.bc"));
+  CHECK(matches("a*", "a"));
+  CHECK(matches("*ab", "aab"));
+  CHECK(matches("*ab*ab", "ababab"));
+  CHECK_FALSE(matches("*ab*ab", "aab"));
+  CHECK(matches("*.layers.1.*_proj", "model.layers.1.mlp.up_proj"));
+  CHECK_FALSE(matches("*.layers.1.*_proj", "model.layers.11.mlp.up_proj"));
+  const std::string name(256, 'a');
+  CHECK_FALSE(matches("******************x", name));
+  CHECK_FALSE(matches("*a*a*a*a*a*a*a*a*a*a*a*a*a*a*a*a*a*ax", name));
+  CHECK(matches("******************x", name + "x"));
+}
+
 TEST_CASE("Faults of a recipe name key and file") {
   CHECK(refused("[]", "", "object of options"));
   CHECK(refused("{", "", "not valid JSON"));
