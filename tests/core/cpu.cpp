@@ -40,6 +40,8 @@ TEST_CASE("detection is stable and consistent with the features") {
   // Wider sets imply the narrower ones.
   CHECK((!features.avx512_vnni || features.avx2));
   CHECK((!features.avx512_bf16 || features.avx512_vnni));
+  CHECK((!features.fast_bfloat16 || features.avx512_bf16));
+  CHECK(!(features.fast_bfloat16 && features.amx_int8));
   CHECK((!features.avx_vnni || features.avx2));
   CHECK((!features.amx_int8 || features.avx512_vnni));
   CHECK((!features.neon_dotprod || features.neon));

@@ -98,14 +98,15 @@ inline constexpr Isa all_isas[] = {Isa::scalar, Isa::portable, Isa::neon,       
 
 /// What the CPU and the operating system offer, feature by feature.
 struct CpuFeatures {
-  bool avx2 = false;          ///< AVX2, FMA and F16C, with ymm state saved
-  bool avx_vnni = false;      ///< AVX-VNNI (256-bit vpdpbusd without AVX-512)
-  bool avx512_vnni = false;   ///< AVX-512 F, BW, DQ, VL and VNNI, with zmm state saved
-  bool avx512_bf16 = false;   ///< avx512_vnni and BF16 dot products
-  bool amx_int8 = false;      ///< AMX tiles and INT8 products, tile state enabled (permission is asked separately)
-  bool neon = false;          ///< Armv8.0 vectors: every AArch64 CPU
-  bool neon_dotprod = false;  ///< sdot and udot
-  bool neon_i8mm = false;     ///< neon_dotprod and 8-bit matrix products (smmla, usdot)
+  bool avx2 = false;           ///< AVX2, FMA and F16C, with ymm state saved
+  bool avx_vnni = false;       ///< AVX-VNNI (256-bit vpdpbusd without AVX-512)
+  bool avx512_vnni = false;    ///< AVX-512 F, BW, DQ, VL and VNNI, with zmm state saved
+  bool avx512_bf16 = false;    ///< avx512_vnni and BF16 dot products
+  bool fast_bfloat16 = false;  ///< avx512_bf16 on a CPU without AMX, allowed or not: faster than float products
+  bool amx_int8 = false;       ///< AMX tiles and INT8 products, tile state enabled (permission is asked separately)
+  bool neon = false;           ///< Armv8.0 vectors: every AArch64 CPU
+  bool neon_dotprod = false;   ///< sdot and udot
+  bool neon_i8mm = false;      ///< neon_dotprod and 8-bit matrix products (smmla, usdot)
 };
 
 /// Asks CPUID and XGETBV anew; `detect()` is the cached form.
@@ -126,9 +127,11 @@ struct CpuFeatures {
       features.avx2 && (state & 0xe6u) == 0xe6u && bit(ebx, 16) && bit(ebx, 17) && bit(ebx, 30) && bit(ebx, 31);
   features.avx512_vnni = avx512 && bit(ecx, 11);
   features.amx_int8 = features.avx512_vnni && (state & 0x60000u) == 0x60000u && bit(edx, 24) && bit(edx, 25);
+  const bool amx = bit(edx, 24) || bit(edx, 25);
   if (subleaves >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0) {
     features.avx_vnni = features.avx2 && bit(eax, 4);
     features.avx512_bf16 = features.avx512_vnni && bit(eax, 5);
+    features.fast_bfloat16 = features.avx512_bf16 && !amx;
   }
 #elif defined(__aarch64__)
   features.neon = true;

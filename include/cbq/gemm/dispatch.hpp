@@ -41,7 +41,7 @@ struct RegionKernels {
   template <int Bits, Zero Z>
   [[nodiscard]] static WeightOnlyKernels weight_only_tile(Isa isa) noexcept;
 
-  /// Kernels for rows of bfloat16; none where the CPU has no products of them, or `isa` no AVX-512.
+  /// Kernels for rows of bfloat16; none where the CPU has no fast products of them, or `isa` no AVX-512.
   template <int Bits, Zero Z>
   [[nodiscard]] static Bfloat16Kernels bfloat16_tile(Isa isa) noexcept;
 };
@@ -118,13 +118,12 @@ WeightOnlyKernels RegionKernels::weight_only_tile(Isa isa) noexcept {
 }
 
 // Not an Isa of its own: no integer kernel differs, and the CPUs that have it are AVX-512 VNNI ones with one feature
-// more. A cap below AVX-512 rules it out like everything else there. CPUs with AMX are Intel's, whose vdpbf16ps runs at
-// half the rate of their float products (docs/performance.md).
+// more. A cap below AVX-512 rules it out like everything else there. CPUs that have AMX are Intel's, whose vdpbf16ps
+// runs at half the rate of their float products (docs/performance.md).
 template <int Bits, Zero Z>
 Bfloat16Kernels RegionKernels::bfloat16_tile([[maybe_unused]] Isa isa) noexcept {
 #if defined(__x86_64__)
-  const CpuFeatures& features = usable_features();
-  if (floating_point_isa(isa) == Isa::avx512_vnni && features.avx512_bf16 && !features.amx_int8) {
+  if (floating_point_isa(isa) == Isa::avx512_vnni && usable_features().fast_bfloat16) {
     return isa::avx512_bf16::bfloat16_kernels<Bits, Z>();
   }
 #endif
