@@ -42,12 +42,12 @@ std::vector<T> normal_weights(Shape shape, float size = 0.02f) {
   return weights;
 }
 
-/// Packing in one pass against rounding and packing one after another.
+/// Packing in one pass against rounding and packing one after another. `gap` elements lie between two rows.
 template <Scheme S, Element T, RangeFinder Finder>
-void check_same(const std::vector<T>& weights, Shape shape, const Finder& finder) {
+void check_same(const std::vector<T>& weights, Shape shape, const Finder& finder, std::size_t gap = 0) {
   CAPTURE(scheme_name(S).c_str(), shape.outputs, shape.inputs);
   const support::Guarded<T> guarded(std::span<const T>(weights), support::Edge::end);
-  const auto view = as_const(matrix_view(guarded.data(), shape.outputs, shape.inputs));
+  const MatrixView<const T> view{guarded.data(), shape.outputs, shape.inputs, shape.inputs + gap};
   const auto codes = round_nearest(view, S.weight, finder);
   REQUIRE(codes);
   const auto wanted = PackedWeights<S>::from_codes(codes->view());
@@ -71,6 +71,20 @@ TEST_CASE("Packing floats in one pass gives the bytes of rounding and packing") 
   check_same<schemes::w8a8>(normal_weights<half>(shape), shape, MinMaxRange{});
   check_same<schemes::w2a8_g64_asym>(normal_weights<bfloat16>(shape), shape, MseRange{});
   check_same<schemes::w3a16_g128_asym>(normal_weights<double>(shape), shape, MinMaxRange{});
+  check_same<schemes::w3a16_g128_asym>(normal_weights<float>(shape), shape, MinMaxRange{});
+  check_same<make_scheme(3, 8, 32, Zero::symmetric)>(normal_weights<bfloat16>(shape), shape, MinMaxRange{});
+  check_same<make_scheme(8, 8, 32, Zero::affine)>(normal_weights<half>(shape), shape, MinMaxRange{});
+}
+
+TEST_CASE("What lies between rows is not packed") {
+  const Shape shape{37, 200};
+  const std::size_t stride = shape.inputs + 3;
+  std::vector<float> weights = normal_weights<float>({shape.outputs, stride});
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    if (i % stride >= shape.inputs) weights[i] = std::numeric_limits<float>::quiet_NaN();
+  }
+  weights.resize(weights.size() - 3);  // nothing behind the last row
+  check_same<schemes::w4a8_g32>(weights, shape, MinMaxRange{}, 3);
 }
 
 TEST_CASE("Groups of zeros and scales that storing changes are quantized as they are stored") {

@@ -6,9 +6,9 @@
 // (or group), one writes codes and their sums.
 //
 //   8 or 4 bits symmetric   scale = max|x| / q, code = round(x / scale) in [-q, q], q = 127 or 7
-//   4 bits affine           scale = (max(x,0) - min(x,0)) / 15, zero = round(-min / scale), code = round(x / scale) +
-//   zero
-//                           in [0, 15]; what is stored is code - zero, so that the product needs no correction
+//   4 bits affine           scale = (max(x,0) - min(x,0)) / 15, zero = round(-min / scale),
+//                           code = round(x / scale) + zero in [0, 15]; what is stored is code - zero, so that the
+//                           product needs no correction
 //
 // Memory: codes[panel][slice][row][inputs] int8, zero_terms[panel][group][row] int32, scales[row] float. A panel has 20
 // rows, the last fewer, and its slices are blocks of 32 inputs; for AMX, whose tiles hold 16 rows x 64 inputs, it has
@@ -19,8 +19,8 @@
 // c times as large, and what lies outside goes to the nearest end.
 //
 // Per group, the scale of a group is group_scales[panel][group][row] * scales[row]. The latter is a power of two, and
-// the largest of a row's group_scales lies in [1, 2): products with the scales of weights neither overflow nor lose
-// bits, however large or small activations are.
+// the largest of a row's group_scales lies in [1, 2): of the products with scales of weights, those of the largest
+// group neither overflow nor lose bits, however large or small activations are.
 
 #include <cstddef>
 #include <cstdint>

@@ -11,7 +11,8 @@
 // and exactly half only where t is a power of two below which units are half as large. So the code is round(x / s). It
 // follows from floats a < 1 / s < b on both sides of the inverse: fma(x, a, 1.5 * 2^23) and fma(x, b, 1.5 * 2^23) round
 // numbers on both sides of x / s once, to an integer in their low bits. Where these are equal, they are the code; where
-// not, which is for 1 weight in a million and for ties, 16 outputs are divided.
+// not, which is for 1 weight in a million and for ties, 16 outputs are divided. |x a| and |x b| must be less than 2^22,
+// or the sums leave the range whose unit is 1: true for ranges that cover the row; with given scales all are divided.
 
 #include <cstddef>
 #include <cstdint>
@@ -49,8 +50,9 @@ using FloatPanelKernel = bool (*)(const FloatPanel<T>&) noexcept;
 inline constexpr float rounding_magic = 12582912.0f;
 inline constexpr std::int32_t rounding_magic_bits = 0x4b400000;
 
-/// Bytes that rows are read ahead, or a group if that is more: into the second-level cache, as the same inputs of 16
-/// rows whose length is a multiple of 4 KiB share one set of a first-level cache and would drive each other out.
+/// Bytes that rows are read ahead, or two groups, up to 16 KiB, if that is more: into the second-level cache, as the
+/// same inputs of 16 rows whose length is a multiple of 4 KiB share one set of a first-level cache and would drive each
+/// other out.
 inline constexpr std::size_t float_read_distance = 2048;
 
 /// Rows of one block: those of the matrix, or a copy with zeros where the matrix has no weights.
@@ -95,7 +97,10 @@ template <class T>
   const T* from = w.data + n * w.stride + ahead;
   for (std::size_t o = 0; o < panel_outputs; ++o, from += o < panel_outputs ? w.stride : 0) {
     __builtin_prefetch(from, 0, 2);
-    if constexpr (sizeof(T) == 4) __builtin_prefetch(reinterpret_cast<const char*>(from) + 64, 0, 2);
+    if constexpr (sizeof(T) == 4) {
+      const std::uintptr_t next_line = reinterpret_cast<std::uintptr_t>(from) + 64;  // may lie past the array
+      __builtin_prefetch(reinterpret_cast<const void*>(next_line), 0, 2);
+    }
   }
 }
 

@@ -154,6 +154,7 @@ template <Zero Z, class T>
                                            GroupGrid& grid) noexcept {
   grid.top = _mm256_set1_epi8(static_cast<char>((1u << job.panel.layout->bits) - 1u));
   const __m256i one = _mm256_set1_epi32(1);
+  const __m256 nan = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000));  // not the bits that `below` may have
   const __m256 given = _mm256_castsi256_ps(_mm256_set1_epi32(job.origin == packing::Scales::given ? -1 : 0));
   for (std::size_t o = 0; o < panel_outputs; o += 8) {
     const __m256 scales = _mm256_loadu_ps(job.scales + group * panel_outputs + o);
@@ -163,7 +164,8 @@ template <Zero Z, class T>
     const __m256 unusual = _mm256_or_ps(given, _mm256_cmp_ps(used, _mm256_set1_ps(0x1p120f), _CMP_NLT_UQ));
     _mm256_store_ps(grid.scale + o, used);
     _mm256_store_ps(grid.below + o, _mm256_castsi256_ps(_mm256_sub_epi32(inverse, one)));
-    _mm256_store_ps(grid.above + o, _mm256_or_ps(_mm256_castsi256_ps(_mm256_add_epi32(inverse, one)), unusual));
+    const __m256 above = _mm256_castsi256_ps(_mm256_add_epi32(inverse, one));
+    _mm256_store_ps(grid.above + o, _mm256_blendv_ps(above, nan, unusual));
     __m256i zeros = _mm256_set1_epi32(1 << (job.panel.layout->bits - 1));
     if constexpr (Z == Zero::affine) {
       const auto* from = reinterpret_cast<const __m128i*>(job.zeros + group * panel_outputs + o);

@@ -113,8 +113,8 @@ template <Zero Z, class T>
 /// What codes of a group are made with.
 struct GroupGrid {
   alignas(64) float scale[panel_outputs];          ///< 1 in place of 0
-  alignas(64) float below[panel_outputs];          ///< 1 / scale, or a little less
-  alignas(64) float above[panel_outputs];          ///< 1 / scale, or a little more; a NaN where that is not used
+  alignas(64) float below[panel_outputs];          ///< a little less than 1 / scale
+  alignas(64) float above[panel_outputs];          ///< a little more; a NaN where these are not used
   alignas(64) std::int32_t offset[panel_outputs];  ///< rounding_magic_bits - zero point
   __m512i top;                                     ///< the largest code in every byte
 };

@@ -254,7 +254,8 @@ template <Element T, RangeFinder Finder, Executor E>
 /// Quantizes `weights` (outputs x inputs) to the nearest codes of S.weight with the ranges of `finder` and packs them
 /// into `memory` of at least packed_size<S>() bytes. Errors: bad_shape, not_finite (naming row and column),
 /// out_of_memory (the scales as float, and where there is no kernel a panel of codes per task). The bytes depend
-/// neither on the executor nor on the instruction set, of which `cap` is the highest to use.
+/// neither on the executor nor on the instruction set: `cap` limits the kernels for floats; codes are packed with AVX2
+/// where the CPU has it, to the same bytes.
 template <Scheme S, Element T, RangeFinder Finder = MseRange, Executor E = SerialExecutor>
 [[nodiscard]] Result<PackedWeightsView<S>> pack_float(const MatrixView<const T>& weights, std::span<std::byte> memory,
                                                       const Finder& finder = {}, const E& executor = {},

@@ -107,20 +107,15 @@ class PanelCursor {
   std::size_t group_ = 0;
 };
 
-/// What whole panels are packed with; the bytes are the same.
-enum class PanelVectors : unsigned char { generic, avx2 };
-
-[[nodiscard]] inline PanelVectors panel_vectors() noexcept {
-  return usable_features().avx2 ? PanelVectors::avx2 : PanelVectors::generic;
-}
-
 /// Packs one panel; false when a code is above the largest of Bits bits or a header was refused.
 ///   source.codes(output, input, count)     BlockCodes with zeros behind the first `count`
 ///   source.prefetch(first, count, input)   asks for what these outputs read later
 ///   source.header(panel, group, bytes)     writes scales and zero points of one group; false when it cannot
 template <int Bits, class Source>
 [[nodiscard]] bool pack_panel(const Source& source, const Panel& panel) noexcept {
-  [[maybe_unused]] const PanelVectors vectors = panel_vectors();
+#if defined(__x86_64__)
+  const bool whole_with_avx2 = usable_features().avx2 && panel.count == panel_outputs;  // to the same bytes
+#endif
   Place places[piece_blocks];
   PanelCursor cursor(panel);
   bool valid = true;
@@ -129,7 +124,7 @@ template <int Bits, class Source>
   while (const std::size_t blocks = cursor.next(places, header)) {
     source.prefetch(panel.first, panel.count, places[0].input);
 #if defined(__x86_64__)
-    if (vectors == PanelVectors::avx2 && panel.count == panel_outputs) {
+    if (whole_with_avx2) {
       isa::avx2::pack_places<Bits>(source, places, blocks, panel.first, seen);
       continue;
     }

@@ -20,7 +20,8 @@
 // The last term is what vdpbf16ps flushes whatever MXCSR says: a denormal activation counts as zero (2^-126 * 255 each
 // at most), and so does a sum below 2^-126. Sums are scaled afterwards: activations * 255 of one group must add up to
 // less than 2^128. NaN and infinity spread as in products of floats. Allocates nothing; a task takes up to 57 KiB of
-// stack, fixed point as much as the overload for floats. Results are the same bits for any executor.
+// stack, fixed point as much as the overload for floats, and up to 4 tokens on Arm 64 KiB of the caller's. Results are
+// the same bits for any executor.
 
 #include <cstddef>
 #include <cstdint>

@@ -9,11 +9,10 @@
 //                     sum per block, which for like magnitudes is less than what float products lose
 //                     Arm, up to 4 tokens: products of floats with codes that are decoded in registers
 //   more              panels of 256 inputs are decoded into the float matmul, which spreads the cost of decoding over
-//   128
-//                     tokens: results are those of float_matmul() on the dequantized weights
+//                     128 tokens: results are those of float_matmul() on the dequantized weights
 //
 // Activations with NaN or infinity, and instruction sets without kernels for few tokens, take the last way. Allocates
-// nothing; fixed point takes 64 KiB of the caller's stack, and 229 KiB with more than 18,720 inputs. Results are the
+// nothing; fixed point takes 64 KiB of the caller's stack, and 224 KiB with more than 18,720 inputs. Results are the
 // same bits for any executor.
 
 #include <cstddef>

@@ -99,7 +99,7 @@ using PairDecodeKernel = void (*)(const PairDecodeJob&) noexcept;
 inline constexpr std::size_t bfloat16_tile_rows = 6;
 
 /// Rows of bfloat16 times one or two decoded panels: sums[r][c] += sum over groups of scale * sum over k of x[r][k] *
-/// level[c][k], the inner sum in float and in the order of the inputs.
+/// level[c][k], the inner sum in float, pair after pair.
 struct Bfloat16Tile {
   const bfloat16* x = nullptr;
   std::size_t x_stride = 0;                            ///< elements
