@@ -28,6 +28,7 @@ Status run(const ChooseCommand& command, const Console& console) {
   if (!machine) return machine.error();
   LoadOptions load;
   load.operators = command.operators;
+  load.packed_cache = {command.common.packed_cache, machine->threads, console.err};
   const Result<LoadedModel> loaded = load_model(command.common.model, load);
   if (!loaded) return loaded.error();
   const Result<std::vector<TokenizedItem>> items = read_items(command.items, loaded->source);

@@ -303,6 +303,7 @@ void add_perplexity(CLI::App& app, Commands& commands) {
 void add_choose(CLI::App& app, Commands& commands) {
   ChooseCommand& command = commands.choose;
   CLI::App* added = add_command(app, commands, command, "choose", "answer multiple-choice items");
+  add_packed_cache(*added, command.common);
   added->add_option("--items", command.items, "JSON lines: prompt, choices, index of the answer")
       ->required()
       ->type_name("FILE");

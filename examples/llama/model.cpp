@@ -72,7 +72,7 @@ class Loader {
 
   Result<AnyModel> load() {
     const ModelConfig& config = source_.config();
-    if (const Status known = check_rotations(); !known) return known.error();
+    if (const Status known = check_inputs(); !known) return known.error();
     const Result<cbq::Grid> heads = head_grid(record_);
     if (!heads) return cbq::in_context(heads.error(), "config.json");
     heads_ = *heads;
@@ -94,13 +94,20 @@ class Loader {
     return {matrix.memory.data(), matrix.memory.size()};
   }
 
-  // A rotation that no linear layer has would be left out.
-  Status check_rotations() const {
+  // A rotation or a clip that no linear layer has would be left out.
+  Status check_inputs() const {
+    std::vector<MatrixModule> modules = all_block_modules(source_.config());
+    if (!source_.config().tied) modules.push_back(head_module(source_.config()));
+    const auto find = [&](const std::string& name) {
+      return std::find_if(modules.begin(), modules.end(),
+                          [&](const MatrixModule& module) { return module.name == name; });
+    };
+    for (const cbq::ModuleClip& clip : record_.clips) {
+      if (find(clip.module) != modules.end()) continue;
+      return Error{Errc::unsupported, "no linear layer has clipped activations", "cbq.activation_clips", clip.module};
+    }
     for (const cbq::ModuleRotation& rotation : record_.rotations) {
-      std::vector<MatrixModule> modules = all_block_modules(source_.config());
-      if (!source_.config().tied) modules.push_back(head_module(source_.config()));
-      const auto found = std::find_if(modules.begin(), modules.end(),
-                                      [&](const MatrixModule& module) { return module.name == rotation.module; });
+      const auto found = find(rotation.module);
       if (found == modules.end()) {
         return Error{Errc::unsupported, "the input of no linear layer is rotated", "cbq.input_rotations",
                      rotation.module};

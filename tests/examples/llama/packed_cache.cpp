@@ -147,4 +147,8 @@ TEST_CASE("a packed cache overwrites nothing that is none, and is for quantized 
                                   "--packed-cache", scratch / "bench"});
   CHECK(bench.code == 0);
   CHECK(fs::exists(scratch / "bench"));
+  write(scratch / "items.jsonl", R"({"prompt": "The", "choices": [" city", " of"], "answer": 0})");
+  CHECK(run_tool({"choose", model, "--items", scratch / "items.jsonl", "--packed-cache", scratch / "choose"}).code ==
+        0);
+  CHECK(content(scratch / "choose") == content(scratch / "bench"));
 }
