@@ -35,6 +35,10 @@ std::string title_of(const AblationRow& row) {
   return row.scheme + " " + row.name + ", seed " + std::to_string(row.seed);
 }
 
+std::string work_folder(const AblateCommand& command) {
+  return command.output + "/.ablate-work";
+}
+
 Status create_folder(const std::string& path) {
   std::error_code failure;
   std::filesystem::create_directories(path, failure);
@@ -106,7 +110,7 @@ Result<std::vector<Json>> run_rows(const AblateCommand& command, const Ablation&
       all.push_back(*known);
       continue;
     }
-    Result<Json> result = ablation.run(row, command.output + "/work");
+    Result<Json> result = ablation.run(row, work_folder(command));
     if (!result) {
       const Errc code = result.error().code;
       if (code == Errc::interrupted || code == Errc::io || code == Errc::out_of_memory) return result.error();
@@ -139,12 +143,20 @@ Status write_report(const AblateCommand& command, const Ablation& ablation, cons
   return draw_outliers(command, ablation, schemes.front(), folder + "outliers.svg");
 }
 
-// Removes what killed runs left; the folder stays while it holds what rows can resume.
+// Whether rows give such names: a key, and perhaps an ending.
+bool is_of_row(const std::string& name) {
+  constexpr std::size_t digits = 16;
+  const std::size_t end = std::min(name.find_first_not_of("0123456789abcdef"), name.size());
+  return end == digits && (name.size() == digits || name[digits] == '.');
+}
+
+// Removes what killed runs left; the folder stays while it holds what rows can resume, or what others put there.
 void tidy(const std::string& work) {
   std::error_code ignored;
   std::vector<std::filesystem::path> left;
   for (const auto& entry : std::filesystem::directory_iterator(work, ignored)) {
-    if (entry.path().extension() != ".checkpoint") left.push_back(entry.path());
+    const std::filesystem::path& path = entry.path();
+    if (is_of_row(path.filename().string()) && path.extension() != ".checkpoint") left.push_back(path);
   }
   for (const std::filesystem::path& path : left) (void)std::filesystem::remove_all(path, ignored);
   (void)std::filesystem::remove(work, ignored);
@@ -166,11 +178,11 @@ Status run(const AblateCommand& command, const Console& console) {
     print_plan(*ablation, *results, rows, console.out);
     return {};
   }
-  if (const Status done = create_folder(command.output + "/work"); !done) return done;
+  if (const Status done = create_folder(work_folder(command)); !done) return done;
   const Result<std::vector<Json>> all = run_rows(command, *ablation, *results, rows, console);
   if (!all) return all.error();
   if (const Status done = write_report(command, *ablation, rows, *all); !done) return done;
-  tidy(command.output + "/work");
+  tidy(work_folder(command));
   Json json = {{"model", command.common.model.path}, {"results", *all}};
   if (const Status done = write_json(command.common, json, console); !done) return done;
   const auto failed = static_cast<std::size_t>(std::count(all->begin(), all->end(), Json(nullptr)));

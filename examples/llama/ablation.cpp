@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ablation.hpp"
 
+#include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
@@ -8,6 +10,7 @@
 #include <system_error>
 #include <utility>
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cbq/io/atomic_file.hpp>
@@ -35,6 +38,27 @@ std::string joined(const std::vector<std::string>& parts) {
 // One line of JSON.
 std::string line_of(const Json& json) {
   return json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+// Size and time of the last change of a file.
+Result<std::string> stamp_of(const std::string& path) {
+  struct stat status = {};
+  if (::stat(path.c_str(), &status) != 0) return cbq::system_error("cannot ask for the file's size", path, errno);
+  return path + " " + std::to_string(status.st_size) + " " + std::to_string(status.st_mtim.tv_sec) + "." +
+         std::to_string(status.st_mtim.tv_nsec);
+}
+
+// The files of a model, in order: the file itself, or those of its folder.
+std::vector<std::string> model_files(const std::string& model) {
+  std::error_code ignored;
+  if (!std::filesystem::is_directory(model, ignored)) return {model};
+  std::vector<std::string> paths;
+  for (const auto& entry : std::filesystem::directory_iterator(model, ignored)) {
+    const std::string kind = entry.path().extension().string();
+    if (kind == ".json" || kind == ".safetensors" || kind == ".model") paths.push_back(entry.path().string());
+  }
+  std::sort(paths.begin(), paths.end());
+  return paths;
 }
 
 }  // namespace
@@ -76,12 +100,26 @@ Result<Ablation> Ablation::create(const AblateCommand& command) {
   Result<ModelSource> source = ModelSource::open(command.common.model.path, command.common.model.pre_tokenizer);
   if (!source) return source.error();
   Ablation ablation(command, *std::move(source), *machine);
+  if (const Status done = ablation.read_stamps(); !done) return done.error();
   if (const Status done = ablation.read_texts(); !done) return done.error();
   if (command.items.empty()) return ablation;
   Result<std::vector<TokenizedItem>> items = read_items(command.items, ablation.source_);
   if (!items) return items.error();
   ablation.items_ = *std::move(items);
   return ablation;
+}
+
+Status Ablation::read_stamps() {
+  std::vector<std::string> paths = model_files(command_.common.model.path);
+  paths.insert(paths.end(), command_.texts.begin(), command_.texts.end());
+  paths.insert(paths.end(), command_.calibration.begin(), command_.calibration.end());
+  if (!command_.items.empty()) paths.push_back(command_.items);
+  for (const std::string& path : paths) {
+    Result<std::string> stamp = stamp_of(path);
+    if (!stamp) return stamp.error();
+    stamps_.push_back(*std::move(stamp));
+  }
+  return {};
 }
 
 Status Ablation::read_texts() {
@@ -113,6 +151,8 @@ std::vector<std::string> Ablation::arguments(const AblationRow& row) const {
 
 std::string Ablation::key(const AblationRow& row) const {
   Json what = {{"model", command_.common.model.path},
+               {"pre_tokenizer", command_.common.model.pre_tokenizer},
+               {"files", stamps_},
                {"context", command_.context},
                {"windows", command_.windows},
                {"texts", command_.texts},

@@ -6,7 +6,7 @@
 // moment: rows that are there are not run again, and a reconstruction that was cut off goes on after its last window.
 //
 // A result belongs to what its row was run with: model, texts, options and how it was measured. The key is a hash of
-// these names; files that change under the same name are not noticed.
+// these names and of the files' sizes and times of the last change; what keeps both is not noticed.
 
 #include <cstddef>
 #include <cstdint>
@@ -68,6 +68,7 @@ class Ablation {
   Ablation(const AblateCommand& command, ModelSource source, const Machine& machine)
       : command_(command), source_(std::move(source)), machine_(machine) {}
 
+  [[nodiscard]] cbq::Status read_stamps();
   [[nodiscard]] cbq::Status read_texts();
   [[nodiscard]] cbq::Status quantize_row(const AblationRow& row, const std::string& output, cbq::Json& result) const;
   [[nodiscard]] cbq::Status measure(const std::string& path, cbq::Json& result) const;
@@ -76,6 +77,7 @@ class Ablation {
   const AblateCommand& command_;
   ModelSource source_;
   Machine machine_;
+  std::vector<std::string> stamps_;  ///< of the files that every row depends on
   std::vector<Text> texts_;
   std::vector<TokenizedItem> items_;
 };

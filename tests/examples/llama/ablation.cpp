@@ -132,7 +132,7 @@ TEST_CASE("ablate measures packed models, keeps what is finished and writes a ta
     CHECK(svg.starts_with("<svg"));
     CHECK(svg.ends_with("</svg>\n"));
   }
-  CHECK_FALSE(std::filesystem::exists(output + "/work"));
+  CHECK_FALSE(std::filesystem::exists(output + "/.ablate-work"));
 
   const ToolRun list = run_tool(ablate(output, "rtn_m*", {"--list", items[0], items[1]}));
   CHECK(list.out.find("done  w2a16_g64_asym rtn_mse") != std::string::npos);
@@ -189,7 +189,7 @@ TEST_CASE("a run that is killed goes on where it was, to the same figures") {
   if (child == 0) ::_exit(run_tool(arguments).code);
   const auto has_state = [&] {
     std::error_code ignored;
-    const std::filesystem::directory_iterator work(output + "/work", ignored);
+    const std::filesystem::directory_iterator work(output + "/.ablate-work", ignored);
     return std::any_of(begin(work), end(work),
                        [](const auto& entry) { return entry.path().extension() == ".checkpoint"; });
   };
@@ -206,7 +206,7 @@ TEST_CASE("a run that is killed goes on where it was, to the same figures") {
   };
   CHECK(figures(output).at("texts") == figures(scratch / "whole").at("texts"));
   CHECK(figures(output).at("resumed") == true);
-  CHECK_FALSE(std::filesystem::exists(output + "/work"));
+  CHECK_FALSE(std::filesystem::exists(output + "/.ablate-work"));
 }
 
 TEST_CASE("an interrupt ends a run and leaves only finished rows") {
