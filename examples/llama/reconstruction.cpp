@@ -155,6 +155,16 @@ class Host {
   std::size_t trained_parameters_ = 0;
 };
 
+// What the blocks of a model and its last norm are made of.
+std::vector<FloatTensor> block_tensors(const ModelConfig& config) {
+  std::vector<FloatTensor> tensors = norm_tensors(config);
+  for (const MatrixModule& module : all_block_modules(config)) {
+    tensors.push_back({module.name + ".weight", module.outputs, module.inputs});
+    if (module.has_bias) tensors.push_back({module.name + ".bias", 1, module.outputs});
+  }
+  return tensors;
+}
+
 // Of everything that the blocks and targets of a run depend on and that cbq::reconstruct() does not see.
 Result<std::uint64_t> fingerprint(const Model& model) {
   const ModelConfig& config = model.original.config();
@@ -174,15 +184,21 @@ Result<std::uint64_t> fingerprint(const Model& model) {
     const std::string name = entry.scheme ? cbq::scheme_name(*entry.scheme).c_str() : "float";
     add(name.data(), name.size());
   }
-  std::vector<const ChangedWeights*> all = {&model.original};
-  if (&model.changed != &model.original) all.push_back(&model.changed);
-  for (const ChangedWeights* weights : all) {
-    for (const MatrixModule& module : all_block_modules(config)) {
-      const Result<FloatMatrix> matrix = weights->read_matrix(module.name + ".weight", module.outputs, module.inputs);
+  const auto add_tensors = [&](const ChangedWeights& weights, const std::vector<FloatTensor>& tensors) -> Status {
+    for (const FloatTensor& tensor : tensors) {
+      const Result<FloatMatrix> matrix = weights.read_matrix(tensor.name, tensor.rows, tensor.columns);
       if (!matrix) return matrix.error();
       add(matrix->memory.data(), matrix->memory.size());
     }
+    return {};
+  };
+  std::vector<FloatTensor> tensors = block_tensors(config);
+  if (&model.changed != &model.original) {
+    if (const Status added = add_tensors(model.changed, tensors); !added) return added.error();
   }
+  const MatrixModule head = config.tied ? embedding_module(config) : head_module(config);
+  tensors.push_back({head.name + ".weight", head.outputs, head.inputs});
+  if (const Status added = add_tensors(model.original, tensors); !added) return added.error();
   return hash;
 }
 
@@ -217,7 +233,7 @@ class StateFile {
   std::optional<cbq::FileBytes> bytes_;
 };
 
-cbq::ReconstructionOptions loop_options(const QuantizationOptions& options) {
+Result<cbq::ReconstructionOptions> loop_options(const QuantizationOptions& options) {
   const ReconstructionSettings& settings = options.reconstruction;
   cbq::ReconstructionOptions loop;
   loop.windows = settings.windows;
@@ -226,7 +242,9 @@ cbq::ReconstructionOptions loop_options(const QuantizationOptions& options) {
   if (settings.epochs != 0) {
     const std::size_t samples = options.calibration.samples;
     const std::size_t batch = settings.batch < samples ? settings.batch : samples;
-    loop.steps = settings.epochs * cbq::divide_up(samples, batch);
+    const Result<std::size_t> steps = cbq::checked_product(settings.epochs, cbq::divide_up(samples, batch));
+    if (!steps) return Error{Errc::bad_argument, "more steps than can be counted", "--epochs", settings.epochs};
+    loop.steps = *steps;
   }
   loop.logits_weight = settings.logits_weight;
   loop.same_input_weight = settings.same_input_weight;
@@ -238,6 +256,8 @@ cbq::ReconstructionOptions loop_options(const QuantizationOptions& options) {
 
 template <Architecture A>
 Result<Reconstructed> run(const Model& model, const CalibrationTokens& tokens, const std::string& checkpoint) {
+  Result<cbq::ReconstructionOptions> loop = loop_options(model.options);
+  if (!loop) return loop.error();
   Result<StateFile> file = StateFile::open(checkpoint, model.options.resume);
   if (!file) return file.error();
   const Result<std::uint64_t> identity = fingerprint(model);
@@ -247,11 +267,10 @@ Result<Reconstructed> run(const Model& model, const CalibrationTokens& tokens, c
   Result<FirstStates> states = FirstStates::create(model.original, model.plan, tokens, model.options);
   if (!states) return states.error();
   std::stop_source stop;
-  cbq::ReconstructionOptions loop = loop_options(model.options);
-  loop.checkpoint = file->options(*identity);
-  loop.stop = stop.get_token();
+  loop->checkpoint = file->options(*identity);
+  loop->stop = stop.get_token();
   std::optional<Progress> progress;
-  loop.progress = [&](const cbq::ReconstructionProgress& now) {
+  loop->progress = [&](const cbq::ReconstructionProgress& now) {
     if (!check_interrupt()) stop.request_stop();
     if (!progress) progress.emplace("reconstructing", "steps", now.windows * now.steps);
     progress->update(now.window * now.steps + now.step);
@@ -260,7 +279,7 @@ Result<Reconstructed> run(const Model& model, const CalibrationTokens& tokens, c
   cbq::ExecutionContext<ToolExecutor> context(executor, cbq::detect());
   Result<std::vector<cbq::WindowReport>> windows =
       cbq::reconstruct(**host, {states->target.view(), states->student.view(), tokens.length},
-                       LossOf{model.options.reconstruction.loss}, loop, context);
+                       LossOf{model.options.reconstruction.loss}, *loop, context);
   if (!windows) {
     const bool state = model.options.resume == Resume::yes && windows.error().code != Errc::interrupted;
     return state ? cbq::in_context(windows.error(), checkpoint) : windows.error();

@@ -145,7 +145,8 @@ class Reconstruction {
   [[nodiscard]] Status advance(const Block& block, const MatrixView<T>& states, const char* stream) {
     typename Block::Tape tape;
     TapeMatrix<T> out;
-    const std::size_t step = options_.batch * states_.length;
+    const std::size_t sequences = states.rows / states_.length;
+    const std::size_t step = (options_.batch < sequences ? options_.batch : sequences) * states_.length;
     for (std::size_t first = 0; first < states.rows; first += step) {
       if (const Status go = reconstruction::check_stop(options_); !go) return go;
       const std::size_t count = states.rows - first < step ? states.rows - first : step;
