@@ -15,6 +15,7 @@ using cbq::Errc;
 using cbq::Error;
 using cbq::ErrorText;
 using cbq::Result;
+using cbq::Status;
 
 namespace {
 
@@ -158,12 +159,13 @@ MemoryEstimate estimate_reconstruction(const ModelConfig& config, const BlockSiz
   const std::size_t teacher = sizeof(float) * block.weights + tape + sizes.tokens * config.hidden * sizeof(float);
   const std::size_t state = 2 * sizes.codes;
   estimate.optimizer = std::max({3 * sizeof(float) * open * block.parameters, teacher, state});
-  estimate.activations = (settings.same_input_weight > 0 ? 3 : 2) * sizes.streams;
+  estimate.activations = 2 * sizes.streams;
   estimate.batch = open * tape + (open + 4) * sizes.tokens * config.hidden * sizeof(float) +
                    working_bytes(config, block, sizes.tokens, options.calibration.sequence) +
                    alignment_bytes(config, sizes.tokens, open + 1, open + 4);
   // Head, and the embedding while it is looked up; codes for the result and for the state.
   estimate.rest = program + 2 * sizes.embedding + 5 * sizes.codes / 2 + sizes.changed;
+  if (settings.same_input_weight > 0) estimate.rest += sizes.streams;  // a third, which goes to no file
   return estimate;
 }
 
@@ -189,6 +191,17 @@ MemoryEstimate estimate_walk(const ModelConfig& config, const BlockSize& block, 
     estimate.optimizer = 3 * most * most * sizeof(double);
   }
   return estimate;
+}
+
+// Streams that no address space holds are refused here, so that nothing below needs to count in more than 64 bits.
+Status check_streams(const ModelConfig& config, const CalibrationSettings& settings) {
+  constexpr std::size_t most = std::size_t{1} << 47;
+  const Result<std::size_t> bytes =
+      cbq::checked_product(settings.samples, settings.sequence, config.hidden, sizeof(float));
+  if (bytes && *bytes <= most) return {};
+  return Error{Errc::bad_argument, "more calibration tokens than memory can address", "--samples, --sequence",
+               ErrorText(settings.samples) << " x " << settings.sequence,
+               ErrorText("at most ") << most / sizeof(float) / config.hidden << " tokens"};
 }
 
 MemoryEstimate spilled(MemoryEstimate estimate) {
@@ -236,6 +249,7 @@ MemoryEstimate estimate_memory(const ModelConfig& config, std::span<const Module
 
 Result<MemoryEstimate> plan_memory(const ModelConfig& config, std::span<const ModuleReport> plan,
                                    const QuantizationOptions& options) {
+  if (const Status possible = check_streams(config, options.calibration); !possible) return possible.error();
   const MemoryEstimate estimate = estimate_memory(config, plan, options);
   if (options.memory_budget == 0 || estimate.total() <= options.memory_budget) return estimate;
   const MemoryEstimate smallest = spilled(estimate);

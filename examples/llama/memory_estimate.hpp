@@ -16,7 +16,8 @@ namespace cbq_llama {
                                              const QuantizationOptions& options);
 
 /// The same under options.memory_budget: activations go to a file where they do not fit. Errc::out_of_memory where the
-/// rest does not fit either, with the smallest budget and with settings that would do.
+/// rest does not fit either, with the smallest budget and with settings that would do; Errc::bad_argument for more
+/// calibration tokens than can be addressed.
 [[nodiscard]] cbq::Result<MemoryEstimate> plan_memory(const ModelConfig& config, std::span<const ModuleReport> plan,
                                                       const QuantizationOptions& options);
 

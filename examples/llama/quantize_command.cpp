@@ -117,6 +117,18 @@ void print_windows(const QuantizationReport& report, const QuantizeCommand& comm
   }
 }
 
+// Options that rounding to nearest has no use for.
+void note_unused(const QuantizeCommand& command, std::FILE* err) {
+  if (command.method != "rtn" || command.preprocessing != Preprocessing::none) return;
+  if (!command.calibration.texts.empty()) {
+    (void)std::fprintf(err, "cbq-llama: note: rounding to nearest needs no calibration text; %s is not read\n",
+                       command.calibration.texts.front().c_str());
+  }
+  if (command.memory_budget != 0) {
+    (void)std::fprintf(err, "cbq-llama: note: rounding to nearest does not calibrate; --memory-budget is not used\n");
+  }
+}
+
 }  // namespace
 
 Result<QuantizationOptions> quantization_options(const QuantizeCommand& command, const Machine& machine) {
@@ -139,10 +151,7 @@ cbq::Json window_json(const cbq::WindowReport& entry) {
 Status run(const QuantizeCommand& command, const Console& console) {
   const Result<Machine> machine = machine_of(command.common);
   if (!machine) return machine.error();
-  if (command.method == "rtn" && command.preprocessing == Preprocessing::none && !command.calibration.texts.empty()) {
-    (void)std::fprintf(console.err, "cbq-llama: note: rounding to nearest needs no calibration text; %s is not read\n",
-                       command.calibration.texts.front().c_str());
-  }
+  note_unused(command, console.err);
   const auto start = std::chrono::steady_clock::now();
   const Result<ModelSource> source = ModelSource::open(command.common.model.path, command.common.model.pre_tokenizer);
   if (!source) return source.error();

@@ -130,6 +130,15 @@ TEST_CASE("errors end with 1 and say in a line what and where") {
       {{"quantize", pocket_llama(), "-o", scratch.path(), "--scheme", "w4a8_g32"}, "not empty"},
       {{"quantize", pocket_llama(), "-o", scratch / "q", "--scheme", "w5a8"}, "no packed kernel"},
       {{"quantize", pocket_llama(), "-o", scratch / "q", "--scheme", "w4a8_g48"}, "no packed kernel"},
+      {{"quantize", pocket_llama(), "-o", scratch / "q", "--scheme", "w4a16", "--method", "cbq", "--calibration", text,
+        "--samples", "18446744073709551615", "--sequence", "18446744073709551615"},
+       "more calibration tokens"},
+      {{"quantize", pocket_llama(), "-o", scratch / "q", "--scheme", "w4a16", "--method", "gptq", "--calibration", text,
+        "--samples", "1000000000000"},
+       "more calibration tokens"},
+      {{"quantize", pocket_llama(), "-o", scratch / "q", "--scheme", "w4a16", "--method", "cbq", "--calibration", text,
+        "--samples", "2", "--sequence", "16", "--batch", "1", "--epochs", "18446744073709551615"},
+       "--epochs"},
       {{"generate", pocket_llama(), "--prompt", ""}, "prompt"},
       {{"generate", pocket_llama(), "--prompt", "a", "--pre-tokenizer", "gpt-2"}, "tokenizer.json"},
       {{"bench", pocket_llama(), "--prompt-tokens", "2000"}, "1024"},
@@ -193,8 +202,11 @@ TEST_CASE("quantize writes a folder that perplexity, generate and info read") {
   CHECK(config.at("model_type") == "llama");
   CHECK(support::read_text(folder + "/tokenizer.json") == support::read_text(pocket_llama() + "/tokenizer.json"));
 
-  const ToolRun again = run_tool(quantize);  // its own folder it may replace
+  auto with_budget = quantize;  // its own folder it may replace
+  with_budget.insert(with_budget.end(), {"--memory-budget", "1G"});
+  const ToolRun again = run_tool(with_budget);
   CHECK(again.code == 0);
+  CHECK(is_one_message(again.err, "--memory-budget is not used"));
   CHECK(run_tool({"info", folder}).out.find("w4a8_g32") != std::string::npos);
   CHECK(run_tool({"quantize", folder, "-o", scratch / "r", "--scheme", "w8a8"}).code == 1);  // quantized already
   const ToolRun text = run_tool({"generate", folder, "--prompt", "The history of", "-n", "5"});
@@ -212,6 +224,11 @@ TEST_CASE("quantize writes a folder that perplexity, generate and info read") {
   CHECK(json.at("bits_per_weight").get<double>() < 5.0);
 
   // Broken afterwards: an error, not a crash.
+  Json clipped = config;
+  clipped["cbq"]["version"] = 2;
+  clipped["cbq"]["activation_clips"]["model.layers.9.mlp.up_proj"] = 0.5;
+  support::write_text(folder + "/config.json", cbq::json_text(clipped));
+  CHECK(is_one_message(run_tool({"generate", folder, "--prompt", "The"}).err, "model.layers.9.mlp.up_proj"));
   std::filesystem::resize_file(folder + "/model.safetensors", 100'000);
   CHECK(run_tool({"info", folder}).code == 1);
 }
