@@ -8,6 +8,7 @@
 
 #include <cbq/core/aligned.hpp>
 #include <cbq/core/checked.hpp>
+#include <cbq/core/context.hpp>
 #include <cbq/core/cpu.hpp>
 #include <cbq/core/element.hpp>
 #include <cbq/core/executor.hpp>
@@ -15,6 +16,7 @@
 #include <cbq/core/view.hpp>
 #include <cbq/gemm.hpp>
 #include <cbq/gemm/kernels_portable.hpp>
+#include <cbq/kv.hpp>
 #include <cbq/nn.hpp>
 #include <cbq/outlier.hpp>
 #include <cbq/quant.hpp>

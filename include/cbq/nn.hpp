@@ -4,13 +4,10 @@
 // Layers, blocks and models over dense, fake-quantized and packed linear operators; forward.
 
 #include <cbq/nn/any_linear.hpp>
-#include <cbq/nn/attention.hpp>
 #include <cbq/nn/block.hpp>
 #include <cbq/nn/causal_model.hpp>
-#include <cbq/nn/context.hpp>
 #include <cbq/nn/dense_linear.hpp>
 #include <cbq/nn/embedding.hpp>
-#include <cbq/nn/float_kv_cache.hpp>
 #include <cbq/nn/linear.hpp>
 #include <cbq/nn/llama_block.hpp>
 #include <cbq/nn/mlp.hpp>

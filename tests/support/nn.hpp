@@ -9,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-#include <cbq/nn/context.hpp>
+#include <cbq/core/context.hpp>
 
 namespace support {
 

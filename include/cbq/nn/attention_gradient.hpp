@@ -14,9 +14,9 @@
 #include <span>
 #include <type_traits>
 
-#include <cbq/nn/attention.hpp>
+#include <cbq/kv/attention.hpp>
+#include <cbq/kv/softmax.hpp>
 #include <cbq/nn/differentiable.hpp>
-#include <cbq/nn/row_kernels.hpp>
 
 namespace cbq {
 

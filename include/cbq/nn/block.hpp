@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <span>
 
-#include <cbq/nn/float_kv_cache.hpp>
+#include <cbq/kv/float_kv_cache.hpp>
 #include <cbq/nn/linear.hpp>
 #include <cbq/nn/norm.hpp>
 

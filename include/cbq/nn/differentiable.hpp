@@ -10,7 +10,7 @@
 #include <span>
 #include <utility>
 
-#include <cbq/nn/context.hpp>
+#include <cbq/core/context.hpp>
 #include <cbq/nn/products.hpp>
 
 namespace cbq {

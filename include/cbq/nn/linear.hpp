@@ -12,9 +12,9 @@
 #include <cstdint>
 #include <span>
 
+#include <cbq/core/context.hpp>
 #include <cbq/gemm/activations.hpp>
 #include <cbq/gemm/epilogue.hpp>
-#include <cbq/nn/context.hpp>
 #include <cbq/quant/activation.hpp>
 #include <cbq/scheme.hpp>
 #include <cbq/transform/hadamard.hpp>

@@ -15,7 +15,7 @@
 #include <span>
 #include <utility>
 
-#include <cbq/nn/context.hpp>
+#include <cbq/core/context.hpp>
 #include <cbq/nn/linear.hpp>
 #include <cbq/quant/rows.hpp>
 

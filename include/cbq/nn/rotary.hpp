@@ -20,7 +20,7 @@
 #include <span>
 #include <utility>
 
-#include <cbq/nn/context.hpp>
+#include <cbq/core/context.hpp>
 
 namespace cbq {
 inline namespace CBQ_ABI {

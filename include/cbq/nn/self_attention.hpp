@@ -11,8 +11,8 @@
 #include <span>
 #include <utility>
 
+#include <cbq/kv/attention.hpp>
 #include <cbq/nn/activation_site.hpp>
-#include <cbq/nn/attention.hpp>
 #include <cbq/nn/linear.hpp>
 #include <cbq/nn/rotary.hpp>
 

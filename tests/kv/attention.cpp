@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cbq/nn/attention.hpp>
+#include <cbq/kv/attention.hpp>
 
 #include <catch2/catch_all.hpp>
 #include <cmath>

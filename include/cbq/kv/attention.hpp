@@ -9,10 +9,10 @@
 
 #include <cstddef>
 
+#include <cbq/core/context.hpp>
 #include <cbq/gemm/float_dispatch.hpp>
-#include <cbq/nn/context.hpp>
-#include <cbq/nn/float_kv_cache.hpp>
-#include <cbq/nn/row_kernels.hpp>
+#include <cbq/kv/float_kv_cache.hpp>
+#include <cbq/kv/softmax.hpp>
 
 namespace cbq {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cbq/nn/context.hpp>
+#include <cbq/core/context.hpp>
 
 #include <catch2/catch_all.hpp>
 #include <cstdint>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cbq/nn/float_kv_cache.hpp>
+#include <cbq/kv/float_kv_cache.hpp>
 
 #include <catch2/catch_all.hpp>
 #include <limits>

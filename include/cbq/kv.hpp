@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Keys and values of past tokens, exact or quantized, and attention over them; no Eigen.
+
+#include <cbq/core/context.hpp>
+#include <cbq/kv/attention.hpp>
+#include <cbq/kv/float_kv_cache.hpp>
+#include <cbq/kv/kv_layout.hpp>
+#include <cbq/kv/kv_scheme.hpp>
+#include <cbq/kv/kv_tile.hpp>
+#include <cbq/kv/softmax.hpp>
