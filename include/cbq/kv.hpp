@@ -9,4 +9,5 @@
 #include <cbq/kv/kv_layout.hpp>
 #include <cbq/kv/kv_scheme.hpp>
 #include <cbq/kv/kv_tile.hpp>
+#include <cbq/kv/quantized_kv_view.hpp>
 #include <cbq/kv/softmax.hpp>
