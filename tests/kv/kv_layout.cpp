@@ -98,6 +98,26 @@ TEST_CASE("every byte of a page belongs to exactly one thing") {
   }
 }
 
+TEST_CASE("bytes per token count scales, offsets and padding") {
+  const auto bytes = [](int bits, std::size_t heads, std::size_t width) {
+    const auto per_token = cbq::kv_bytes_per_token({.bits = bits}, heads, width);
+    REQUIRE(per_token);
+    return *per_token;
+  };
+  CHECK(bytes(16, 2, 64) == 512);
+  CHECK(bytes(32, 2, 64) == 1024);
+  CHECK(bytes(4, 2, 64) == 2 * (2 * 32 + 2 * 4));
+  CHECK(bytes(3, 1, 128) == 2 * 48 + 2 * 4);
+  CHECK(bytes(2, 1, 80) == 24 + 20 + 2 * 4);  // keys are padded to 96 channels
+  CHECK(bytes(8, 1, 256) == 2 * 256 + 2 * 8);
+  CHECK(*cbq::kv_bits_per_value({.bits = 4}, 128) == 4.25);
+  CHECK(*cbq::kv_bits_per_value({.bits = 4, .channel_keys = true}, 128) == 4.375);  // 64 tokens share a key's scale
+  CHECK(*cbq::kv_bits_per_value({.bits = 16}, 128) == 16);
+  CHECK_FALSE(cbq::kv_bits_per_value({.bits = 4}, 300));
+  CHECK_FALSE(cbq::kv_bytes_per_token({.bits = 5}, 1, 64));
+  CHECK_FALSE(cbq::kv_bytes_per_token({.bits = 32}, std::numeric_limits<std::size_t>::max(), 64));
+}
+
 TEST_CASE("shapes without a page are errors") {
   const auto code = [](const cbq::Result<KvLayout>& layout) {
     REQUIRE_FALSE(layout);

@@ -112,6 +112,24 @@ inline namespace CBQ_ABI {
   return layout.page_bytes / kv_page_positions;
 }
 
+/// Bytes of one position under any scheme, floats included: those of kv_layout(), or 2 or 4 per element. Errors as
+/// kv_layout().
+[[nodiscard]] constexpr Result<std::size_t> kv_bytes_per_token(const KvScheme& scheme, std::size_t heads,
+                                                               std::size_t width) noexcept {
+  if (is_float(scheme)) return checked_product(std::size_t{2}, heads, width, static_cast<std::size_t>(scheme.bits / 8));
+  const Result<KvLayout> layout = kv_layout(scheme, heads, width);
+  if (!layout) return layout.error();
+  return kv_bytes_per_token(*layout);
+}
+
+/// Stored bits per key or value element, everything counted; 16 and 32 for floats. Errors as kv_layout().
+[[nodiscard]] constexpr Result<double> kv_bits_per_value(const KvScheme& scheme, std::size_t width) noexcept {
+  if (is_float(scheme)) return static_cast<double>(scheme.bits);
+  const Result<std::size_t> bytes = kv_bytes_per_token(scheme, 1, width);
+  if (!bytes) return bytes.error();
+  return 4 * static_cast<double>(*bytes) / static_cast<double>(width);
+}
+
 /// Channels of group `group`.
 [[nodiscard]] constexpr std::size_t group_channels(const KvLayout& layout, std::size_t group) noexcept {
   const std::size_t rest = layout.width - group * layout.group;
