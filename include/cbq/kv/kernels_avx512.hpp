@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// AVX-512 F, BW, DQ, VL, VNNI: the kernels of kv_tile.hpp. One panel at a time, so that a page is one sequential
+// stream; 1, 2, 3, 4 or 8 rows share a decoded vector. Keys: codes are the unsigned operand of vpdpbusd, queries are
+// broadcast inside the instruction. Values: weights are the unsigned operand and codes the signed one, 8-bit codes
+// minus 128. A line of 4-bit codes costs a row 2 products, and all rows together 1 load, 1 shift and 2 ands; a panel
+// costs a row 5 more instructions.
+//
+// Pages lie anywhere in memory, and 4 KiB of keys are too few for the processor to recognize a stream: every kernel
+// asks for as many lines of what is read next as it reads itself.
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include <cbq/gemm/integer_kernels_avx512.hpp>
+#include <cbq/gemm/packed_layout.hpp>
+#include <cbq/kv/kernels_scalar.hpp>
+#include <cbq/kv/kv_layout.hpp>
+#include <cbq/kv/kv_tile.hpp>
+
+namespace cbq {
+inline namespace CBQ_ABI {
+namespace isa::avx512_vnni {
+CBQ_BEGIN_REGION(CBQ_TARGET_AVX512VNNI)
+
+/// Lines to ask for, one after another; a step of 0 repeats a line that is near anyway.
+struct LinesAhead {
+  const std::byte* line = nullptr;
+  std::size_t step = 0;
+};
+
+/// From `next` on, or none where it is null.
+[[gnu::always_inline]] inline LinesAhead lines_from(const std::byte* next, const std::byte* near) noexcept {
+  return next == nullptr ? LinesAhead{near, 0} : LinesAhead{next, line_bytes};
+}
+
+template <std::size_t Lines>
+[[gnu::always_inline]] inline void ask_for(LinesAhead& ahead) noexcept {
+  _Pragma("GCC unroll 16") for (std::size_t i = 0; i < Lines; ++i) {
+    _mm_prefetch(reinterpret_cast<const char*>(ahead.line), _MM_HINT_T1);
+    ahead.line += ahead.step;
+  }
+}
+
+/// Independent accumulators per row, where the rows alone are too few to hide the latency of vpdpbusd.
+template <std::size_t Rows>
+inline constexpr std::size_t kv_chains = Rows == 1   ? 4
+                                         : Rows <= 3 ? 2
+                                                     : 1;
+
+/// Adds the products of steps [Step, 8) of one block of keys.
+template <int Bits, unsigned Step, std::size_t Rows, std::size_t Chains>
+[[gnu::always_inline]] inline void multiply_keys(__m512i (&sums)[Chains][Rows][1], const std::byte* block,
+                                                 const std::int8_t* queries, std::size_t row_bytes) noexcept {
+  __m512i codes;
+  if constexpr (multiplies_in_place<Bits, Rows, 1>) {
+    codes = step_in_place<Bits, Step>(block);
+  } else {
+    codes = decode_step<Bits, Step>(block);
+  }
+  _Pragma("GCC unroll 8") for (std::size_t r = 0; r < Rows; ++r) {
+    std::int32_t four;
+    __builtin_memcpy(&four, queries + r * row_bytes + Step * 4, sizeof four);
+    __m512i& sum = sums[Step % Chains][r][0];
+    sum = _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(four));
+  }
+  if constexpr (Step < 7) multiply_keys<Bits, Step + 1, Rows, Chains>(sums, block, queries, row_bytes);
+}
+
+/// 16 halves as floats.
+[[gnu::always_inline]] inline __m512 load_halves(const std::byte* from) noexcept {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+
+/// Scores of rows [first_row, first_row + Rows).
+template <int Bits, std::size_t Rows>
+inline void key_rows(const KeyTile& tile, std::size_t first_row, LinesAhead ahead) noexcept {
+  const std::size_t row_bytes = block_inputs * tile.key_blocks;
+  const std::size_t groups = tile.channel_keys ? 1 : tile.groups;
+  const std::size_t group_blocks = tile.channel_keys ? tile.key_blocks : tile.blocks_per_group;
+  const std::byte* header = tile.keys;
+  float* scores = tile.scores + first_row * tile.score_stride;
+  for (std::size_t panel = 0; panel < tile.panels; ++panel, header += tile.key_panel_bytes, scores += panel_outputs) {
+    const std::byte* block = header + tile.key_header_bytes;
+    const std::int8_t* queries = tile.queries + first_row * row_bytes;
+    __m512 totals[Rows];
+    __m512 offsets[Rows];
+    _Pragma("GCC unroll 8") for (std::size_t r = 0; r < Rows; ++r) totals[r] = offsets[r] = _mm512_setzero_ps();
+    std::size_t blocks_left = tile.key_blocks;
+    for (std::size_t group = 0; group < groups; ++group) {
+      __m512i sums[kv_chains<Rows>][Rows][1];
+      _Pragma("GCC unroll 4") for (std::size_t c = 0; c < kv_chains<Rows>; ++c)
+          _Pragma("GCC unroll 8") for (std::size_t r = 0; r < Rows; ++r) sums[c][r][0] = _mm512_setzero_si512();
+      const std::size_t count = blocks_left < group_blocks ? blocks_left : group_blocks;
+      blocks_left -= count;
+      ask_for<1>(ahead);
+      for (std::size_t i = 0; i < count; ++i, block += Bits * line_bytes, queries += block_inputs) {
+        ask_for<Bits>(ahead);
+        multiply_keys<Bits, 0>(sums, block, queries, row_bytes);
+      }
+      join_chains<Bits>(sums);
+      __m512 scale = _mm512_set1_ps(1.0f);
+      __m512 offset = _mm512_setzero_ps();
+      if (!tile.channel_keys) {
+        const std::byte* halves = header + group * 2 * group_scales_bytes;
+        scale = load_halves(halves);
+        offset = load_halves(halves + group_scales_bytes);
+      }
+      const float* query_sums = tile.query_sums + first_row * tile.groups + group;
+      _Pragma("GCC unroll 8") for (std::size_t r = 0; r < Rows; ++r) {
+        totals[r] = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sums[0][r][0]), totals[r]);
+        offsets[r] = _mm512_fmadd_ps(offset, _mm512_set1_ps(query_sums[r * tile.groups]), offsets[r]);
+      }
+    }
+    _Pragma("GCC unroll 8") for (std::size_t r = 0; r < Rows; ++r) {
+      const __m512 query_scale = _mm512_set1_ps(tile.query_scales[first_row + r]);
+      _mm512_storeu_ps(scores + r * tile.score_stride, _mm512_fmadd_ps(query_scale, totals[r], offsets[r]));
+    }
+  }
+}
+
+/// See KeyTile. 8 rows at once as long as there are, the others in even pieces of at most 4. The first piece asks for
+/// what is read next.
+template <int Bits>
+void key_tile(const KeyTile& tile) noexcept {
+  LinesAhead ahead = lines_from(tile.next, tile.keys);
+  std::size_t row = 0;
+  while (row < tile.rows) {
+    const std::size_t left = tile.rows - row;
+    const std::size_t rows = left >= 8 ? 8 : left > 4 ? (left + 1) / 2 : left;
+    switch (rows) {
+      case 1:
+        key_rows<Bits, 1>(tile, row, ahead);
+        break;
+      case 2:
+        key_rows<Bits, 2>(tile, row, ahead);
+        break;
+      case 3:
+        key_rows<Bits, 3>(tile, row, ahead);
+        break;
+      case 4:
+        key_rows<Bits, 4>(tile, row, ahead);
+        break;
+      default:
+        key_rows<Bits, 8>(tile, row, ahead);
+        break;
+    }
+    row += rows;
+    ahead = lines_from(nullptr, tile.keys);
+  }
+}
+
+/// Steps of 4 positions in a page.
+inline constexpr unsigned kv_page_steps = static_cast<unsigned>(kv_page_positions / step_inputs);
+
+/// Weights of one row and one step in all lanes.
+[[gnu::always_inline]] inline __m512i broadcast_weights(const std::uint8_t* weights) noexcept {
+  std::int32_t four;
+  __builtin_memcpy(&four, weights, sizeof four);
+  return _mm512_set1_epi32(four);
+}
+
+/// Adds the products of steps [Step, 16) of one panel of values. `first`: weights of a single row, already broadcast.
+template <int Bits, unsigned Step, std::size_t Rows, std::size_t Chains>
+[[gnu::always_inline]] inline void multiply_values(__m512i (&sums)[Chains][Rows], const std::byte* panel,
+                                                   const std::uint8_t* weights, const __m512i* first) noexcept {
+  __m512i codes = decode_step<Bits, Step % 8>(panel + Step / 8 * Bits * line_bytes);
+  if constexpr (Bits == 8) codes = _mm512_xor_si512(codes, _mm512_set1_epi8(-128));
+  _Pragma("GCC unroll 8") for (std::size_t r = 0; r < Rows; ++r) {
+    const __m512i four = Rows == 1 ? first[Step] : broadcast_weights(weights + r * kv_page_positions + Step * 4);
+    sums[Step % Chains][r] = _mm512_dpbusd_epi32(sums[Step % Chains][r], four, codes);
+  }
+  if constexpr (Step + 1 < kv_page_steps) multiply_values<Bits, Step + 1>(sums, panel, weights, first);
+}
+
+/// Adds to the results of rows [first_row, first_row + Rows).
+template <int Bits, std::size_t Rows>
+inline void value_rows(const ValueTile& tile, std::size_t first_row, LinesAhead ahead) noexcept {
+  constexpr std::size_t chains = Rows <= 3 ? 2 : 1;
+  const std::uint8_t* weights = tile.weights + first_row * kv_page_positions;
+  __m512i first[Rows == 1 ? kv_page_steps : 1];
+  if constexpr (Rows == 1) {
+    _Pragma("GCC unroll 16") for (std::size_t s = 0; s < kv_page_steps; ++s) first[s] =
+        broadcast_weights(weights + s * step_inputs);
+  }
+  ask_for<4 * kv_page_positions / line_bytes>(ahead);
+  const std::byte* panel = tile.blocks;
+  float* out = tile.out + first_row * tile.out_stride;
+  for (std::size_t p = 0; p < tile.panels; ++p, panel += 2 * Bits * line_bytes, out += panel_outputs) {
+    ask_for<2 * Bits>(ahead);
+    __m512i sums[chains][Rows];
+    _Pragma("GCC unroll 8") for (std::size_t r = 0; r < Rows; ++r) {
+      sums[0][r] = Bits == 8 ? _mm512_set1_epi32(tile.weight_sums[first_row + r] * 128) : _mm512_setzero_si512();
+      if constexpr (chains == 2) sums[1][r] = _mm512_setzero_si512();
+    }
+    multiply_values<Bits, 0>(sums, panel, weights, first);
+    _Pragma("GCC unroll 8") for (std::size_t r = 0; r < Rows; ++r) {
+      if constexpr (chains == 2) sums[0][r] = _mm512_add_epi32(sums[0][r], sums[1][r]);
+      float* values = out + r * tile.out_stride;
+      const __m512 scale = _mm512_set1_ps(tile.weight_scales[first_row + r]);
+      const __m512 offset = _mm512_set1_ps(tile.offset_sums[first_row + r]);
+      const __m512 added = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sums[0][r]), offset);
+      _mm512_storeu_ps(values, _mm512_add_ps(_mm512_loadu_ps(values), added));
+    }
+  }
+}
+
+/// See ValueTile. Rows go in the pieces of key_tile.
+template <int Bits>
+void value_tile(const ValueTile& tile) noexcept {
+  LinesAhead ahead = lines_from(tile.next, tile.blocks);
+  std::size_t row = 0;
+  while (row < tile.rows) {
+    const std::size_t left = tile.rows - row;
+    const std::size_t rows = left >= 8 ? 8 : left > 4 ? (left + 1) / 2 : left;
+    switch (rows) {
+      case 1:
+        value_rows<Bits, 1>(tile, row, ahead);
+        break;
+      case 2:
+        value_rows<Bits, 2>(tile, row, ahead);
+        break;
+      case 3:
+        value_rows<Bits, 3>(tile, row, ahead);
+        break;
+      case 4:
+        value_rows<Bits, 4>(tile, row, ahead);
+        break;
+      default:
+        value_rows<Bits, 8>(tile, row, ahead);
+        break;
+    }
+    row += rows;
+    ahead = lines_from(nullptr, tile.blocks);
+  }
+}
+
+/// See WeightRow.
+inline void weight_row(WeightRow& row) noexcept {
+  constexpr std::size_t vectors = kv_page_positions / 16;
+  __m512 products[vectors];
+  __m512 largest = _mm512_setzero_ps();
+  __m512 offset_sum = _mm512_setzero_ps();
+  _Pragma("GCC unroll 4") for (std::size_t i = 0; i < vectors; ++i) {
+    const __m512 softmax = _mm512_loadu_ps(row.softmax + 16 * i);
+    const std::byte* scales = row.scales + 32 * i;
+    products[i] = _mm512_mul_ps(softmax, load_halves(scales));
+    largest = _mm512_max_ps(products[i], largest);
+    offset_sum = _mm512_fmadd_ps(softmax, load_halves(scales + 2 * kv_page_positions), offset_sum);
+  }
+  const float most = _mm512_reduce_max_ps(largest);
+  const bool none = !(most >= smallest_kv_weight);
+  const __m512 inverse = _mm512_set1_ps(none ? 0.0f : 255.0f / most);
+  __m512i sum = _mm512_setzero_si512();
+  _Pragma("GCC unroll 4") for (std::size_t i = 0; i < vectors; ++i) {
+    // min returns its second operand where the first is not a number.
+    const __m512 scaled = _mm512_min_ps(_mm512_mul_ps(products[i], inverse), _mm512_set1_ps(255.0f));
+    const __m512i codes = _mm512_cvtps_epi32(scaled);
+    sum = _mm512_add_epi32(sum, codes);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(row.codes + 16 * i), _mm512_cvtepi32_epi8(codes));
+  }
+  row.code_sum = _mm512_reduce_add_epi32(sum);
+  row.step = none ? 0.0f : most / 255.0f;
+  row.offset_sum = _mm512_reduce_add_ps(offset_sum);
+}
+
+CBQ_END_REGION
+}  // namespace isa::avx512_vnni
+}  // namespace CBQ_ABI
+}  // namespace cbq
+
+#endif
