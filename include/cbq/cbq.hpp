@@ -8,6 +8,7 @@
 
 #include <cbq/core/aligned.hpp>
 #include <cbq/core/checked.hpp>
+#include <cbq/core/checksum.hpp>
 #include <cbq/core/context.hpp>
 #include <cbq/core/cpu.hpp>
 #include <cbq/core/element.hpp>

@@ -7,7 +7,9 @@
 #include <cbq/kv/attention.hpp>
 #include <cbq/kv/float_kv_cache.hpp>
 #include <cbq/kv/kv_layout.hpp>
+#include <cbq/kv/kv_policy.hpp>
 #include <cbq/kv/kv_scheme.hpp>
 #include <cbq/kv/kv_tile.hpp>
+#include <cbq/kv/page_pool.hpp>
 #include <cbq/kv/quantized_kv_view.hpp>
 #include <cbq/kv/softmax.hpp>
