@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cbq/kv/float_kv_cache.hpp>
 
+#include <algorithm>
 #include <catch2/catch_all.hpp>
 #include <limits>
+#include <vector>
 
 #include "support/nn.hpp"
 
@@ -59,6 +61,31 @@ TEST_CASE("A cache rolls back and starts over") {
   CHECK(cache->size() == 10);
   cache->reset();
   CHECK(cache->size() == 0);
+}
+
+TEST_CASE("A cache gives back its first positions and copies any out") {
+  const std::size_t heads = 2, tokens = 50, more = 9;
+  for (const std::size_t width : {1u, 16u, 19u}) {
+    const std::size_t columns = heads * width;
+    const auto keys = support::normal((tokens + more) * columns, 3), values = support::normal(keys.size(), 4);
+    const auto k = support::input(keys, columns), v = support::input(values, columns);
+    for (const std::size_t count : {0u, 1u, 15u, 16u, 17u, 48u, 50u}) {
+      CAPTURE(width, count);
+      auto cache = FloatKvCache::create(heads, width, 64);
+      REQUIRE(cache->append(rows(k, 0, tokens), rows(v, 0, tokens)));
+      cache->drop_front(count);
+      REQUIRE(cache->size() == tokens - count);
+      REQUIRE(cache->append(rows(k, tokens, more), rows(v, tokens, more)));
+      std::vector<float> key_row(columns), value_row(columns);
+      for (std::size_t t = 0; t < cache->size(); ++t) {
+        cache->copy_position(t, key_row.data(), value_row.data());
+        REQUIRE(std::equal(key_row.begin(), key_row.end(), row(k, t + count)));
+        REQUIRE(std::equal(value_row.begin(), value_row.end(), row(v, t + count)));
+        REQUIRE(key(cache->view(), 1, t, width - 1) == row(k, t + count)[columns - 1]);
+        for (std::size_t i = width; i % 16 != 0; ++i) REQUIRE(value(cache->view(), 1, t, i) == 0.0f);
+      }
+    }
+  }
 }
 
 TEST_CASE("A cache refuses what does not fit and keeps what it has") {

@@ -75,6 +75,36 @@ class FloatKvCache {
   void truncate(std::size_t size) noexcept { view_.size = size < view_.size ? size : view_.size; }
   void reset() noexcept { view_.size = 0; }
 
+  /// Forgets the first `count` positions; the others move to their place. count <= size(). Costs a copy of what stays.
+  void drop_front(std::size_t count) noexcept {
+    const std::size_t left = view_.size - count;
+    for (std::size_t head = 0; head < view_.heads; ++head) {
+      float* keys = keys_.data() + head * view_.capacity * view_.width;
+      for (std::size_t p = 0; p < left; ++p) {
+        float* to = key_in(keys, p);
+        const float* from = key_in(keys, p + count);
+        for (std::size_t i = 0; i < view_.width; ++i) to[i * panel] = from[i * panel];
+      }
+      for (std::size_t first = 0; first < value_width_; first += panel) {
+        float* values = values_.data() + (head * value_width_ + first) * view_.capacity;
+        __builtin_memmove(values, values + count * panel, left * panel * sizeof(float));
+      }
+    }
+    view_.size = left;
+  }
+
+  /// Copies a position < size() to `key` and `value` [heads * width].
+  void copy_position(std::size_t position, float* key, float* value) const noexcept {
+    for (std::size_t head = 0; head < view_.heads; ++head) {
+      const float* from = key_in(keys_.data() + head * view_.capacity * view_.width, position);
+      const float* values = values_.data() + head * value_width_ * view_.capacity + position * panel;
+      for (std::size_t i = 0; i < view_.width; ++i) {
+        *key++ = from[i * panel];
+        *value++ = values[i / panel * panel * view_.capacity + i % panel];
+      }
+    }
+  }
+
   /// Appends one position per row of `keys` and `values` [tokens x heads * width]. Errc::bad_shape, also when the cache
   /// is full; then nothing was appended.
   [[nodiscard]] Status append(const MatrixView<const float>& keys, const MatrixView<const float>& values) noexcept {
@@ -99,11 +129,16 @@ class FloatKvCache {
   }
 
  private:
+  /// First element of a position among the keys of one head; the next ones follow `panel` floats apart.
+  template <class Float>
+  [[nodiscard]] Float* key_in(Float* keys, std::size_t position) const noexcept {
+    return keys + position / panel * panel * view_.width + position % panel;
+  }
   void store_key(std::size_t head, std::size_t position, const float* key) noexcept {
-    float* to = keys_.data() + (head * view_.capacity + position / panel * panel) * view_.width;
+    float* to = key_in(keys_.data() + head * view_.capacity * view_.width, position);
     // Tiles read whole panels: positions that do not exist yet must at least be numbers of this program.
     if (position % panel == 0) __builtin_memset(to, 0, panel * view_.width * sizeof(float));
-    for (std::size_t i = 0; i < view_.width; ++i) to[i * panel + position % panel] = key[i];
+    for (std::size_t i = 0; i < view_.width; ++i) to[i * panel] = key[i];
   }
   void store_value(std::size_t head, std::size_t position, const float* value) noexcept {
     float* to = values_.data() + (head * value_width_ * view_.capacity) + position * panel;
