@@ -13,6 +13,7 @@
 
 #include <cbq/core/checked.hpp>
 #include <cbq/core/element.hpp>
+#include <cbq/core/element_rows.hpp>
 #include <cbq/core/result.hpp>
 #include <cbq/core/view.hpp>
 #include <cbq/io/system_error.hpp>
@@ -151,12 +152,6 @@ template <class T>
   T value;
   std::memcpy(&value, from, sizeof value);
   return value;
-}
-
-/// `out.size()` stored elements to float; `bytes` holds exactly that many.
-template <Element T>
-void decode_elements(const std::byte* bytes, std::span<float> out) noexcept {
-  for (std::size_t i = 0; i < out.size(); ++i) out[i] = to_float(load_unaligned<T>(bytes + i * sizeof(T)));
 }
 
 /// Index of the first number that is NaN or infinite, or values.size().

@@ -18,6 +18,7 @@
 #include <span>
 
 #include <cbq/core/element.hpp>
+#include <cbq/core/element_rows.hpp>
 #include <cbq/quant/divide.hpp>
 #include <cbq/quant/scale.hpp>
 
@@ -292,7 +293,7 @@ inline void fake_quantize_row(std::span<const float> x, const CodeGrid& grid, fl
 /// Elements of any type as floats, exactly for half and bfloat16, rounded for double (infinite beyond float's range).
 template <Element T>
 void to_float_row(const T* x, std::size_t size, float* out) noexcept {
-  for (std::size_t i = 0; i < size; ++i) out[i] = to_float(x[i]);
+  decode_elements<T>(reinterpret_cast<const std::byte*>(x), {out, size});
 }
 
 }  // namespace CBQ_ABI
