@@ -7,6 +7,7 @@
 #include <cbq/kv/attention.hpp>
 #include <cbq/kv/float_kv_cache.hpp>
 #include <cbq/kv/kv_layout.hpp>
+#include <cbq/kv/kv_page_table.hpp>
 #include <cbq/kv/kv_policy.hpp>
 #include <cbq/kv/kv_scheme.hpp>
 #include <cbq/kv/kv_tile.hpp>
