@@ -54,6 +54,11 @@ constexpr AblationChange changes[] = {
     {"rank_16", "--rank 16", "paper"},
     {"rank_32", "--rank 32", "paper"},
     {"rank_64", "--rank 64", "paper"},
+    {"no_rotation", "--rotate none", "default", "a4"},
+    {"rotation_offline", "--rotate offline", nullptr, "a4"},
+    {"rotation", "--rotate full", "paper", "a4"},
+    {"no_clips", "--clip-rate 0", nullptr, "a4"},
+    {"attention_bits_4", "--attention-bits 4", nullptr, "a4"},
 };
 
 constexpr const char* baseline_schemes[] = {"w4a16_g128",     "w4a16",     "w3a16_g128_asym",
@@ -87,6 +92,7 @@ class Rows {
       if (!selection_.settings.empty() && !contains(selection_.settings, setting.name)) continue;
       for (const AblationChange& change : changes) {
         if (change.setting != nullptr && change.setting != std::string(setting.name)) continue;
+        if (change.part != nullptr && scheme.find(change.part) == std::string::npos) continue;
         add(std::string(setting.name) + "/" + change.name, scheme, std::string(setting.options) + " " + change.options);
       }
     }

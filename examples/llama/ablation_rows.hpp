@@ -19,11 +19,12 @@ struct NamedOptions {
   const char* options;
 };
 
-/// A change to a setting, or to one of them only.
+/// A change to a setting, or to one of them only, and of all schemes or some.
 struct AblationChange {
   const char* name;
   const char* options;
   const char* setting = nullptr;  ///< nullptr: of every setting
+  const char* part = nullptr;     ///< of the names of its schemes; nullptr: of every scheme
 };
 
 [[nodiscard]] std::span<const NamedOptions> ablation_baselines();

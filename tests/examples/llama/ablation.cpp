@@ -84,6 +84,7 @@ TEST_CASE("rows are selected by name, scheme, setting and seed") {
   CHECK(count({.only = {"rtn*", "gptq"}, .schemes = {"w4a16"}, .seeds = 3}) == 5);
   CHECK(count({.only = {"*/window_1_0"}, .schemes = {"w4a16"}}) == ablation_settings().size());
   CHECK(count({.only = {"*/window_1_0"}, .schemes = {"w4a16"}, .settings = {"paper"}}) == 1);
+  CHECK(count({.only = {"*/no_rotation"}, .schemes = {"w4a16", "w4a4_asym"}}) == 1);
   CHECK(count({.only = {"nothing"}}) == 0);
   const auto seeds = ablation_rows({.only = {"cbq"}, .schemes = {"w4a16"}, .seeds = 2});
   REQUIRE(seeds.size() == 3);
