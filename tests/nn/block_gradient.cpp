@@ -3,6 +3,8 @@
 
 #include <catch2/catch_all.hpp>
 
+#include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -269,4 +271,39 @@ TEST_CASE("Quantized inputs are those of the packed path, and their gradients pa
   REQUIRE(fake_quantize_activations(tape.mlp_input.constant(), grid, support::view(wanted, hidden)));
   const auto seen = tape.mlp.input.constant();
   for (std::size_t i = 0; i < wanted.size(); ++i) CHECK(seen.data[i] == wanted[i]);
+}
+
+TEST_CASE("A block on a simulated cache trains its factors, with the same bits for any executor") {
+  const support::RandomLlama model(true);
+  const std::size_t hidden = model.config.shape.hidden;
+  const AttentionShape& heads = model.config.attention;
+  const std::vector<float> ones(heads.kv_heads * heads.width, 1.0f);
+  const auto gradients = [&]<class E>(const E& executor) {
+    Llama<float> llama(model);
+    auto keys = KvSite<float>::create({.bits = 2, .width = heads.width}, ones);
+    auto values = KvSite<float>::create({.bits = 4, .width = heads.width}, ones);
+    REQUIRE((keys && values));
+    llama.block.attention().parts().cache = {*std::move(keys), *std::move(values)};
+    ExecutionContext<E> context(executor);
+    std::vector<float> all = problem(llama.block, hidden, 2, 20).backward(context);
+    std::size_t sites = 0;
+    llama.block.for_each_cache([&](const char*, KvSite<float>& site) {
+      ++sites;
+      for (const ParameterView<float>& view : site.parameters()) {
+        float size = 0;
+        for (std::size_t c = 0; c < view.size; ++c) size += std::fabs(view.gradients[c]);
+        CHECK(size > 0);
+        all.insert(all.end(), view.gradients, view.gradients + view.size);
+      }
+    });
+    CHECK(sites == 2);
+    return all;
+  };
+  const std::vector<float> all = gradients(SerialExecutor());
+  CHECK(all == gradients(support::ThreadExecutor()));
+  Llama<float> plain(model);
+  const SerialExecutor serial;
+  ExecutionContext<> context(serial);
+  const std::vector<float> without = problem(plain.block, hidden, 2, 20).backward(context);
+  CHECK_FALSE(std::equal(without.begin(), without.end(), all.begin()));
 }

@@ -90,6 +90,11 @@ class TransformerBlockGradient {
     attention_.for_each_activation(f);
     mlp_.for_each_activation(f);
   }
+  /// Calls f(name, site) for the keys and the values of the cache.
+  template <class F>
+  void for_each_cache(F&& f) {
+    attention_.for_each_cache(f);
+  }
 
  private:
   template <Executor E>

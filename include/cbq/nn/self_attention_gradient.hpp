@@ -2,14 +2,16 @@
 #pragma once
 
 // SelfAttentionGradient: projections, rotary embedding where the model has one, and causal attention over whole
-// sequences, with a backward pass. The counterpart of SelfAttention for calibration.
+// sequences, with a backward pass. The counterpart of SelfAttention for calibration. With cache sites it is
+// teacher-forced decoding on a quantized cache: what a token sees of those before it is what the cache keeps, in one
+// pass for all tokens.
 
 #include <cmath>
 #include <cstddef>
 #include <span>
 #include <utility>
 
-#include <cbq/nn/attention_gradient.hpp>
+#include <cbq/nn/decoded_attention_gradient.hpp>
 #include <cbq/nn/rotary.hpp>
 
 namespace cbq {
@@ -24,6 +26,7 @@ struct SelfAttentionGradientParts {
   A input_site = {};
   A output_site = {};
   A head_site = {};  ///< of queries and keys after rotation and of values, per token and head; its clip is not learned
+  KvSites<typename L::Scalar> cache = {};  ///< behind `head_site`
 };
 
 /// What a forward pass leaves for the backward pass.
@@ -31,10 +34,11 @@ template <class T>
 struct SelfAttentionTape {
   TapeMatrix<T> input;  // quantized; unused where the site is the identity
   TapeMatrix<T> q, k, v;
+  KvSitesTape<T> past;  // unused without a cache
   TapeMatrix<T> attended;
   TapeMatrix<T> output;  // quantized; as `input`
   [[nodiscard]] std::size_t bytes() const noexcept {
-    return input.bytes() + q.bytes() + k.bytes() + v.bytes() + attended.bytes() + output.bytes();
+    return input.bytes() + q.bytes() + k.bytes() + v.bytes() + past.bytes() + attended.bytes() + output.bytes();
   }
 };
 
@@ -97,8 +101,8 @@ class SelfAttentionGradient {
     }
     if (const Status taken = tape.attended.reshape(x.rows, tape.q.view().columns); !taken) return taken;
     const AttentionOperands<const T> operands{tape.q.constant(), tape.k.constant(), tape.v.constant()};
-    if (const Status done = attend_sequences(operands, shape(length), tape.attended.view(), context); !done)
-      return done;
+    const Status attention = parts_.cache.attend(operands, shape(length), tape.past, tape.attended.view(), context);
+    if (!attention) return attention;
     const auto output = quantized_input(parts_.output_site, tape.attended.constant(), tape.output, context);
     if (!output) return output.error();
     return parts_.output.forward(*output, y, context);
@@ -122,8 +126,8 @@ class SelfAttentionGradient {
     }
     if (const Status done = site_backward(parts_.output_site, *dout, attended, output, context); !done) return done;
     const AttentionOperands<const T> operands{tape.q.constant(), tape.k.constant(), tape.v.constant()};
-    const Status attention = attend_sequences_backward(operands, shape(length), attended, as_const(*dout),
-                                                       AttentionOperands<T>{*dq, *dk, *dv}, context);
+    const Status attention = parts_.cache.backward(operands, shape(length), tape.past, {attended, as_const(*dout)},
+                                                   AttentionOperands<T>{*dq, *dk, *dv}, context);
     if (!attention) return attention;
     if (const Status done = rotate(*dq, length, -1, context); !done) return done;
     if (const Status done = rotate(*dk, length, -1, context); !done) return done;
@@ -148,6 +152,12 @@ class SelfAttentionGradient {
   void for_each_activation(F&& f) {
     f("attention input", parts_.input_site);
     f("output input", parts_.output_site);
+  }
+  /// Calls f(name, site) for the keys and the values of the cache.
+  template <class F>
+  void for_each_cache(F&& f) {
+    f("keys", parts_.cache.keys);
+    f("values", parts_.cache.values);
   }
 
  private:

@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// KvSite: what a quantized cache makes of the keys or of the values of past tokens, with a backward pass: channels are
+// smoothed, heads rotated where the scheme says so, groups of each token quantized, and all of it undone. Factors and
+// offsets of the smoothing can be learned; gradients pass straight through the rounding (WKVQuant, Yue et al., 2024,
+// two-dimensional quantization). Floats are quantized exactly as the cache stores them, scale and offset of a group
+// rounded to half; doubles, which only gradient tests use, without that. About 20 operations per element and pass.
+//
+//   u = (x - d) / s                 s = exp(sigma), d = d_0 + s_0 shift     sigma, shift per channel of each head
+//   w = H u                         H orthonormal and symmetric, or the identity
+//   w^ = step code + low            code = clamp(round((w - low) / step)), low = min w, step = (max w - low) / levels
+//   x^ = s H w^ + d
+//
+//   With g = dL/dw^ = H (s o dL/dx^), a = sum over the group of g (code - (w - low) / step):
+//   dw = g, and at the largest w + a / levels, at the smallest - a / levels;  du = H dw,  dx = du / s
+//   dd = sum over tokens of dL/dx^ - du / s       ds = sum over tokens of dL/dx^ o u^ - du o u / s
+
+#include <cmath>
+#include <cstddef>
+#include <limits>
+#include <span>
+#include <type_traits>
+#include <utility>
+
+#include <cbq/kv/kv_layout.hpp>
+#include <cbq/nn/differentiable.hpp>
+#include <cbq/rounding/trainable.hpp>
+#include <cbq/transform/hadamard.hpp>
+#include <cbq/transform/input_rotation.hpp>
+
+namespace cbq {
+
+/// What the gradient of a group's range does: it reaches the group's largest and smallest element, or stays.
+enum class RangeGradient : unsigned char { through, detached };
+
+struct KvSiteOptions {
+  int bits = 4;
+  std::size_t width = 0;  ///< of a head, at most 256
+  std::size_t group = 0;  ///< channels of a head that share scale and offset, at most; 0: as in a KvLayout
+  InputRotation rotation = InputRotation::none;
+  RangeGradient range = RangeGradient::through;
+  double scale_rate = 5e-4;   ///< learning rate of sigma; 0: factors stay
+  double offset_rate = 5e-4;  ///< learning rate of shift; 0: offsets stay
+};
+
+inline namespace CBQ_ABI {
+
+template <class T>
+class KvSite {
+ public:
+  using Scalar = T;
+  static constexpr std::size_t widest_head = 256;
+
+  /// The identity: nothing is quantized.
+  KvSite() noexcept = default;
+
+  /// Begins with `scales` and `offsets`, one per channel of all heads; `offsets` empty: zeros. Errc::unsupported (bits,
+  /// width), Errc::bad_shape, Errc::bad_argument for a scale that is not positive and finite, Errc::out_of_memory.
+  [[nodiscard]] static Result<KvSite> create(const KvSiteOptions& options, std::span<const T> scales,
+                                             std::span<const T> offsets = {}) noexcept {
+    if (const Status valid = check(options, scales, offsets); !valid) return valid.error();
+    KvSite site;
+    site.options_ = options;
+    if (options.group == 0 || options.group > options.width) site.options_.group = default_group(options.width);
+    site.channels_ = scales.size();
+    auto memory = AlignedBuffer<T>::allocate(parts * site.channels_);
+    if (!memory) return memory.error();
+    site.memory_ = *std::move(memory);
+    for (std::size_t c = 0; c < site.channels_; ++c) {
+      site.part(sigmas)[c] = std::log(scales[c]);
+      site.part(shifts)[c] = 0;
+      site.part(units)[c] = scales[c];
+      site.part(starts)[c] = offsets.empty() ? T(0) : offsets[c];
+    }
+    site.clear_gradients();
+    return site;
+  }
+
+  [[nodiscard]] bool is_identity() const noexcept { return channels_ == 0; }
+  [[nodiscard]] bool is_trained() const noexcept {
+    return !is_identity() && (options_.scale_rate != 0 || options_.offset_rate != 0);
+  }
+  [[nodiscard]] std::size_t channels() const noexcept { return channels_; }
+  /// The smoothing now.
+  [[nodiscard]] T scale(std::size_t channel) const noexcept { return std::exp(part(sigmas)[channel]); }
+  [[nodiscard]] T offset(std::size_t channel) const noexcept {
+    return part(starts)[channel] + part(units)[channel] * part(shifts)[channel];
+  }
+
+  /// sigma and shift of all channels.
+  [[nodiscard]] ParameterList<T> parameters() noexcept {
+    ParameterList<T> list;
+    list.add({part(sigmas), part(sigma_gradients), channels_, options_.scale_rate});
+    list.add({part(shifts), part(shift_gradients), channels_, options_.offset_rate});
+    return list;
+  }
+  void clear_gradients() noexcept {
+    for (std::size_t c = 0; c < channels_; ++c) part(sigma_gradients)[c] = part(shift_gradients)[c] = 0;
+  }
+  /// After an optimizer's step: factors stay between 2^-20 and 2^20 times those of the start.
+  void project() noexcept {
+    constexpr T reach = static_cast<T>(13.862943611198906);
+    for (std::size_t c = 0; c < channels_; ++c) {
+      const T middle = std::log(part(units)[c]);
+      T& sigma = part(sigmas)[c];
+      sigma = sigma < middle - reach ? middle - reach : sigma > middle + reach ? middle + reach : sigma;
+    }
+  }
+
+  /// x^ [tokens x channels] = site(x); out may be x. Errc::not_finite naming a token, also where scale or offset of a
+  /// group are beyond half.
+  template <Executor E>
+  [[nodiscard]] Status forward(const MatrixView<const T>& x, const MatrixView<T>& out,
+                               ExecutionContext<E>& context) const noexcept {
+    const Workspace::Frame frame(context.workspace());
+    const auto smoothing = smoothing_now(context);
+    if (!smoothing) return smoothing.error();
+    const auto failed = context.workspace().template take<unsigned char>(x.rows);
+    if (!failed) return failed.error();
+    const Isa isa = context.isa();
+    for_each_chunk(x.rows, context, [&](std::size_t, std::size_t r) {
+      (*failed)[r] = 0;
+      for (std::size_t first = 0; first < channels_; first += options_.width) {
+        const Channels head = smoothing->at(first);
+        T u[widest_head];
+        Head coded;
+        if (!encode(row(x, r) + first, head, u, coded, isa)) (*failed)[r] = 1;
+        rotate(coded.values, isa);
+        for (std::size_t i = 0; i < options_.width; ++i)
+          row(out, r)[first + i] = coded.values[i] * head.s[i] + head.d[i];
+      }
+    });
+    for (std::size_t r = 0; r < x.rows; ++r) {
+      if ((*failed)[r] == 0) continue;
+      return Error{Errc::not_finite, "a key or value is not finite, or its group too large for half",
+                   ErrorText("token ") << r};
+    }
+    return {};
+  }
+
+  /// Replaces dL/dx^ by dL/dx, and adds dL/dsigma and dL/dshift to the gradients of parameters().
+  template <Executor E>
+  [[nodiscard]] Status backward(const MatrixView<T>& gradient, const MatrixView<const T>& x, const MatrixView<const T>&,
+                                ExecutionContext<E>& context) noexcept {
+    const Workspace::Frame frame(context.workspace());
+    const auto smoothing = smoothing_now(context);
+    if (!smoothing) return smoothing.error();
+    const std::size_t chunks = divide_up(x.rows, rows_per_chunk);
+    const auto sums = context.workspace().template take_matrix<double>(chunks, 2 * channels_);
+    if (!sums) return sums.error();
+    for (std::size_t i = 0; i < chunks * 2 * channels_; ++i) sums->data[i] = 0;
+    const Isa isa = context.isa();
+    for_each_chunk(x.rows, context, [&](std::size_t chunk, std::size_t r) {
+      for (std::size_t first = 0; first < channels_; first += options_.width) {
+        double* const sum = row(*sums, chunk) + first;
+        backward_head(row(x, r) + first, smoothing->at(first), row(gradient, r) + first, {sum, sum + channels_}, isa);
+      }
+    });
+    for (std::size_t chunk = 0; chunk < chunks; ++chunk) {
+      for (std::size_t c = 0; c < channels_; ++c) {
+        const double ds = row(*sums, chunk)[c], dd = row(*sums, chunk)[channels_ + c];
+        part(sigma_gradients)[c] += static_cast<T>(ds * static_cast<double>(smoothing->s[c]));
+        part(shift_gradients)[c] += static_cast<T>(dd * static_cast<double>(part(units)[c]));
+      }
+    }
+    return {};
+  }
+
+  [[nodiscard]] std::size_t bytes() const noexcept { return memory_.size() * sizeof(T); }
+
+ private:
+  enum Part : std::size_t { sigmas, shifts, sigma_gradients, shift_gradients, units, starts, parts };
+  static constexpr std::size_t rows_per_chunk = 64;
+
+  /// s and d of channels.
+  struct Channels {
+    const T* s = nullptr;
+    const T* d = nullptr;
+    [[nodiscard]] Channels at(std::size_t first) const noexcept { return {s + first, d + first}; }
+  };
+  /// Sums over tokens of dL/ds and dL/dd.
+  struct Sums {
+    double* scales = nullptr;
+    double* offsets = nullptr;
+  };
+  /// w^ of a head, and of each element code - (w - low) / step; of each group where its extremes are.
+  struct Head {
+    T values[widest_head];
+    T residues[widest_head];
+    std::size_t smallest[widest_head];
+    std::size_t largest[widest_head];
+  };
+
+  [[nodiscard]] static Status check(const KvSiteOptions& options, std::span<const T> scales,
+                                    std::span<const T> offsets) noexcept {
+    if (options.bits != 2 && options.bits != 3 && options.bits != 4 && options.bits != 8) {
+      return Error{Errc::unsupported, "keys and values have 2, 3, 4 or 8 bits", "KvSiteOptions.bits", options.bits};
+    }
+    if (options.width == 0 || options.width > widest_head) {
+      return Error{Errc::unsupported, "heads are 1 to 256 wide", "KvSiteOptions.width", options.width};
+    }
+    if (scales.empty() || scales.size() % options.width != 0 || (!offsets.empty() && offsets.size() != scales.size())) {
+      return Error{Errc::bad_shape, "there is one factor and one offset for each channel of whole heads", "scales",
+                   ErrorText(scales.size()) << ", " << offsets.size(), options.width};
+    }
+    for (std::size_t c = 0; c < scales.size(); ++c) {
+      const bool finite = offsets.empty() || offsets[c] - offsets[c] == T(0);
+      if (scales[c] > 0 && scales[c] <= std::numeric_limits<T>::max() && finite) continue;
+      return Error{Errc::bad_argument, "smoothing needs positive factors and finite offsets",
+                   ErrorText("channel ") << c};
+    }
+    return {};
+  }
+
+  /// Equal groups of at most 128 channels.
+  [[nodiscard]] static std::size_t default_group(std::size_t width) noexcept {
+    return width <= kv_longest_group ? width : kv_longest_group;
+  }
+
+  [[nodiscard]] T* part(Part which) noexcept { return memory_.data() + which * channels_; }
+  [[nodiscard]] const T* part(Part which) const noexcept { return memory_.data() + which * channels_; }
+
+  template <Executor E>
+  [[nodiscard]] Result<Channels> smoothing_now(ExecutionContext<E>& context) const noexcept {
+    const auto memory = context.workspace().template take<T>(2 * channels_);
+    if (!memory) return memory.error();
+    for (std::size_t c = 0; c < channels_; ++c) {
+      (*memory)[c] = scale(c);
+      (*memory)[channels_ + c] = offset(c);
+    }
+    return Channels{memory->data(), memory->data() + channels_};
+  }
+
+  /// Calls body(chunk, row) for all rows, those of a chunk in order.
+  template <Executor E, class Body>
+  static void for_each_chunk(std::size_t rows, ExecutionContext<E>& context, const Body& body) noexcept {
+    context.executor().for_each_index(divide_up(rows, rows_per_chunk), [&](std::size_t chunk) {
+      const std::size_t first = chunk * rows_per_chunk;
+      for (std::size_t r = first; r < rows && r < first + rows_per_chunk; ++r) body(chunk, r);
+    });
+  }
+
+  void rotate(T* head, Isa isa) const noexcept {
+    if (options_.rotation == InputRotation::none) return;
+    hadamard_row(std::span<T>(head, options_.width), hadamard_size(options_.width), isa);
+  }
+
+  [[nodiscard]] T levels() const noexcept { return static_cast<T>((1 << options_.bits) - 1); }
+
+  /// u and w^ of a head; false where a group has no grid.
+  [[nodiscard]] bool encode(const T* x, const Channels& head, T* u, Head& coded, Isa isa) const noexcept {
+    T w[widest_head];
+    for (std::size_t i = 0; i < options_.width; ++i) w[i] = u[i] = (x[i] - head.d[i]) / head.s[i];
+    rotate(w, isa);
+    bool good = true;
+    for (std::size_t first = 0, group = 0; first < options_.width; first += options_.group, ++group) {
+      const std::size_t rest = options_.width - first;
+      good = encode_group(w, {first, rest < options_.group ? rest : options_.group}, group, coded) && good;
+    }
+    return good;
+  }
+
+  [[nodiscard]] bool encode_group(const T* w, const RowBlock& range, std::size_t group, Head& coded) const noexcept {
+    const std::size_t end = range.first + range.count;
+    std::size_t smallest = range.first, largest = range.first;
+    bool finite = true;
+    for (std::size_t i = range.first; i < end; ++i) {
+      finite = finite && w[i] - w[i] == T(0);
+      if (w[i] < w[smallest]) smallest = i;
+      if (w[i] > w[largest]) largest = i;
+    }
+    coded.smallest[group] = smallest;
+    coded.largest[group] = largest;
+    const Grid grid = finite ? grid_of(w[smallest], w[largest]) : Grid{};
+    for (std::size_t i = range.first; i < end; ++i) {
+      const T place = grid.step == T(0) ? T(0) : (w[i] - grid.low) / grid.step;
+      const T code = std::nearbyint(place);
+      const T clamped = code < T(0) ? T(0) : code > levels() ? levels() : code;
+      coded.values[i] = grid.step * clamped + grid.low;
+      coded.residues[i] = clamped - place;
+    }
+    return grid.good;
+  }
+
+  struct Grid {
+    T low = 0;
+    T step = 0;
+    bool good = false;
+  };
+  [[nodiscard]] Grid grid_of(T low, T high) const noexcept {
+    if constexpr (std::is_same_v<T, float>) {
+      const float stored = half_below(low), step = half_above((high - stored) / levels());
+      constexpr float largest = 65504.0f;
+      if (!(stored >= -largest && stored <= largest && step <= largest)) return {};
+      return {stored, step, true};
+    } else {
+      return {low, (high - low) / levels(), true};
+    }
+  }
+
+  [[nodiscard]] static float half_below(float x) noexcept {
+    half near = to_half(x);
+    if (to_float(near) > x)
+      near.bits = static_cast<std::uint16_t>(near.bits == 0 ? 0x8001u
+                                                            : near.bits + ((near.bits & 0x8000u) != 0 ? 1u : 0xffffu));
+    return to_float(near);
+  }
+  [[nodiscard]] static float half_above(float x) noexcept { return -half_below(-x); }
+
+  void backward_head(const T* x, const Channels& head, T* gradient, const Sums& sums, Isa isa) const noexcept {
+    const std::size_t width = options_.width;
+    T u[widest_head], slopes[widest_head];
+    Head coded;
+    (void)encode(x, head, u, coded, isa);  // the forward pass found it good
+    for (std::size_t i = 0; i < width; ++i) slopes[i] = gradient[i] * head.s[i];
+    rotate(slopes, isa);
+    for (std::size_t first = 0, group = 0; first < width; first += options_.group, ++group) {
+      if (options_.range == RangeGradient::detached) break;
+      T along = 0;
+      for (std::size_t i = first; i < width && i < first + options_.group; ++i) along += slopes[i] * coded.residues[i];
+      slopes[coded.largest[group]] += along / levels();
+      slopes[coded.smallest[group]] -= along / levels();
+    }
+    rotate(slopes, isa);
+    rotate(coded.values, isa);
+    for (std::size_t i = 0; i < width; ++i) {
+      const T dx = slopes[i] / head.s[i];
+      sums.scales[i] += static_cast<double>(gradient[i] * coded.values[i] - dx * u[i]);
+      sums.offsets[i] += static_cast<double>(gradient[i] - dx);
+      gradient[i] = dx;
+    }
+  }
+
+  AlignedBuffer<T> memory_;
+  KvSiteOptions options_ = {};
+  std::size_t channels_ = 0;
+};
+
+static_assert(DifferentiableActivation<KvSite<float>> && DifferentiableActivation<KvSite<double>>);
+
+}  // namespace CBQ_ABI
+}  // namespace cbq

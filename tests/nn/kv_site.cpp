@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cbq/nn/kv_site.hpp>
+
+#include <catch2/catch_all.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "support/nn.hpp"
+
+using namespace cbq;
+
+namespace {
+
+constexpr std::size_t tokens = 70;  // more than a chunk of rows
+
+template <class T>
+std::vector<T> forward(const KvSite<T>& site, const std::vector<T>& x) {
+  const SerialExecutor serial;
+  ExecutionContext<> context(serial);
+  std::vector<T> out(x.size());
+  const std::size_t rows = x.size() / site.channels();
+  REQUIRE(site.forward(matrix_view<const T>(x.data(), rows, site.channels()),
+                       matrix_view(out.data(), rows, site.channels()), context));
+  return out;
+}
+
+template <class T, class E = SerialExecutor>
+std::vector<T> backward(KvSite<T>& site, const std::vector<T>& x, std::vector<T> slopes, const E& executor = {}) {
+  ExecutionContext<E> context(executor);
+  const std::size_t rows = x.size() / site.channels();
+  const auto in = matrix_view<const T>(x.data(), rows, site.channels());
+  REQUIRE(site.backward(matrix_view(slopes.data(), rows, site.channels()), in, in, context));
+  return slopes;
+}
+
+// The site in plain loops, for doubles. With `residues` rounding adds what they say to each place, so that what is left
+// is smooth; without, it writes them.
+struct Oracle {
+  KvSiteOptions options;
+  std::vector<double> sigma, offset;
+
+  [[nodiscard]] std::vector<double> rotated(std::vector<double> head) const {
+    if (options.rotation == InputRotation::none) return head;
+    std::size_t block = 1;
+    while (head.size() % (2 * block) == 0) block *= 2;
+    std::vector<double> out(head.size());
+    for (std::size_t i = 0; i < head.size(); ++i) {
+      for (std::size_t j = i - i % block; j < i - i % block + block; ++j) {
+        const bool odd = (__builtin_popcountll((i % block) & (j % block)) & 1) != 0;
+        out[i] += (odd ? -head[j] : head[j]) / std::sqrt(static_cast<double>(block));
+      }
+    }
+    return out;
+  }
+
+  [[nodiscard]] std::vector<double> run(const std::vector<double>& x, std::vector<double>& residues,
+                                        bool smooth) const {
+    const std::size_t width = options.width, channels = sigma.size();
+    const double levels = std::pow(2.0, options.bits) - 1;
+    residues.resize(x.size());
+    std::vector<double> out(x.size());
+    for (std::size_t at = 0; at < x.size(); at += width) {
+      std::vector<double> head(width);
+      const std::size_t c = at % channels;
+      for (std::size_t i = 0; i < width; ++i) head[i] = (x[at + i] - offset[c + i]) / std::exp(sigma[c + i]);
+      head = rotated(head);
+      for (std::size_t first = 0; first < width; first += options.group) {
+        const auto begin = head.begin() + static_cast<std::ptrdiff_t>(first);
+        const auto end = head.begin() + static_cast<std::ptrdiff_t>(std::min(width, first + options.group));
+        const double low = *std::min_element(begin, end), step = (*std::max_element(begin, end) - low) / levels;
+        for (std::size_t i = first; i < width && i < first + options.group; ++i) {
+          if (step == 0) continue;
+          const double place = (head[i] - low) / step;
+          if (!smooth) residues[at + i] = std::nearbyint(place) - place;
+          head[i] = step * (place + residues[at + i]) + low;
+        }
+      }
+      head = rotated(head);
+      for (std::size_t i = 0; i < width; ++i) out[at + i] = head[i] * std::exp(sigma[c + i]) + offset[c + i];
+    }
+    return out;
+  }
+};
+
+struct Case {
+  KvSiteOptions options;
+  std::vector<double> scales, offsets, x;
+};
+
+Case random_case(const KvSiteOptions& options, std::size_t heads) {
+  Case made{options, {}, {}, support::doubles(support::normal(tokens * heads * options.width, 3))};
+  for (const float v : support::normal(heads * options.width, 4, 0.5f)) made.scales.push_back(std::exp(v));
+  made.offsets = support::doubles(support::normal(heads * options.width, 5));
+  return made;
+}
+
+double weighted(const std::vector<double>& y, const std::vector<double>& slopes) {
+  double sum = 0;
+  for (std::size_t i = 0; i < y.size(); ++i) sum += y[i] * slopes[i];
+  return sum;
+}
+
+// Central differences of the smooth site at some places of `values`; residues as they were.
+void check_differences(const Oracle& oracle, const std::vector<double>& x, std::vector<double>& values,
+                       const std::vector<double>& gradient, std::size_t stride) {
+  const std::vector<double> slopes = support::doubles(support::normal(x.size(), 6));
+  std::vector<double> residues;
+  (void)oracle.run(x, residues, false);
+  for (std::size_t i = 0; i < values.size(); i += stride) {
+    constexpr double h = 1e-6;
+    const double kept = values[i];
+    values[i] = kept + h;
+    const double above = weighted(oracle.run(x, residues, true), slopes);
+    values[i] = kept - h;
+    const double below = weighted(oracle.run(x, residues, true), slopes);
+    values[i] = kept;
+    CAPTURE(i);
+    CHECK(gradient[i] == Catch::Approx((above - below) / (2 * h)).epsilon(1e-5).margin(1e-6));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("Codes are those of the dynamic range of a group") {
+  auto site = KvSite<double>::create({.bits = 4, .width = 6}, std::vector<double>(6, 1.0));
+  REQUIRE(site);
+  const std::vector<double> x = {-1, -.25, 0, .4, 1.2, 2}, wanted = {-1, -.2, 0, .4, 1.2, 2};  // step 0.2
+  const std::vector<double> out = forward(*site, x);
+  for (std::size_t i = 0; i < x.size(); ++i) CHECK(out[i] == Catch::Approx(wanted[i]).margin(1e-12));
+  // A group of one value is kept as it is; its gradient passes.
+  const std::vector<double> same(6, 0.7), slopes = {1, 2, 3, 4, 5, 6};
+  CHECK(forward(*site, same) == same);
+  CHECK(backward(*site, same, slopes) == slopes);
+}
+
+TEST_CASE("A site is the formula, and its gradients are central differences with the rounding held") {
+  for (const KvSiteOptions options : {KvSiteOptions{.bits = 4, .width = 8},
+                                      {.bits = 2, .width = 12, .group = 5},
+                                      {.bits = 3, .width = 12, .group = 12, .rotation = InputRotation::hadamard}}) {
+    Case given = random_case(options, 2);
+    auto site = KvSite<double>::create(options, given.scales, given.offsets);
+    REQUIRE(site);
+    Oracle oracle{options, {}, given.offsets};
+    if (oracle.options.group == 0) oracle.options.group = options.width;
+    for (const double s : given.scales) oracle.sigma.push_back(std::log(s));
+    std::vector<double> residues;
+    const std::vector<double> wanted = oracle.run(given.x, residues, false), out = forward(*site, given.x);
+    for (std::size_t i = 0; i < out.size(); ++i) CHECK(out[i] == Catch::Approx(wanted[i]).margin(1e-9));
+
+    const std::vector<double> slopes = support::doubles(support::normal(given.x.size(), 6));
+    const std::vector<double> dx = backward(*site, given.x, slopes);
+    check_differences(oracle, given.x, given.x, dx, 13);
+    const auto parameters = site->parameters();
+    REQUIRE(parameters.size() == 2);
+    const auto gradient = [&](std::size_t which, double unit) {
+      std::vector<double> values(parameters[which].gradients, parameters[which].gradients + site->channels());
+      if (which == 1) {  // shifts count in units of the first factors
+        for (std::size_t c = 0; c < values.size(); ++c) values[c] *= unit / given.scales[c];
+      }
+      return values;
+    };
+    check_differences(oracle, given.x, oracle.sigma, gradient(0, 1), 1);
+    check_differences(oracle, given.x, oracle.offset, gradient(1, 1), 1);
+    // A second pass adds.
+    const std::vector<double> once = gradient(0, 1);
+    (void)backward(*site, given.x, slopes);
+    for (std::size_t c = 0; c < once.size(); ++c) CHECK(gradient(0, 1)[c] == Catch::Approx(2 * once[c]));
+    site->clear_gradients();
+    CHECK(gradient(0, 1) == std::vector<double>(once.size()));
+  }
+}
+
+TEST_CASE("Without its range a gradient passes as it is, and parameters get what rounding loses") {
+  KvSiteOptions options{.bits = 2, .width = 8, .range = RangeGradient::detached};
+  const Case given = random_case(options, 1);
+  auto site = KvSite<double>::create(options, given.scales, given.offsets);
+  REQUIRE(site);
+  const std::vector<double> slopes = support::doubles(support::normal(given.x.size(), 6));
+  const std::vector<double> dx = backward(*site, given.x, slopes), out = forward(*site, given.x);
+  for (std::size_t i = 0; i < dx.size(); ++i) CHECK(dx[i] == Catch::Approx(slopes[i]));
+  const auto parameters = site->parameters();
+  for (std::size_t c = 0; c < 8; ++c) {
+    double wanted = 0;
+    for (std::size_t i = c; i < dx.size(); i += 8) wanted += slopes[i] * (out[i] - given.x[i]);
+    CHECK(parameters[0].gradients[c] == Catch::Approx(wanted));
+    CHECK(parameters[1].gradients[c] == Catch::Approx(0).margin(1e-9));
+  }
+}
+
+TEST_CASE("Parameters move factors and offsets, and stay near the start") {
+  auto site = KvSite<float>::create({.width = 2, .scale_rate = 0.5, .offset_rate = 0.25}, std::vector<float>{2, 4},
+                                    std::vector<float>{1, -1});
+  REQUIRE(site);
+  CHECK(site->is_trained());
+  const auto parameters = site->parameters();
+  CHECK(parameters[0].learning_rate == 0.5);
+  CHECK(parameters[1].learning_rate == 0.25);
+  parameters[0].values[0] += std::log(3.0f);
+  parameters[1].values[1] += 0.5f;
+  CHECK(site->scale(0) == Catch::Approx(6));
+  CHECK(site->offset(1) == Catch::Approx(1));
+  CHECK(site->offset(0) == 1);
+  parameters[0].values[0] = 100;
+  site->project();
+  CHECK(site->scale(0) == Catch::Approx(2 * 1048576.0).epsilon(1e-4));
+  auto still = KvSite<float>::create({.width = 2, .scale_rate = 0, .offset_rate = 0}, std::vector<float>{2, 4});
+  REQUIRE(still);
+  CHECK_FALSE(still->is_trained());
+  CHECK(KvSite<float>().is_identity());
+}
+
+TEST_CASE("Floats are stored in halves, and have the same bits for any executor") {
+  const KvSiteOptions options{.bits = 4, .width = 64, .rotation = InputRotation::hadamard};
+  const std::vector<float> x = support::normal(200 * 128, 7), slopes = support::normal(200 * 128, 8);
+  std::vector<float> scales;
+  for (const float v : support::normal(128, 9, 0.3f)) scales.push_back(std::exp(v));
+  auto one = KvSite<float>::create(options, scales), other = KvSite<float>::create(options, scales);
+  auto exact = KvSite<double>::create(options, support::doubles(scales));
+  REQUIRE((one && other && exact));
+  const std::vector<float> out = forward(*one, x);
+  const std::vector<double> wanted = forward(*exact, support::doubles(x));
+  double error = 0, lost = 0;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    error += std::pow(static_cast<double>(out[i]) - wanted[i], 2);
+    lost += std::pow(static_cast<double>(x[i]) - wanted[i], 2);
+  }
+  CHECK(error < 0.05 * lost);  // codes at the border of two steps
+  CHECK(error > 0);
+  CHECK(backward(*one, x, slopes) == backward(*other, x, slopes, support::ThreadExecutor{}));
+  const auto a = one->parameters(), b = other->parameters();
+  for (std::size_t c = 0; c < 128; ++c) {
+    CHECK(a[0].gradients[c] == b[0].gradients[c]);
+    CHECK(a[1].gradients[c] == b[1].gradients[c]);
+  }
+}
+
+TEST_CASE("What a site cannot do is an error") {
+  const std::vector<float> ones(8, 1.0f);
+  CHECK(KvSite<float>::create({.bits = 5, .width = 8}, ones).error().code == Errc::unsupported);
+  CHECK(KvSite<float>::create({.width = 257}, std::vector<float>(257, 1.0f)).error().code == Errc::unsupported);
+  CHECK(KvSite<float>::create({.width = 3}, ones).error().code == Errc::bad_shape);
+  CHECK(KvSite<float>::create({.width = 8}, ones, std::vector<float>(4)).error().code == Errc::bad_shape);
+  std::vector<float> bad = ones;
+  bad[2] = 0;
+  CHECK(KvSite<float>::create({.width = 8}, bad).error().code == Errc::bad_argument);
+  auto site = KvSite<float>::create({.width = 8}, ones);
+  REQUIRE(site);
+  const SerialExecutor serial;
+  ExecutionContext<> context(serial);
+  for (const float wrong : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), 2e6f}) {
+    std::vector<float> x(3 * 8), out(3 * 8);
+    x[17] = wrong;
+    const Status done = site->forward(support::input(x, 8), support::view(out, 8), context);
+    REQUIRE_FALSE(done);
+    CHECK(done.error().code == Errc::not_finite);
+    CHECK(std::string(done.error().where.c_str()) == "token 2");
+  }
+}
