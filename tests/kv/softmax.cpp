@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cbq/kv/softmax.hpp>
 
+#include <algorithm>
 #include <catch2/catch_all.hpp>
 #include <cmath>
 #include <limits>
@@ -67,6 +68,46 @@ TEST_CASE("Softmax over several blocks equals its definition, whatever lies behi
       CHECK(static_cast<double>(sums[r]) == Catch::Approx(sum).epsilon(3e-6));
       for (std::size_t i = 0; i < width; ++i) {
         CHECK(static_cast<double>(values[r * width + i]) == Catch::Approx(wanted[i]).epsilon(1e-5).margin(1e-6));
+      }
+    }
+  }
+}
+
+TEST_CASE("Columns before the first that a row sees have no weight, whatever they hold") {
+  constexpr std::size_t columns = 48;
+  for (const Isa isa : support::machine_isas()) {
+    for (const std::size_t valid : {0u, 16u, 40u, 48u}) {
+      for (const std::size_t begin : {0u, 1u, 7u, 8u, 15u, 16u, 17u, 39u, 48u}) {
+        CAPTURE(isa_name(isa), valid, begin);
+        const std::size_t first = std::min(begin, valid);
+        const auto raw = support::normal(columns, 5);
+        std::vector<float> scores(columns, NAN), value(16, 1.0f);
+        for (std::size_t j = first; j < valid; ++j) scores[j] = raw[j];
+        float maximum = 0.25f, sum = 2.0f;  // of earlier positions
+        softmax_block({.scores = scores.data(),
+                       .stride = columns,
+                       .rows = 1,
+                       .columns = columns,
+                       .valid = &valid,
+                       .first = &first,
+                       .scale = 3.0f,
+                       .maxima = &maximum,
+                       .sums = &sum,
+                       .values = value.data(),
+                       .value_stride = 16,
+                       .value_columns = 16},
+                      isa);
+        double best = 0.25;
+        for (std::size_t j = first; j < valid; ++j) best = std::fmax(best, static_cast<double>(raw[j]));
+        double wanted = 2 * std::exp(3 * (0.25 - best));
+        for (std::size_t j = 0; j < columns; ++j) {
+          const bool seen = j >= first && j < valid;
+          const double weight = seen ? std::exp(3 * (static_cast<double>(raw[j]) - best)) : 0;
+          REQUIRE(std::fabs(static_cast<double>(scores[j]) - weight) <= 1e-6 * weight);
+          wanted += weight;
+        }
+        CHECK(static_cast<double>(maximum) == best);
+        CHECK(static_cast<double>(sum) == Catch::Approx(wanted).epsilon(2e-6));
       }
     }
   }

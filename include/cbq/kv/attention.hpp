@@ -5,14 +5,14 @@
 // positions with a running maximum, so no matrix of scores ever exists; products run on the dispatched float tiles,
 // straight from the cache. Work is cut into (head, 16 queries); a single query takes the heads that share keys and
 // values together. Blocks begin at fixed positions, so a row's result does not depend on how many rows came before it
-// in the same call. Cost: 4 * width multiply-adds per query, head and visible position pair; 40 KiB of stack per task.
+// in the same call. Cost: 4 * width multiply-adds per query, head and visible position pair; 34 KiB of stack per task.
 
 #include <cstddef>
 
 #include <cbq/core/context.hpp>
-#include <cbq/gemm/float_dispatch.hpp>
 #include <cbq/kv/float_kv_cache.hpp>
-#include <cbq/kv/softmax.hpp>
+#include <cbq/kv/float_source.hpp>
+#include <cbq/kv/online_softmax.hpp>
 
 namespace cbq {
 
@@ -39,54 +39,6 @@ inline namespace CBQ_ABI {
 
 namespace attention {
 
-inline constexpr std::size_t block_positions = 256;
-inline constexpr std::size_t block_rows = 16;
-inline constexpr std::size_t most_width = 256;
-
-/// c [rows x 16 * panels] (+)= a [rows x inputs] * panels, which lie `panel_step` floats apart.
-struct PanelProduct {
-  const float* a = nullptr;
-  std::size_t a_stride = 0;
-  std::size_t rows = 0;
-  std::size_t inputs = 0;
-  const float* panels = nullptr;
-  std::size_t panel_step = 0;
-  std::size_t panel_count = 0;
-  float* c = nullptr;
-  std::size_t c_stride = 0;
-  const float* initial = nullptr;  ///< null, or c
-};
-
-struct Tiles {
-  FloatTallKernels tall = {};
-  FloatNarrowKernels<float> narrow = {};
-};
-
-inline void multiply(const Tiles& tiles, const PanelProduct& product) noexcept {
-  const bool narrow = product.rows <= float_narrow_rows;
-  const std::size_t height = narrow ? product.rows : tiles.tall.rows;
-  const std::size_t pieces = divide_up(product.rows, height);
-  const std::size_t wide = narrow ? 1 : tiles.tall.panels;
-  FloatTile<float> tile;
-  tile.a_stride = product.a_stride;
-  tile.panel_stride = float_panel_width;
-  tile.inputs = product.inputs;
-  tile.initial_stride = tile.c_stride = product.c_stride;
-  for (std::size_t p = 0; p < product.panel_count; p += wide) {
-    const std::size_t count = product.panel_count - p < wide ? product.panel_count - p : wide;
-    tile.panels[0] = product.panels + p * product.panel_step;
-    tile.panels[1] = count == 2 ? tile.panels[0] + product.panel_step : nullptr;
-    for (std::size_t piece = 0; piece < pieces; ++piece) {
-      const std::size_t first = product.rows * piece / pieces;
-      const std::size_t rows = product.rows * (piece + 1) / pieces - first;
-      tile.a = product.a + first * product.a_stride;
-      tile.c = product.c + first * product.c_stride + p * float_panel_width;
-      tile.initial = product.initial != nullptr ? tile.c : nullptr;
-      (narrow ? tiles.narrow.tile[rows] : tiles.tall.tile[count - 1][rows])(tile);
-    }
-  }
-}
-
 /// Some queries that read the same key/value head.
 struct Job {
   const float* queries = nullptr;
@@ -102,62 +54,14 @@ struct Job {
 };
 
 inline void run(const Job& job, const FloatKvView& cache, const Tiles& tiles) noexcept {
-  alignas(64) float scores[block_rows * block_positions];
-  alignas(64) float values[block_rows * most_width];
-  float maxima[block_rows];
-  float sums[block_rows];
-  std::size_t valid[block_rows];
-  const std::size_t value_width = divide_up(cache.width, float_panel_width) * float_panel_width;
-  for (std::size_t r = 0; r < job.rows; ++r) {
-    maxima[r] = -__builtin_inff();
-    sums[r] = 0.0f;
-  }
-  __builtin_memset(values, 0, job.rows * value_width * sizeof(float));
-  const std::size_t visible = job.first_visible + (job.rows - 1) * job.visible_step;
-  for (std::size_t first = 0; first < visible; first += block_positions) {
-    const std::size_t count = visible - first < block_positions ? visible - first : block_positions;
-    const std::size_t panels = divide_up(count, float_panel_width);
-    multiply(tiles, {.a = job.queries,
-                     .a_stride = job.query_stride,
-                     .rows = job.rows,
-                     .inputs = cache.width,
-                     .panels = cache.keys + (job.kv_head * cache.capacity + first) * cache.width,
-                     .panel_step = cache.width * float_panel_width,
-                     .panel_count = panels,
-                     .c = scores,
-                     .c_stride = block_positions});
-    for (std::size_t r = 0; r < job.rows; ++r) {
-      const std::size_t seen = job.first_visible + r * job.visible_step;
-      valid[r] = seen <= first ? 0 : seen - first < count ? seen - first : count;
-    }
-    softmax_block({.scores = scores,
-                   .stride = block_positions,
-                   .rows = job.rows,
-                   .columns = panels * float_panel_width,
-                   .valid = valid,
-                   .scale = job.scale,
-                   .maxima = maxima,
-                   .sums = sums,
-                   .values = values,
-                   .value_stride = value_width,
-                   .value_columns = value_width},
-                  job.isa);
-    multiply(tiles, {.a = scores,
-                     .a_stride = block_positions,
-                     .rows = job.rows,
-                     .inputs = count,
-                     .panels = cache.values + job.kv_head * value_width * cache.capacity + first * float_panel_width,
-                     .panel_step = cache.capacity * float_panel_width,
-                     .panel_count = value_width / float_panel_width,
-                     .c = values,
-                     .c_stride = value_width,
-                     .initial = values});
-  }
-  for (std::size_t r = 0; r < job.rows; ++r) {
-    const float inverse = 1.0f / sums[r];
-    for (std::size_t i = 0; i < cache.width; ++i)
-      job.out[r * job.out_stride + i] = values[r * value_width + i] * inverse;
-  }
+  RowSumsMemory memory;
+  const std::size_t stride = divide_up(cache.width, float_panel_width) * float_panel_width;
+  const RowSums sums = row_sums(memory, job.rows, stride, job.scale);
+  clear(sums);
+  RowPositions seen;
+  for (std::size_t r = 0; r < job.rows; ++r) seen[r] = {0, job.first_visible + r * job.visible_step};
+  visit(FloatSource{tiles, cache, job.kv_head, job.queries, job.query_stride, job.rows}, seen, sums, job.isa);
+  for (std::size_t r = 0; r < job.rows; ++r) normalize(sums, r, job.out + r * job.out_stride, cache.width);
 }
 
 }  // namespace attention
@@ -175,7 +79,7 @@ template <Executor E>
     return Error{Errc::bad_shape, "attention needs whole heads, a result of the shape of the queries, and cached keys",
                  "q", ErrorText(q.rows) << " x " << q.columns, ErrorText(out.rows) << " x " << out.columns};
   }
-  attention::Tiles tiles{float_tall_kernels<float>(context.isa()), float_narrow_kernels<float>(context.isa())};
+  const attention::Tiles tiles = attention::float_tiles(context.isa());
   const std::size_t group = shape.heads / shape.kv_heads;
   const std::size_t past = view.size - q.rows;
   attention::Job common{.query_stride = q.stride, .out_stride = out.stride, .scale = scale, .isa = context.isa()};

@@ -29,6 +29,7 @@ struct SoftmaxBlock {
   std::size_t rows = 0;
   std::size_t columns = 0;             ///< a multiple of 16
   const std::size_t* valid = nullptr;  ///< [rows]: columns from here on become 0, whatever they hold
+  const std::size_t* first = nullptr;  ///< [rows]: so do columns before it; at most valid. Null: none
   float scale = 1.0f;                  ///< c > 0
   float* maxima = nullptr;             ///< [rows] m, first -infinity
   float* sums = nullptr;               ///< [rows] l, first 0
@@ -41,20 +42,27 @@ struct SoftmaxBlock {
 namespace isa::avx512_vnni {
 CBQ_BEGIN_REGION(CBQ_TARGET_AVX512VNNI)
 
+/// Lanes of columns j .. j + 15 that lie in [first, valid).
+[[gnu::always_inline]] inline __mmask16 lanes_between(std::size_t first, std::size_t valid, std::size_t j) noexcept {
+  const unsigned before = first_lanes(j < first ? first - j : 0);
+  return static_cast<__mmask16>(first_lanes(j < valid ? valid - j : 0) & ~before);
+}
+
 inline void softmax_block(const SoftmaxBlock& block) noexcept {
   const __m512 scale = _mm512_set1_ps(block.scale);
   for (std::size_t r = 0; r < block.rows; ++r) {
     float* scores = block.scores + r * block.stride;
     const std::size_t valid = block.valid[r];
+    const std::size_t first = block.first != nullptr ? block.first[r] : 0;
     __m512 best = _mm512_set1_ps(block.maxima[r]);
-    for (std::size_t j = 0; j < valid; j += 16) {
-      best = _mm512_mask_max_ps(best, first_lanes(valid - j), best, _mm512_loadu_ps(scores + j));
+    for (std::size_t j = first / 16 * 16; j < valid; j += 16) {
+      best = _mm512_mask_max_ps(best, lanes_between(first, valid, j), best, _mm512_loadu_ps(scores + j));
     }
     const float maximum = _mm512_reduce_max_ps(best);
     const __m512 shift = _mm512_set1_ps(maximum);
     __m512 sum = _mm512_setzero_ps();
     for (std::size_t j = 0; j < block.columns; j += 16) {
-      const __mmask16 lanes = first_lanes(j < valid ? valid - j : 0);
+      const __mmask16 lanes = lanes_between(first, valid, j);
       const __m512 difference = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(scores + j), shift), scale);
       const __m512 weight = _mm512_maskz_mov_ps(lanes, exponential(difference));
       sum = _mm512_add_ps(sum, weight);
@@ -92,22 +100,28 @@ CBQ_BEGIN_REGION(CBQ_TARGET_AVX2)
   return _mm_cvtss_f32(_mm_max_ss(best, _mm_shuffle_ps(best, best, 1)));
 }
 
+/// Lanes of columns j .. j + 7 that lie in [first, valid).
+[[gnu::always_inline]] inline __m256 lanes_between(std::size_t first, std::size_t valid, std::size_t j) noexcept {
+  return _mm256_andnot_ps(first_lanes(j < first ? first - j : 0), first_lanes(j < valid ? valid - j : 0));
+}
+
 inline void softmax_block(const SoftmaxBlock& block) noexcept {
   const __m256 scale = _mm256_set1_ps(block.scale);
   for (std::size_t r = 0; r < block.rows; ++r) {
     float* scores = block.scores + r * block.stride;
     const std::size_t valid = block.valid[r];
+    const std::size_t first = block.first != nullptr ? block.first[r] : 0;
     const __m256 old = _mm256_set1_ps(block.maxima[r]);
     __m256 best = old;
-    for (std::size_t j = 0; j < valid; j += 8) {
-      const __m256 score = _mm256_blendv_ps(old, _mm256_loadu_ps(scores + j), first_lanes(valid - j));
+    for (std::size_t j = first / 8 * 8; j < valid; j += 8) {
+      const __m256 score = _mm256_blendv_ps(old, _mm256_loadu_ps(scores + j), lanes_between(first, valid, j));
       best = _mm256_max_ps(best, score);
     }
     const float maximum = lane_maximum(best);
     const __m256 shift = _mm256_set1_ps(maximum);
     __m256 sum = _mm256_setzero_ps();
     for (std::size_t j = 0; j < block.columns; j += 8) {
-      const __m256 lanes = first_lanes(j < valid ? valid - j : 0);
+      const __m256 lanes = lanes_between(first, valid, j);
       const __m256 difference = _mm256_mul_ps(_mm256_sub_ps(_mm256_loadu_ps(scores + j), shift), scale);
       const __m256 weight = _mm256_and_ps(lanes, exponential(difference));
       sum = _mm256_add_ps(sum, weight);
@@ -155,8 +169,9 @@ inline float weigh_row(float* x, std::size_t valid, std::size_t columns, float s
 inline void softmax_block(const SoftmaxBlock& block) noexcept {
   for (std::size_t r = 0; r < block.rows; ++r) {
     float* scores = block.scores + r * block.stride;
+    const std::size_t first = block.first != nullptr ? block.first[r] : 0;
     float maximum = block.maxima[r];
-    for (std::size_t j = 0; j < block.valid[r]; ++j) maximum = scores[j] > maximum ? scores[j] : maximum;
+    for (std::size_t j = first; j < block.valid[r]; ++j) maximum = scores[j] > maximum ? scores[j] : maximum;
     if (maximum != block.maxima[r]) {
       const float correction = __builtin_expf((block.maxima[r] - maximum) * block.scale);
       float* values = block.values + r * block.value_stride;
@@ -164,7 +179,8 @@ inline void softmax_block(const SoftmaxBlock& block) noexcept {
       block.sums[r] *= correction;
       block.maxima[r] = maximum;
     }
-    block.sums[r] += weigh_row(scores, block.valid[r], block.columns, maximum, block.scale);
+    for (std::size_t j = 0; j < first; ++j) scores[j] = 0.0f;
+    block.sums[r] += weigh_row(scores + first, block.valid[r] - first, block.columns - first, maximum, block.scale);
   }
 }
 

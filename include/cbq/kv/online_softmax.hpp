@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// The loop of attention, whatever keys and values are stored as: some rows of queries visit the positions of a source
+// in blocks of 256, with a running maximum, so that no matrix of scores ever exists. A source says what the scores of a
+// block are and adds weighted values; several sources may follow one another. Results of different positions merge:
+// long contexts are cut into spans whose results are merged in order. Blocks begin at multiples of 256, so what a row
+// gets from a source does not depend on the other rows of its tile. Cost beside the source's: one exp per row and
+// position; 16 KiB of stack.
+//
+//   m = max(m1, m2)   l = l1 exp(c (m1 - m)) + l2 exp(c (m2 - m))   o likewise   result = o / l
+
+#include <cstddef>
+
+#include <cbq/gemm/float_panels.hpp>
+#include <cbq/kv/softmax.hpp>
+
+namespace cbq {
+inline namespace CBQ_ABI {
+namespace attention {
+
+inline constexpr std::size_t block_positions = 256;
+inline constexpr std::size_t block_rows = 16;
+inline constexpr std::size_t most_width = 256;
+
+/// Positions [first, end); none where end <= first.
+struct Positions {
+  std::size_t first = 0;
+  std::size_t end = 0;
+};
+
+/// Positions of `a` that are in `b`.
+[[nodiscard]] constexpr Positions both(const Positions& a, const Positions& b) noexcept {
+  return {a.first > b.first ? a.first : b.first, a.end < b.end ? a.end : b.end};
+}
+
+/// What every row of a tile sees of one source.
+using RowPositions = Positions[block_rows];
+
+/// From the first to the last position that any row sees.
+[[nodiscard]] inline Positions cover(const RowPositions& seen, std::size_t rows) noexcept {
+  Positions all;
+  for (std::size_t r = 0; r < rows; ++r) {
+    if (seen[r].end <= seen[r].first) continue;
+    all.first = all.end == 0 || seen[r].first < all.first ? seen[r].first : all.first;
+    all.end = seen[r].end > all.end ? seen[r].end : all.end;
+  }
+  return all;
+}
+
+/// Rows of queries and what they have gathered so far: maxima, sums and unnormalized values [rows x stride].
+struct RowSums {
+  std::size_t rows = 0;
+  float scale = 1.0f;  ///< of scores; > 0
+  float* maxima = nullptr;
+  float* sums = nullptr;
+  float* values = nullptr;
+  std::size_t stride = 0;  ///< width of the values, padded to a multiple of 16
+};
+
+/// Nothing gathered yet.
+inline void clear(const RowSums& sums) noexcept {
+  for (std::size_t r = 0; r < sums.rows; ++r) {
+    sums.maxima[r] = -__builtin_inff();
+    sums.sums[r] = 0.0f;
+  }
+  __builtin_memset(sums.values, 0, sums.rows * sums.stride * sizeof(float));
+}
+
+/// Memory of RowSums on the stack.
+struct RowSumsMemory {
+  alignas(64) float values[block_rows * most_width];
+  float maxima[block_rows];
+  float sums[block_rows];
+};
+
+[[nodiscard]] inline RowSums row_sums(RowSumsMemory& memory, std::size_t rows, std::size_t stride,
+                                      float scale) noexcept {
+  return {rows, scale, memory.maxima, memory.sums, memory.values, stride};
+}
+
+/// Adds what the rows see of a source. Source: `unit` positions that it computes together (16 or 64),
+/// scores(Positions, float* [rows x 256]), add_values(Positions, const float* weights, const RowSums&); both get
+/// positions that begin at a unit, and weights of 0 where a row sees nothing, up to the end of the last unit.
+template <class Source>
+void visit(const Source& source, const RowPositions& seen, const RowSums& sums, Isa isa) noexcept {
+  const Positions all = cover(seen, sums.rows);
+  if (all.end == 0) return;
+  alignas(64) float scores[block_rows * block_positions];
+  std::size_t first[block_rows];
+  std::size_t valid[block_rows];
+  for (std::size_t begin = all.first / block_positions * block_positions; begin < all.end; begin += block_positions) {
+    Positions block = both({all.first / Source::unit * Source::unit, all.end}, {begin, begin + block_positions});
+    source.scores(block, static_cast<float*>(scores));
+    for (std::size_t r = 0; r < sums.rows; ++r) {
+      const Positions own = both(seen[r], block);
+      first[r] = own.end <= own.first ? 0 : own.first - block.first;
+      valid[r] = own.end <= own.first ? 0 : own.end - block.first;
+    }
+    softmax_block({.scores = scores,
+                   .stride = block_positions,
+                   .rows = sums.rows,
+                   .columns = divide_up(block.end - block.first, Source::unit) * Source::unit,
+                   .valid = valid,
+                   .first = first,
+                   .scale = sums.scale,
+                   .maxima = sums.maxima,
+                   .sums = sums.sums,
+                   .values = sums.values,
+                   .value_stride = sums.stride,
+                   .value_columns = sums.stride},
+                  isa);
+    source.add_values(block, static_cast<const float*>(scores), sums);
+  }
+}
+
+/// Adds what the same rows gathered from other positions.
+inline void merge(const RowSums& into, const RowSums& from) noexcept {
+  for (std::size_t r = 0; r < into.rows; ++r) {
+    if (from.sums[r] == 0.0f) continue;  // saw nothing
+    const float old = into.maxima[r];
+    const float best = old > from.maxima[r] ? old : from.maxima[r];
+    const float keep = into.sums[r] == 0.0f ? 0.0f : __builtin_expf((old - best) * into.scale);
+    const float take = __builtin_expf((from.maxima[r] - best) * into.scale);
+    into.maxima[r] = best;
+    into.sums[r] = into.sums[r] * keep + from.sums[r] * take;
+    float* values = into.values + r * into.stride;
+    const float* added = from.values + r * from.stride;
+    for (std::size_t i = 0; i < into.stride; ++i) values[i] = values[i] * keep + added[i] * take;
+  }
+}
+
+/// out [width] = what row r gathered, over its sum. A row that saw nothing becomes NaN.
+inline void normalize(const RowSums& sums, std::size_t r, float* out, std::size_t width) noexcept {
+  const float inverse = 1.0f / sums.sums[r];
+  for (std::size_t i = 0; i < width; ++i) out[i] = sums.values[r * sums.stride + i] * inverse;
+}
+
+}  // namespace attention
+}  // namespace CBQ_ABI
+}  // namespace cbq
