@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Values into and out of a page (kv_layout.hpp), with the quantizer of affine_group.hpp: a page decodes to exactly the
+// floats of the row codec. One position is written at a time, over whatever was there before, so a cache that was cut
+// back is simply written again.
+//
+// A position is one field of 2, 4 or 8 bits in each 32-bit word of one line per 16 channels (3 bits: also one bit of
+// another line): vectors of codes are shifted there and replace what the words held. Nothing is allocated.
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+
+#include <cbq/kv/affine_group.hpp>
+#include <cbq/kv/kv_layout.hpp>
+
+namespace cbq {
+inline namespace CBQ_ABI {
+
+namespace value_codes {
+
+/// Where one position's codes lie in each panel: bits `low` of the code at `shift` of each word of line `line`, and for
+/// 3 bits the high bit at `high_shift` of line 2.
+struct Place {
+  std::size_t line = 0;  ///< bytes from the panel to the line
+  int shift = 0;
+  int low = 0;
+  std::size_t high_line = 0;
+  int high_shift = 0;
+  bool high = false;
+};
+
+[[nodiscard]] constexpr Place place(const KvLayout& layout, std::size_t position) noexcept {
+  const std::size_t inside = position % block_inputs;
+  const std::size_t step = inside / step_inputs, byte = inside % step_inputs;
+  const std::size_t field = layout.bits == 3 ? 2 : layout.bits, steps = 8 / field;
+  const std::size_t block = position / block_inputs * block_bytes(layout.bits);
+  return {.line = block + step / steps * line_bytes,
+          .shift = static_cast<int>(8 * byte + field * (step % steps)),
+          .low = static_cast<int>((1u << field) - 1),
+          .high_line = block + 2 * line_bytes,
+          .high_shift = static_cast<int>(8 * byte + step),
+          .high = layout.bits == 3};
+}
+
+/// Replaces the bits `mask` << shift of one register of words.
+inline void replace(std::byte* words, const lanes::Ints& codes, int mask, int shift) noexcept {
+  using Bytes = xsimd::batch<std::uint8_t>;
+  auto* at = reinterpret_cast<std::uint8_t*>(words);
+  const lanes::Ints old = xsimd::bitwise_cast<std::int32_t>(Bytes::load_unaligned(at));
+  const lanes::Ints field = lanes::Ints(mask) << shift;
+  xsimd::bitwise_cast<std::uint8_t>((old & ~field) | ((codes << shift) & field)).store_unaligned(at);
+}
+
+[[nodiscard]] inline std::uint32_t word(const std::byte* words, std::size_t channel) noexcept {
+  std::uint32_t value = 0;
+  std::memcpy(&value, words + channel * sizeof value, sizeof value);
+  return value;
+}
+
+inline constexpr std::size_t most_groups = 2;  // of a head of 256 channels
+
+}  // namespace value_codes
+
+/// Writes the value `x` (layout.width floats) of `position` (0 .. 63) of one head, at `values` (layout.value_bytes
+/// bytes). Errors of fit_affine_group; then nothing was written.
+[[nodiscard]] inline Status encode_value(const KvLayout& layout, std::size_t position, std::span<const float> x,
+                                         std::byte* values) noexcept {
+  if (x.size() != layout.width || position >= kv_page_positions) {
+    return Error{Errc::bad_shape, "not a value of this page", "elements", x.size(), layout.width};
+  }
+  AffineGroup fits[value_codes::most_groups];
+  for (std::size_t g = 0; g < layout.groups; ++g) {
+    const auto channels = x.subspan(g * layout.group, group_channels(layout, g));
+    const Result<AffineGroup> fit = fit_affine_group(min_max(channels), layout.bits);
+    if (!fit) return fit.error();
+    fits[g] = *fit;
+  }
+  const value_codes::Place place = value_codes::place(layout, position);
+  for (std::size_t g = 0; g < layout.groups; ++g) {
+    const auto channels = x.subspan(g * layout.group, group_channels(layout, g));
+    const AffineOffsets at = value_affine(layout, position, g);
+    std::memcpy(values + at.scale, &fits[g].scale, sizeof(half));
+    std::memcpy(values + at.offset, &fits[g].offset, sizeof(half));
+    std::byte* panels = values + value_panel_offset(layout, g, 0);
+    for_each_affine_code(channels, fits[g], layout.bits, [&](const lanes::Ints& codes, std::size_t channel) {
+      std::byte* words =
+          panels + channel / panel_outputs * layout.value_panel_bytes + channel % panel_outputs * sizeof(std::uint32_t);
+      value_codes::replace(words + place.line, codes, place.low, place.shift);
+      if (place.high) value_codes::replace(words + place.high_line, codes >> 2, 1, place.high_shift);
+    });
+  }
+  return {};
+}
+
+/// The value of `position` (0 .. 63) of one head as it was stored, into layout.width floats.
+inline void decode_value(const KvLayout& layout, const std::byte* values, std::size_t position, float* out) noexcept {
+  const value_codes::Place place = value_codes::place(layout, position);
+  for (std::size_t g = 0; g < layout.groups; ++g) {
+    const AffineOffsets at = value_affine(layout, position, g);
+    AffineGroup fit;
+    std::memcpy(&fit.scale, values + at.scale, sizeof(half));
+    std::memcpy(&fit.offset, values + at.offset, sizeof(half));
+    const float scale = to_float(fit.scale), offset = to_float(fit.offset);
+    for (std::size_t c = 0; c < group_channels(layout, g); ++c) {
+      const std::byte* panel = values + value_panel_offset(layout, g, c / panel_outputs);
+      const std::size_t channel = c % panel_outputs;
+      std::uint32_t code =
+          value_codes::word(panel + place.line, channel) >> place.shift & static_cast<std::uint32_t>(place.low);
+      if (place.high) code |= (value_codes::word(panel + place.high_line, channel) >> place.high_shift & 1u) << 2;
+      out[g * layout.group + c] = scale * static_cast<float>(code) + offset;
+    }
+  }
+}
+
+}  // namespace CBQ_ABI
+}  // namespace cbq
