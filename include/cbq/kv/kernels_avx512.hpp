@@ -240,33 +240,118 @@ void value_tile(const ValueTile& tile) noexcept {
   }
 }
 
+/// The codes round(products * 255 / largest) of one row, their sum and step.
+struct WeightCodes {
+  std::int32_t sum = 0;
+  float step = 0.0f;
+};
+[[gnu::always_inline]] inline WeightCodes quantize_weights(const __m512 (&products)[4], float largest,
+                                                           std::uint8_t* codes) noexcept {
+  const bool none = !(largest >= smallest_kv_weight);
+  const __m512 inverse = _mm512_set1_ps(none ? 0.0f : 255.0f / largest);
+  __m512i rounded[4];
+  // min returns its second operand where the first is not a number.
+  _Pragma("GCC unroll 4") for (std::size_t i = 0; i < 4; ++i) rounded[i] =
+      _mm512_cvtps_epi32(_mm512_min_ps(_mm512_mul_ps(products[i], inverse), _mm512_set1_ps(255.0f)));
+  // Packing works within 128-bit lanes: the permutation puts the quadruples back in order.
+  const __m512i packed =
+      _mm512_packus_epi16(_mm512_packus_epi32(rounded[0], rounded[1]), _mm512_packus_epi32(rounded[2], rounded[3]));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_storeu_si512(codes, _mm512_permutexvar_epi32(order, packed));
+  const __m512i quads = _mm512_dpbusd_epi32(_mm512_setzero_si512(), packed, _mm512_set1_epi8(1));
+  return {_mm512_reduce_add_epi32(quads), none ? 0.0f : largest / 255.0f};
+}
+
 /// See WeightRow.
 inline void weight_row(WeightRow& row) noexcept {
-  constexpr std::size_t vectors = kv_page_positions / 16;
-  __m512 products[vectors];
+  __m512 products[4];
   __m512 largest = _mm512_setzero_ps();
   __m512 offset_sum = _mm512_setzero_ps();
-  _Pragma("GCC unroll 4") for (std::size_t i = 0; i < vectors; ++i) {
+  _Pragma("GCC unroll 4") for (std::size_t i = 0; i < 4; ++i) {
     const __m512 softmax = _mm512_loadu_ps(row.softmax + 16 * i);
     const std::byte* scales = row.scales + 32 * i;
     products[i] = _mm512_mul_ps(softmax, load_halves(scales));
     largest = _mm512_max_ps(products[i], largest);
     offset_sum = _mm512_fmadd_ps(softmax, load_halves(scales + 2 * kv_page_positions), offset_sum);
   }
-  const float most = _mm512_reduce_max_ps(largest);
-  const bool none = !(most >= smallest_kv_weight);
-  const __m512 inverse = _mm512_set1_ps(none ? 0.0f : 255.0f / most);
-  __m512i sum = _mm512_setzero_si512();
-  _Pragma("GCC unroll 4") for (std::size_t i = 0; i < vectors; ++i) {
-    // min returns its second operand where the first is not a number.
-    const __m512 scaled = _mm512_min_ps(_mm512_mul_ps(products[i], inverse), _mm512_set1_ps(255.0f));
-    const __m512i codes = _mm512_cvtps_epi32(scaled);
-    sum = _mm512_add_epi32(sum, codes);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(row.codes + 16 * i), _mm512_cvtepi32_epi8(codes));
-  }
-  row.code_sum = _mm512_reduce_add_epi32(sum);
-  row.step = none ? 0.0f : most / 255.0f;
+  const WeightCodes codes = quantize_weights(products, _mm512_reduce_max_ps(largest), row.codes);
+  row.code_sum = codes.sum;
+  row.step = codes.step;
   row.offset_sum = _mm512_reduce_add_ps(offset_sum);
+}
+
+/// 2^x for x <= 0, at least 2^-100: 2^n times a polynomial of degree 5 on |f| <= 1/2, minimax with p(0) = 1, relative
+/// error below 2e-7. NaN stays NaN; lanes that are not in `lanes` are 0.
+[[gnu::always_inline]] inline __m512 power_of_two(__m512 x, __mmask16 lanes) noexcept {
+  x = _mm512_max_ps(_mm512_set1_ps(-100.0f), x);
+  const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 f = _mm512_sub_ps(x, n);
+  __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(0x1.5bba14p-10f), f, _mm512_set1_ps(0x1.3cea88p-7f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.c6b752p-5f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.ebf9bcp-3f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.62e42ap-1f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+  return _mm512_maskz_scalef_ps(lanes, p, n);
+}
+
+/// What a row gathered before is worth less by 2^x.
+[[gnu::always_inline]] inline void shrink_row(const PageWeights& page, std::size_t r, float x) noexcept {
+  const __m512 factor = power_of_two(_mm512_set1_ps(x), 0xffff);
+  page.sums[r] *= _mm512_cvtss_f32(factor);
+  float* values = page.values + r * page.value_stride;
+  for (std::size_t i = 0; i < page.value_columns; i += 16) {
+    _mm512_storeu_ps(values + i, _mm512_mul_ps(_mm512_loadu_ps(values + i), factor));
+  }
+}
+
+/// Bits of the first `count` positions of a page.
+[[gnu::always_inline]] inline std::uint64_t first_positions(std::size_t count) noexcept {
+  return count >= kv_page_positions ? ~std::uint64_t{0} : (std::uint64_t{1} << count) - 1;
+}
+
+/// See PageWeights.
+inline void page_weights(const PageWeights& page) noexcept {
+  const float exponent_scale = page.scale * 0x1.715476p+0f;  // 1 / ln(2)
+  for (std::size_t r = 0; r < page.rows; ++r) {
+    const std::uint64_t before = page.first == nullptr ? 0 : first_positions(page.first[r]);
+    const std::uint64_t seen = first_positions(page.valid[r]) & ~before;
+    __m512 softmax[4];
+    __m512 best = _mm512_set1_ps(page.maxima[r]);
+    _Pragma("GCC unroll 4") for (unsigned i = 0; i < 4; ++i) {
+      softmax[i] = _mm512_loadu_ps(page.scores + r * page.score_stride + 16 * i);
+      best = _mm512_mask_max_ps(best, static_cast<__mmask16>(seen >> (16 * i)), best, softmax[i]);
+    }
+    const float maximum = _mm512_reduce_max_ps(best);
+    __m512 sum = _mm512_setzero_ps();
+    _Pragma("GCC unroll 4") for (unsigned i = 0; i < 4; ++i) {
+      const __m512 below = _mm512_sub_ps(softmax[i], _mm512_set1_ps(maximum));
+      softmax[i] =
+          power_of_two(_mm512_mul_ps(below, _mm512_set1_ps(exponent_scale)), static_cast<__mmask16>(seen >> (16 * i)));
+      sum = _mm512_add_ps(sum, softmax[i]);
+    }
+    if (maximum != page.maxima[r]) {
+      shrink_row(page, r, (page.maxima[r] - maximum) * exponent_scale);
+      page.maxima[r] = maximum;
+    }
+    page.sums[r] += _mm512_reduce_add_ps(sum);
+    for (std::size_t group = 0; group < page.groups; ++group) {
+      const std::byte* scales = page.scales + group * page.group_bytes;
+      const std::size_t result = group * page.rows + r;
+      __m512 products[4];
+      __m512 largest = _mm512_setzero_ps();
+      __m512 offset_sum = _mm512_setzero_ps();
+      _Pragma("GCC unroll 4") for (std::size_t i = 0; i < 4; ++i) {
+        products[i] = _mm512_mul_ps(softmax[i], load_halves(scales + 32 * i));
+        largest = _mm512_max_ps(products[i], largest);
+        offset_sum = _mm512_fmadd_ps(softmax[i], load_halves(scales + 2 * kv_page_positions + 32 * i), offset_sum);
+      }
+      const WeightCodes codes =
+          quantize_weights(products, _mm512_reduce_max_ps(largest), page.codes + result * kv_page_positions);
+      page.code_sums[result] = codes.sum;
+      page.steps[result] = codes.step;
+      page.offset_sums[result] = _mm512_reduce_add_ps(offset_sum);
+    }
+  }
 }
 
 CBQ_END_REGION
