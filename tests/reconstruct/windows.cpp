@@ -23,8 +23,15 @@ TEST_CASE("Growing windows begin and end with one block") {
         std::vector<Window>{{0, 1, 0}, {0, 2, 1}, {1, 2, 1}, {2, 2, 1}, {3, 1, 1}});
 }
 
+TEST_CASE("Shrinking windows end with one block") {
+  CHECK(plan_windows(4, {.size = 3, .overlap = 2, .ends = WindowEnds::shrinking}).value() ==
+        std::vector<Window>{{0, 3, 1}, {1, 3, 1}, {2, 2, 1}, {3, 1, 1}});
+  CHECK(plan_windows(2, {.size = 3, .overlap = 2, .ends = WindowEnds::shrinking}).value() ==
+        std::vector<Window>{{0, 2, 1}, {1, 1, 1}});
+}
+
 TEST_CASE("Every block is trained and becomes final once, in order") {
-  for (const WindowEnds ends : {WindowEnds::fixed, WindowEnds::growing}) {
+  for (const WindowEnds ends : {WindowEnds::fixed, WindowEnds::growing, WindowEnds::shrinking}) {
     for (std::size_t blocks = 1; blocks < 9; ++blocks) {
       for (std::size_t size = 1; size < 5; ++size) {
         for (std::size_t overlap = 0; overlap < size; ++overlap) {

@@ -4,8 +4,8 @@
 // KvSite: what a quantized cache makes of the keys or of the values of past tokens, with a backward pass: channels are
 // smoothed, heads rotated where the scheme says so, groups of each token quantized, and all of it undone. Factors and
 // offsets of the smoothing can be learned; gradients pass straight through the rounding (WKVQuant, Yue et al., 2024,
-// two-dimensional quantization). Floats are quantized exactly as the cache stores them, scale and offset of a group
-// rounded to half; doubles, which only gradient tests use, without that. About 20 operations per element and pass.
+// two-dimensional quantization). Floats are quantized exactly as the cache stores them (<cbq/kv/affine_group.hpp>);
+// doubles, which only gradient tests use, without that. About 20 operations per element and pass.
 //
 //   u = (x - d) / s                 s = exp(sigma), d = d_0 + s_0 shift     sigma, shift per channel of each head
 //   w = H u                         H orthonormal and symmetric, or the identity
@@ -23,6 +23,7 @@
 #include <type_traits>
 #include <utility>
 
+#include <cbq/kv/affine_group.hpp>
 #include <cbq/kv/kv_layout.hpp>
 #include <cbq/nn/differentiable.hpp>
 #include <cbq/rounding/trainable.hpp>
@@ -262,51 +263,31 @@ class KvSite {
   }
 
   [[nodiscard]] bool encode_group(const T* w, const RowBlock& range, std::size_t group, Head& coded) const noexcept {
-    const std::size_t end = range.first + range.count;
-    std::size_t smallest = range.first, largest = range.first;
+    const std::size_t first = range.first, end = range.first + range.count;
+    std::size_t smallest = first, largest = first;
     bool finite = true;
-    for (std::size_t i = range.first; i < end; ++i) {
+    for (std::size_t i = first; i < end; ++i) {
       finite = finite && w[i] - w[i] == T(0);
       if (w[i] < w[smallest]) smallest = i;
       if (w[i] > w[largest]) largest = i;
     }
     coded.smallest[group] = smallest;
     coded.largest[group] = largest;
-    const Grid grid = finite ? grid_of(w[smallest], w[largest]) : Grid{};
-    for (std::size_t i = range.first; i < end; ++i) {
-      const T place = grid.step == T(0) ? T(0) : (w[i] - grid.low) / grid.step;
-      const T code = std::nearbyint(place);
-      const T clamped = code < T(0) ? T(0) : code > levels() ? levels() : code;
-      coded.values[i] = grid.step * clamped + grid.low;
-      coded.residues[i] = clamped - place;
-    }
-    return grid.good;
-  }
-
-  struct Grid {
-    T low = 0;
-    T step = 0;
-    bool good = false;
-  };
-  [[nodiscard]] Grid grid_of(T low, T high) const noexcept {
+    T low = w[smallest], step = (w[largest] - low) / levels();
     if constexpr (std::is_same_v<T, float>) {
-      const float stored = half_below(low), step = half_above((high - stored) / levels());
-      constexpr float largest = 65504.0f;
-      if (!(stored >= -largest && stored <= largest && step <= largest)) return {};
-      return {stored, step, true};
-    } else {
-      return {low, (high - low) / levels(), true};
+      const auto fit = fit_affine_group({w[smallest], w[largest]}, static_cast<std::size_t>(options_.bits));
+      if (!finite || !fit) return false;
+      low = to_float(fit->offset);
+      step = to_float(fit->scale);
     }
+    for (std::size_t i = first; i < end; ++i) {
+      const T place = step == T(0) ? T(0) : (w[i] - low) / step;
+      const T code = std::nearbyint(place < T(0) ? T(0) : place > levels() ? levels() : place);
+      coded.values[i] = step * code + low;
+      coded.residues[i] = code - place;
+    }
+    return finite;
   }
-
-  [[nodiscard]] static float half_below(float x) noexcept {
-    half near = to_half(x);
-    if (to_float(near) > x)
-      near.bits = static_cast<std::uint16_t>(near.bits == 0 ? 0x8001u
-                                                            : near.bits + ((near.bits & 0x8000u) != 0 ? 1u : 0xffffu));
-    return to_float(near);
-  }
-  [[nodiscard]] static float half_above(float x) noexcept { return -half_below(-x); }
 
   void backward_head(const T* x, const Channels& head, T* gradient, const Sums& sums, Isa isa) const noexcept {
     const std::size_t width = options_.width;

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include <cbq/reconstruct/checkpoint.hpp>
 #include <cbq/reconstruct/host.hpp>
@@ -40,6 +41,17 @@ template <class T>
   return Error{Errc::bad_argument, "a share of the steps is at most 1", "hardened_share"};
 }
 
+/// Errc::bad_argument where blocks would be final that never were trained.
+[[nodiscard]] inline Status check(const std::vector<Window>& windows, TrainedBlocks trained) {
+  for (const Window& window : windows) {
+    if (trained == TrainedBlocks::all || window.finished == 1) continue;
+    return Error{Errc::bad_argument,
+                 "to train the first block of each window alone takes an overlap of size - 1 and shrinking ends",
+                 "WindowOptions", ErrorText("a window with ") << window.finished << " final blocks", 1};
+  }
+  return {};
+}
+
 /// Of everything that the result depends on, as far as the loop knows it.
 template <class T>
 [[nodiscard]] std::uint64_t fingerprint(const CalibrationStates<T>& states, const ReconstructionOptions& options,
@@ -57,6 +69,7 @@ template <class T>
        {options.logits_weight, options.same_input_weight, options.hardened_share, options.clip_rate}) {
     all.number(value);
   }
+  if (options.trained != TrainedBlocks::all) all.number(static_cast<std::uint64_t>(options.trained));
   std::uint64_t hash = hash_bytes(all.content());
   for (const MatrixView<T>& stream : {states.target, states.student}) {
     hash = hash_bytes(std::as_bytes(std::span(stream.data, stream.rows * stream.columns)), hash);

@@ -55,10 +55,22 @@ void for_each_clip(Block& block, F&& f) {
   }
 }
 
+/// Calls f(site) for the cache sites of a block that train their smoothing, always in one order; for none where the
+/// block does not show any.
+template <class Block, class F>
+void for_each_trained_cache(Block& block, F&& f) {
+  if constexpr (requires { block.for_each_cache([](const char*, auto&) {}); }) {
+    block.for_each_cache([&](const char*, auto& site) {
+      if (site.is_trained()) f(site);
+    });
+  }
+}
+
 /// Opens and closes the blocks of a model. A student's linear layers are TrainableLinear, visited by for_each_linear
-/// always in one order. Clips of its ActivationSites are learned where for_each_activation visits these. open_student()
-/// makes the same student every time. finish() takes the codes, linear.codes(), of a block that is
-/// final. `head()` points to a HeadGradient, or is null where no loss on logits is wanted.
+/// always in one order. Clips of its ActivationSites are learned where for_each_activation visits these, the smoothing
+/// of its KvSites where for_each_cache does. open_student() makes the same student every time. finish() takes the
+/// codes, linear.codes(), of a block that is final. `head()` points to a HeadGradient, or is null where no loss on
+/// logits is wanted.
 template <class H>
 concept ReconstructionHost = requires(H& host, std::size_t index, typename H::Student& student) {
   typename H::Scalar;

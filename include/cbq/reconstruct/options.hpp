@@ -15,6 +15,12 @@
 
 namespace cbq {
 
+/// Which blocks of a window are trained.
+enum class TrainedBlocks : unsigned char {
+  all,
+  first,  ///< the first alone; those behind it are float blocks, through which its error is seen (WKVQuant)
+};
+
 struct ReconstructionProgress {
   std::size_t window = 0;
   std::size_t windows = 0;
@@ -42,8 +48,9 @@ struct CheckpointOptions {
 
 struct ReconstructionOptions {
   WindowOptions windows = {};
-  std::size_t steps = 400;  ///< per window
-  std::size_t batch = 8;    ///< sequences per step
+  TrainedBlocks trained = TrainedBlocks::all;  ///< `first` needs an overlap of size - 1 and shrinking ends
+  std::size_t steps = 400;                     ///< per window
+  std::size_t batch = 8;                       ///< sequences per step
   Decay decay = Decay::linear;
   double logits_weight = 1.0;      ///< of the divergence of the logits, in the last window
   double same_input_weight = 0.0;  ///< of the loss against float blocks fed with the student's input (homologous)

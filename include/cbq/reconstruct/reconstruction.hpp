@@ -37,6 +37,7 @@ class Reconstruction {
  public:
   using T = typename Host::Scalar;
   using Student = typename Host::Student;
+  using Teacher = typename Host::Teacher;
   using WindowLoss = std::invoke_result_t<const MakeLoss&, double, std::size_t>;
   using Head = std::remove_pointer_t<decltype(std::declval<Host&>().head())>;
 
@@ -46,13 +47,14 @@ class Reconstruction {
         make_loss_(make_loss),
         options_(options),
         context_(context),
-        training_(students_, options, context) {}
+        training_({students_, followers_}, options, context) {}
 
   /// See reconstruct().
   [[nodiscard]] Result<std::vector<WindowReport>> run(const CalibrationStates<T>& states) {
     if (const Status valid = reconstruction::check(states, options_); !valid) return valid.error();
     const Result<std::vector<Window>> windows = plan_windows(host_.blocks(), options_.windows);
     if (!windows) return windows.error();
+    if (const Status valid = reconstruction::check(*windows, options_.trained); !valid) return valid.error();
     states_ = states;
     identity_ = reconstruction::fingerprint(states, options_, host_.blocks());
     if (!options_.checkpoint.resume.empty()) {
@@ -75,11 +77,7 @@ class Reconstruction {
 
   [[nodiscard]] Result<WindowReport> run_window(const Window& window, std::size_t windows) {
     const std::size_t end = window.first + window.count;
-    while (first_open_ + students_.size() < end) {
-      Result<Student> student = host_.open_student(first_open_ + students_.size());
-      if (!student) return student.error();
-      students_.push_back(*std::move(student));
-    }
+    if (const Status opened = open_blocks(window); !opened) return opened.error();
     for (; teacher_depth_ < end; ++teacher_depth_) {
       if (const Status done = teach(teacher_depth_, states_.target, "target"); !done) return done.error();
     }
@@ -97,6 +95,24 @@ class Reconstruction {
       if (const Status done = finish_front(); !done) return done.error();
     }
     return report;
+  }
+
+  [[nodiscard]] Status open_blocks(const Window& window) {
+    const std::size_t end = window.first + window.count;
+    const std::size_t trained = options_.trained == TrainedBlocks::all ? end : window.first + 1;
+    for (; !followers_.empty() && first_follower_ < trained; ++first_follower_) followers_.pop_front();
+    if (followers_.empty()) first_follower_ = trained;
+    while (first_open_ + students_.size() < trained) {
+      Result<Student> student = host_.open_student(first_open_ + students_.size());
+      if (!student) return student.error();
+      students_.push_back(*std::move(student));
+    }
+    while (first_follower_ + followers_.size() < end) {
+      Result<Teacher> follower = host_.open_teacher(first_follower_ + followers_.size());
+      if (!follower) return follower.error();
+      followers_.push_back(*std::move(follower));
+    }
+    return {};
   }
 
   /// A float block over one of the streams.
@@ -132,6 +148,7 @@ class Reconstruction {
     if (options_.checkpoint.save) {
       student.for_each_linear([&](const char*, auto& linear) { finished_.codes(linear.codes().view()); });
       for_each_clip(student, [&](auto& site) { finished_.number(site.clip()); });
+      write_caches(student, finished_);
     }
     if (const Status done = advance(student, states_.student, "student"); !done) return done;
     if (const Status done = host_.finish(first_open_, student); !done) return done;
@@ -187,8 +204,14 @@ class Reconstruction {
         for (const ParameterView<T>& view : linear.rounding().parameters()) state.parameters(view);
       });
       for_each_clip(student, [&](auto& site) { state.number(site.clip()); });
+      write_caches(student, state);
     }
     return options_.checkpoint.save(std::move(state).finish());
+  }
+  static void write_caches(Student& student, CheckpointWriter& to) {
+    for_each_trained_cache(student, [&](auto& site) {
+      for (const ParameterView<T>& view : site.parameters()) to.parameters(view);
+    });
   }
 
   [[nodiscard]] Status resume(const std::vector<Window>& windows) {
@@ -201,7 +224,7 @@ class Reconstruction {
     std::size_t due = 0, reached = 0;
     for (std::size_t i = 0; i < reports_.size(); ++i) {
       due += windows[i].finished;
-      reached = windows[i].first + windows[i].count;
+      reached = windows[i].first + (options_.trained == TrainedBlocks::all ? windows[i].count : 1);
     }
     if (*finished != due) return CheckpointReader::damaged("number of finished blocks");
     while (first_open_ < due) {
@@ -253,7 +276,7 @@ class Reconstruction {
     return {};
   }
 
-  /// Opens the next student, calls read(linear) for its layers and reads its clips.
+  /// Opens the next student, calls read(linear) for its layers and reads its clips and its caches' smoothing.
   template <class Read>
   [[nodiscard]] Status reopen(CheckpointReader& state, const Read& read) {
     Result<Student> student = host_.open_student(first_open_ + students_.size());
@@ -266,6 +289,14 @@ class Reconstruction {
     for_each_clip(students_.back(), [&](auto& site) {
       if (status) status = state.number(site.clip());
       if (status && !(site.clip() > T(0) && site.clip() <= T(1))) status = CheckpointReader::damaged("clips");
+    });
+    for_each_trained_cache(students_.back(), [&](auto& site) {
+      for (const ParameterView<T>& view : site.parameters()) {
+        if (status) status = state.parameters(view);
+        for (std::size_t i = 0; status && i < view.size; ++i) {
+          if (view.values[i] - view.values[i] != T(0)) status = CheckpointReader::damaged("smoothing");
+        }
+      }
     });
     return status;
   }
@@ -291,10 +322,12 @@ class Reconstruction {
   TapeMatrix<T> same_input_;
   std::vector<WindowReport> reports_;
   std::deque<Student> students_;
-  reconstruction::WindowTraining<Student, WindowLoss, Head, E> training_;
+  std::deque<Teacher> followers_;  ///< float blocks behind the window's students
+  reconstruction::WindowTraining<Student, Teacher, WindowLoss, Head, E> training_;
   CheckpointWriter finished_;  ///< codes of finished blocks
   std::uint64_t identity_ = 0;
   std::size_t first_open_ = 0;
+  std::size_t first_follower_ = 0;
   std::size_t teacher_depth_ = 0;
 };
 

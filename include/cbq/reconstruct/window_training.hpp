@@ -38,23 +38,34 @@ struct TrainingData {
   Head* head = nullptr;
 };
 
+/// The blocks of a window: students that are trained, then float blocks.
+template <class Student, class Teacher>
+struct WindowBlocks {
+  std::deque<Student>& students;
+  std::deque<Teacher>& followers;
+};
+
 /// Memory is kept from window to window.
-template <class Student, Loss L, class Head, Executor E>
+template <class Student, class Teacher, Loss L, class Head, Executor E>
 class WindowTraining {
  public:
   using T = typename Student::Scalar;
   using Data = TrainingData<T, Head>;
 
-  WindowTraining(std::deque<Student>& students, const ReconstructionOptions& options, ExecutionContext<E>& context)
-      : students_(students), options_(options), context_(context) {}
+  WindowTraining(const WindowBlocks<Student, Teacher>& blocks, const ReconstructionOptions& options,
+                 ExecutionContext<E>& context)
+      : students_(blocks.students), followers_(blocks.followers), options_(options), context_(context) {}
 
-  /// Trains the first window.count students; `progress` says which window it is.
+  /// Trains the window's students, which `followers` complete to window.count blocks; `progress` says which window it
+  /// is.
   [[nodiscard]] Result<WindowReport> run(const Window& window, const Data& data, const L& loss,
                                          const ReconstructionProgress& progress) {
     window_ = window;
     data_ = data;
     progress_ = progress;
-    tapes_.resize(window.count);
+    trained_ = window.count - followers_.size();
+    tapes_.resize(trained_);
+    follower_tapes_.resize(followers_.size());
     inputs_.resize(window.count + 1);
     set_phase(RoundingPhase::soft);
     const std::vector<std::vector<T>> start = snapshot();
@@ -89,7 +100,7 @@ class WindowTraining {
   template <class F>
   [[nodiscard]] Status each_linear(F&& f) {
     Status status;
-    for (std::size_t i = 0; i < window_.count; ++i) {
+    for (std::size_t i = 0; i < trained_; ++i) {
       students_[i].for_each_linear([&](const char*, auto& linear) {
         if (status) status = f(linear);
       });
@@ -98,7 +109,11 @@ class WindowTraining {
   }
   template <class F>
   void each_clip(F&& f) {
-    for (std::size_t i = 0; i < window_.count; ++i) for_each_clip(students_[i], f);
+    for (std::size_t i = 0; i < trained_; ++i) for_each_clip(students_[i], f);
+  }
+  template <class F>
+  void each_cache(F&& f) {
+    for (std::size_t i = 0; i < trained_; ++i) for_each_trained_cache(students_[i], f);
   }
   void set_phase(RoundingPhase phase) {
     (void)each_linear([&](auto& linear) -> Status {
@@ -114,6 +129,9 @@ class WindowTraining {
       return {};
     });
     each_clip([&](auto& site) { all.push_back({&site.clip(), &site.clip_gradient(), 1, options_.clip_rate}); });
+    each_cache([&](auto& site) {
+      for (const ParameterView<T>& view : site.parameters()) all.push_back(view);
+    });
     return all;
   }
   [[nodiscard]] std::vector<std::vector<T>> snapshot() {
@@ -145,6 +163,7 @@ class WindowTraining {
     Result<Adam<T>> adam = Adam<T>::create(views);
     if (!adam) return adam.error();
     each_clip([](auto& site) { site.clip_gradient() = 0; });
+    each_cache([](auto& site) { site.clear_gradients(); });
     for (std::size_t step = 0; step < options_.steps; ++step) {
       if (const Status go = check_stop(options_); !go) return go.error();
       if (step == hardening()) {
@@ -171,6 +190,10 @@ class WindowTraining {
       each_clip([](auto& site) {
         site.project();
         site.clip_gradient() = 0;
+      });
+      each_cache([](auto& site) {
+        site.project();
+        site.clear_gradients();
       });
     }
     return true;
@@ -238,9 +261,12 @@ class WindowTraining {
     }
     gather(data_.states.student, chosen, inputs_[0].view());
     gather(data_.states.target, chosen, wanted_.view());
+    const auto pass = [&](const auto& block, auto& tape, std::size_t i) {
+      return block.forward(inputs_[i].constant(), data_.states.length, inputs_[i + 1].view(), tape, context_);
+    };
     for (std::size_t i = 0; i < window_.count; ++i) {
-      const Status done =
-          students_[i].forward(inputs_[i].constant(), data_.states.length, inputs_[i + 1].view(), tapes_[i], context_);
+      const Status done = i < trained_ ? pass(students_[i], tapes_[i], i)
+                                       : pass(followers_[i - trained_], follower_tapes_[i - trained_], i);
       if (!done) return done;
     }
     return {};
@@ -278,9 +304,13 @@ class WindowTraining {
   }
 
   [[nodiscard]] Status backward(std::size_t step) {
+    const auto pass = [&](auto& block, auto& tape, std::size_t i) {
+      return block.backward(slopes_.constant(), inputs_[i].constant(), data_.states.length, tape, slopes_.view(),
+                            context_);
+    };
     for (std::size_t i = window_.count; i-- > 0;) {
-      const Status done = students_[i].backward(slopes_.constant(), inputs_[i].constant(), data_.states.length,
-                                                tapes_[i], slopes_.view(), context_);
+      const Status done = i < trained_ ? pass(students_[i], tapes_[i], i)
+                                       : pass(followers_[i - trained_], follower_tapes_[i - trained_], i);
       if (!done) return done;
     }
     const Penalty penalty{static_cast<double>(step) / static_cast<double>(options_.steps)};
@@ -288,12 +318,15 @@ class WindowTraining {
   }
 
   std::deque<Student>& students_;
+  std::deque<Teacher>& followers_;
   const ReconstructionOptions& options_;
   ExecutionContext<E>& context_;
   Window window_;
+  std::size_t trained_ = 0;  ///< of its blocks
   Data data_;
   ReconstructionProgress progress_;
   std::vector<typename Student::Tape> tapes_;
+  std::vector<typename Teacher::Tape> follower_tapes_;
   std::vector<TapeMatrix<T>> inputs_;
   TapeMatrix<T> wanted_;
   TapeMatrix<T> beside_;

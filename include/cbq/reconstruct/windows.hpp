@@ -4,7 +4,9 @@
 // Which blocks are reconstructed together, and in which order. Windows of `size` blocks slide over the model; each
 // begins where the blocks end that the one before it made final, and trains the blocks of the overlap again (CBQ, Ding
 // et al., 2024, cross-block dependency). Growing ends (SliderQuant, 2025) begin with windows of 1, 2, .. blocks and end
-// with .., 2, 1: the first and last blocks are the most sensitive.
+// with .., 2, 1: the first and last blocks are the most sensitive. Shrinking ends only end so: with an overlap of size
+// - 1 each block begins a window and is final after it, as cross-block reconstruction regularization asks (WKVQuant,
+// Yue et al., 2024).
 
 #include <cstddef>
 #include <vector>
@@ -21,7 +23,7 @@ struct Window {
   friend bool operator==(const Window&, const Window&) = default;
 };
 
-enum class WindowEnds : unsigned char { fixed, growing };
+enum class WindowEnds : unsigned char { fixed, growing, shrinking };
 
 struct WindowOptions {
   std::size_t size = 2;
@@ -50,7 +52,7 @@ inline namespace CBQ_ABI {
     first += stride;
   }
   windows.push_back({first, blocks - first, blocks - first});
-  if (options.ends == WindowEnds::growing) {
+  if (options.ends != WindowEnds::fixed) {
     for (std::size_t left = blocks - first; left > 1; --left) {
       windows.back().finished = 1;
       windows.push_back({blocks - left + 1, left - 1, left - 1});
