@@ -5,6 +5,7 @@
 
 #include <cbq/core/context.hpp>
 #include <cbq/kv/attention.hpp>
+#include <cbq/kv/encodable.hpp>
 #include <cbq/kv/float_kv_cache.hpp>
 #include <cbq/kv/kv_layout.hpp>
 #include <cbq/kv/kv_page_table.hpp>

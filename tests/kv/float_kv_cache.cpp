@@ -78,7 +78,10 @@ TEST_CASE("A cache gives back its first positions and copies any out") {
       REQUIRE(cache->append(rows(k, tokens, more), rows(v, tokens, more)));
       std::vector<float> key_row(columns), value_row(columns);
       for (std::size_t t = 0; t < cache->size(); ++t) {
-        cache->copy_position(t, key_row.data(), value_row.data());
+        for (std::size_t h = 0; h < heads; ++h) {
+          cache->copy_key(h, t, key_row.data() + h * width);
+          cache->copy_value(h, t, value_row.data() + h * width);
+        }
         REQUIRE(std::equal(key_row.begin(), key_row.end(), row(k, t + count)));
         REQUIRE(std::equal(value_row.begin(), value_row.end(), row(v, t + count)));
         REQUIRE(key(cache->view(), 1, t, width - 1) == row(k, t + count)[columns - 1]);

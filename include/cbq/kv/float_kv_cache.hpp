@@ -93,16 +93,14 @@ class FloatKvCache {
     view_.size = left;
   }
 
-  /// Copies a position < size() to `key` and `value` [heads * width].
-  void copy_position(std::size_t position, float* key, float* value) const noexcept {
-    for (std::size_t head = 0; head < view_.heads; ++head) {
-      const float* from = key_in(keys_.data() + head * view_.capacity * view_.width, position);
-      const float* values = values_.data() + head * value_width_ * view_.capacity + position * panel;
-      for (std::size_t i = 0; i < view_.width; ++i) {
-        *key++ = from[i * panel];
-        *value++ = values[i / panel * panel * view_.capacity + i % panel];
-      }
-    }
+  /// Copies the key or value of one head at a position < size() to `to` [width].
+  void copy_key(std::size_t head, std::size_t position, float* to) const noexcept {
+    const float* from = key_in(keys_.data() + head * view_.capacity * view_.width, position);
+    for (std::size_t i = 0; i < view_.width; ++i) to[i] = from[i * panel];
+  }
+  void copy_value(std::size_t head, std::size_t position, float* to) const noexcept {
+    const float* from = values_.data() + head * value_width_ * view_.capacity + position * panel;
+    for (std::size_t i = 0; i < view_.width; ++i) to[i] = from[i / panel * panel * view_.capacity + i % panel];
   }
 
   /// Appends one position per row of `keys` and `values` [tokens x heads * width]. Errc::bad_shape, also when the cache
