@@ -1,0 +1,477 @@
+// SPDX-License-Identifier: Apache-2.0
+// Kernels of attention on packed keys and values, every one that this machine can run.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <utility>
+#include <vector>
+
+#include <catch2/catch_all.hpp>
+#include <cbq/kv/kernels_avx512.hpp>
+#include <cbq/kv/kernels_neon_dotprod.hpp>
+#include <cbq/kv/kernels_portable.hpp>
+#include <cbq/kv/kernels_scalar.hpp>
+
+#include "oracle/kv_attention.hpp"
+#include "support/guarded.hpp"
+#include "support/isas.hpp"
+
+using namespace cbq;
+
+namespace {
+
+constexpr std::size_t widths[] = {16, 64, 80, 96, 128, 256};
+constexpr int bit_widths[] = {2, 3, 4, 8};
+
+template <class Table>
+KvKernels table_of(int bits) {
+  switch (bits) {
+    case 2:
+      return Table::template of<2>();
+    case 3:
+      return Table::template of<3>();
+    case 4:
+      return Table::template of<4>();
+    default:
+      return Table::template of<8>();
+  }
+}
+
+struct Scalar {
+  template <int Bits>
+  static KvKernels of() {
+    return {&isa::scalar::key_tile<Bits>, &isa::scalar::value_tile<Bits>, &isa::scalar::weight_row};
+  }
+};
+
+struct Portable {
+  template <int Bits>
+  static KvKernels of() {
+    return {&isa::portable::key_tile<Bits>, &isa::portable::value_tile<Bits>, &isa::portable::weight_row};
+  }
+};
+
+#if defined(__x86_64__)
+struct Avx512 {
+  template <int Bits>
+  static KvKernels of() {
+    return {&isa::avx512_vnni::key_tile<Bits>, &isa::avx512_vnni::value_tile<Bits>, &isa::avx512_vnni::weight_row};
+  }
+};
+#elif defined(__aarch64__)
+struct Dotprod {
+  template <int Bits>
+  static KvKernels of() {
+    return {&isa::neon_dotprod::key_tile<Bits>, &isa::neon_dotprod::value_tile<Bits>, &isa::neon_dotprod::weight_row};
+  }
+};
+#endif
+
+/// Kernels of an instruction set; others than those that have some run the portable ones.
+KvKernels kernels_of(Isa isa, int bits) {
+  switch (isa) {
+    case Isa::scalar:
+      return table_of<Scalar>(bits);
+#if defined(__x86_64__)
+    case Isa::avx512_vnni:
+      return table_of<Avx512>(bits);
+#elif defined(__aarch64__)
+    case Isa::neon_dotprod:
+      return table_of<Dotprod>(bits);
+#endif
+    default:
+      return table_of<Portable>(bits);
+  }
+}
+
+/// Every kernel of this machine.
+template <class Test>
+void for_each_kernel(int bits, const Test& test) {
+  for (const Isa isa : support::machine_isas()) {
+    INFO("instruction set " << isa_name(isa) << ", " << bits << " bits");
+    test(kernels_of(isa, bits));
+  }
+}
+
+void store_half(std::vector<std::byte>& bytes, std::size_t at, float value) {
+  const half h = to_half(value);
+  std::memcpy(bytes.data() + at, &h, sizeof h);
+}
+
+enum class Codes { random, lowest, highest };
+
+/// A page of one head.
+struct Head {
+  KvLayout layout;
+  std::vector<std::byte> bytes;
+  [[nodiscard]] oracle::KvPage page() const {
+    return {bytes.data(), 1, layout.width, layout.bits, layout.channel_keys};
+  }
+};
+
+/// Codes of the given kind, of unused positions too, and of padding; scales 1 and 2 and whole offsets at the positions
+/// before `used` or in every channel, so that no sum below is rounded; scale and offset 0 from there on. Keys with
+/// scales per channel have scales of 1 here.
+Head make_head(const KvScheme& scheme, std::size_t width, Codes kind, std::size_t used, std::mt19937& random) {
+  Head head{*kv_layout(scheme, 1, width), {}};
+  head.bytes.resize(head.layout.page_bytes);
+  for (std::byte& b : head.bytes) {
+    b = static_cast<std::byte>(kind == Codes::random ? random() & 255u : kind == Codes::lowest ? 0u : 255u);
+  }
+  const auto put = [&](const AffineOffsets& at, std::size_t base, bool valid) {
+    store_half(head.bytes, base + at.scale, valid ? static_cast<float>(1 + random() % 2) : 0.0f);
+    store_half(head.bytes, base + at.offset, valid ? static_cast<float>(random() % 9) - 4.0f : 0.0f);
+  };
+  for (std::size_t g = 0; g < head.layout.groups; ++g) {
+    for (std::size_t p = 0; p < kv_page_positions; ++p) {
+      if (!scheme.channel_keys) put(key_affine(head.layout, p, g), 0, p < used);
+      put(value_affine(head.layout, p, g), kv_values_offset(head.layout, 0), p < used);
+    }
+  }
+  for (std::size_t c = 0; scheme.channel_keys && c < head.layout.key_blocks * block_inputs; ++c) {
+    store_half(head.bytes, key_channel_affine(head.layout, c).scale, 1.0f);
+    store_half(head.bytes, key_channel_affine(head.layout, c).offset, 0.0f);
+  }
+  return head;
+}
+
+/// Quantized queries, as the driver hands them over.
+struct Queries {
+  std::vector<std::int8_t> codes;
+  std::vector<float> scales;
+  std::vector<float> sums;
+  oracle::Matrix values;  ///< dequantized, without padding
+};
+
+/// Index of a channel in a query padded as the blocks are.
+std::size_t padded(const KvLayout& layout, std::size_t channel) {
+  return channel / layout.group * layout.blocks_per_group * block_inputs + channel % layout.group;
+}
+
+Queries make_queries(const KvLayout& layout, std::size_t rows, Codes kind, std::mt19937& random) {
+  const std::size_t length = layout.key_blocks * block_inputs;
+  Queries q{std::vector<std::int8_t>(rows * length), {}, std::vector<float>(rows * layout.groups), {}};
+  q.values = oracle::Matrix(rows, layout.width);
+  for (std::size_t r = 0; r < rows; ++r) {
+    q.scales.push_back(random() % 2 == 0 ? 1.0f : 0.5f);
+    const int sign = random() % 2 == 0 ? 1 : -1;
+    for (std::size_t c = 0; c < layout.width; ++c) {
+      const int code = kind == Codes::random   ? static_cast<int>(random() % 255) - 127
+                       : kind == Codes::lowest ? 0
+                                               : 127 * sign;
+      q.codes[r * length + padded(layout, c)] = static_cast<std::int8_t>(code);
+      q.values(r, c) = static_cast<double>(q.scales[r]) * code;
+      q.sums[r * layout.groups + c / layout.group] += q.scales[r] * static_cast<float>(code);
+    }
+  }
+  return q;
+}
+
+/// Scores of `panels` panels, everything at the edge of forbidden pages; between rows nothing may be written.
+std::vector<float> scores_of(KeyKernel kernel, const Head& head, const Queries& queries, std::size_t panels,
+                             support::Edge edge) {
+  const KvLayout& layout = head.layout;
+  const std::size_t rows = queries.scales.size();
+  const std::size_t stride = kv_page_positions + 16;
+  const std::size_t key_bytes = (layout.channel_keys ? layout.key_header_bytes : 0) + panels * layout.key_panel_bytes;
+  const support::Guarded<std::byte> keys(std::span(head.bytes).first(key_bytes), edge);
+  const support::Guarded<std::int8_t> codes(std::span(queries.codes), edge);
+  const support::Guarded<float> scales(std::span(queries.scales), edge);
+  const support::Guarded<float> sums(std::span(queries.sums), edge);
+  const support::Guarded<float> scores((rows - 1) * stride + 16 * panels, edge);
+  std::fill(scores.data(), scores.data() + scores.size(), -7.0f);
+  kernel({.keys = keys.data(),
+          .panels = panels,
+          .key_header_bytes = layout.key_header_bytes,
+          .key_panel_bytes = layout.key_panel_bytes,
+          .groups = layout.groups,
+          .blocks_per_group = layout.blocks_per_group,
+          .key_blocks = layout.key_blocks,
+          .channel_keys = layout.channel_keys,
+          .rows = rows,
+          .queries = codes.data(),
+          .query_scales = scales.data(),
+          .query_sums = sums.data(),
+          .scores = scores.data(),
+          .score_stride = stride,
+          .next = panels % 2 == 0 ? head.bytes.data() : nullptr});
+  return {scores.data(), scores.data() + scores.size()};
+}
+
+std::vector<float> expected_scores(const Head& head, const Queries& queries, std::size_t panels) {
+  const std::size_t rows = queries.scales.size();
+  const std::size_t stride = kv_page_positions + 16;
+  const oracle::Matrix keys = oracle::decoded_rows({head.page()}, 0, 16 * panels).keys;
+  std::vector<float> scores((rows - 1) * stride + 16 * panels, -7.0f);
+  for (std::size_t r = 0; r < rows; ++r) {
+    for (std::size_t p = 0; p < 16 * panels; ++p) {
+      double sum = 0;
+      for (std::size_t c = 0; c < keys.columns; ++c) sum += queries.values(r, c) * keys(p, c);
+      scores[r * stride + p] = static_cast<float>(sum);
+    }
+  }
+  return scores;
+}
+
+/// The weights of some rows, and what is added.
+struct Weights {
+  std::vector<std::uint8_t> codes;
+  std::vector<std::int32_t> sums;
+  std::vector<float> scales;
+  std::vector<float> offsets;
+};
+
+Weights make_weights(std::size_t rows, Codes kind, std::mt19937& random) {
+  Weights w{std::vector<std::uint8_t>(rows * kv_page_positions), std::vector<std::int32_t>(rows), {}, {}};
+  for (std::size_t i = 0; i < w.codes.size(); ++i) {
+    const unsigned code = kind == Codes::random ? random() % 256 : kind == Codes::lowest ? 0u : 255u;
+    w.codes[i] = static_cast<std::uint8_t>(code);
+    w.sums[i / kv_page_positions] += static_cast<std::int32_t>(code);
+  }
+  for (std::size_t r = 0; r < rows; ++r) {
+    w.scales.push_back(random() % 2 == 0 ? 1.0f : 0.5f);
+    w.offsets.push_back(static_cast<float>(random() % 100) - 50.0f);
+  }
+  return w;
+}
+
+/// What values of one group of channels add to whole numbers, everything at the edge of forbidden pages.
+std::vector<float> values_of(ValueKernel kernel, const Head& head, const Weights& weights, std::size_t group,
+                             support::Edge edge) {
+  const KvLayout& layout = head.layout;
+  const std::size_t panels = divide_up(group_channels(layout, group), std::size_t{16});
+  const std::size_t rows = weights.scales.size();
+  const std::size_t stride = 16 * panels + 16;
+  const auto bytes = std::span(head.bytes)
+                         .subspan(kv_values_offset(layout, 0) + value_panel_offset(layout, group, 0),
+                                  panels * layout.value_panel_bytes);
+  const support::Guarded<std::byte> blocks(bytes, edge);
+  const support::Guarded<std::uint8_t> codes(std::span(weights.codes), edge);
+  const support::Guarded<std::int32_t> sums(std::span(weights.sums), edge);
+  const support::Guarded<float> scales(std::span(weights.scales), edge);
+  const support::Guarded<float> offsets(std::span(weights.offsets), edge);
+  const support::Guarded<float> out((rows - 1) * stride + 16 * panels, edge);
+  for (std::size_t i = 0; i < out.size(); ++i) out.data()[i] = static_cast<float>(i % 5);
+  kernel({.blocks = blocks.data(),
+          .panels = panels,
+          .rows = rows,
+          .weights = codes.data(),
+          .weight_sums = sums.data(),
+          .weight_scales = scales.data(),
+          .offset_sums = offsets.data(),
+          .out = out.data(),
+          .out_stride = stride,
+          .next = rows % 2 == 0 ? head.bytes.data() : nullptr});
+  return {out.data(), out.data() + out.size()};
+}
+
+std::vector<float> expected_values(const Head& head, const Weights& weights, std::size_t group) {
+  // Codes as values: scale 1 and offset 0. Channels beyond the last hold whatever their codes say.
+  const KvLayout& layout = head.layout;
+  const std::size_t panels = divide_up(group_channels(layout, group), std::size_t{16});
+  const std::size_t rows = weights.scales.size();
+  const std::size_t stride = 16 * panels + 16;
+  const std::byte* blocks = head.bytes.data() + kv_values_offset(layout, 0) + value_panel_offset(layout, group, 0);
+  std::vector<float> out((rows - 1) * stride + 16 * panels);
+  for (std::size_t i = 0; i < out.size(); ++i) out[i] = static_cast<float>(i % 5);
+  for (std::size_t c = 0; c < 16 * panels; ++c) {
+    for (std::size_t r = 0; r < rows; ++r) {
+      std::int64_t sum = 0;
+      for (std::size_t p = 0; p < kv_page_positions; ++p) {
+        const std::byte* block = blocks + c / 16 * layout.value_panel_bytes + p / 32 * block_bytes(layout.bits);
+        sum += static_cast<std::int64_t>(block_code(block, layout.bits, c % 16, p % 32)) *
+               weights.codes[r * kv_page_positions + p];
+      }
+      out[r * stride + c] += weights.scales[r] * static_cast<float>(sum) + weights.offsets[r];
+    }
+  }
+  return out;
+}
+
+struct WeightResult {
+  std::vector<std::uint8_t> codes;
+  std::int32_t sum = 0;
+  float step = 0;
+  float offset_sum = 0;
+};
+
+WeightResult weights_of(WeightKernel kernel, const std::vector<float>& softmax, const std::vector<float>& scales,
+                        const std::vector<float>& offsets) {
+  std::vector<std::byte> header(4 * kv_page_positions);
+  for (std::size_t p = 0; p < kv_page_positions; ++p) {
+    store_half(header, 2 * p, scales[p]);
+    store_half(header, 2 * (kv_page_positions + p), offsets[p]);
+  }
+  WeightResult result;
+  for (const support::Edge edge : {support::Edge::start, support::Edge::end}) {
+    const support::Guarded<float> in{std::span(softmax), edge};
+    const support::Guarded<std::byte> halves(std::span(std::as_const(header)), edge);
+    const support::Guarded<std::uint8_t> codes(kv_page_positions, edge);
+    std::fill(codes.data(), codes.data() + codes.size(), std::uint8_t{99});
+    WeightRow row{.softmax = in.data(), .scales = halves.data(), .codes = codes.data()};
+    row.code_sum = -5;
+    row.step = row.offset_sum = NAN;
+    kernel(row);
+    result = {{codes.data(), codes.data() + codes.size()}, row.code_sum, row.step, row.offset_sum};
+  }
+  return result;
+}
+
+/// From the definition; `largest` below 2^-100 counts as 0.
+WeightResult expected_weights(const std::vector<float>& softmax, const std::vector<float>& scales) {
+  std::vector<float> weights;
+  for (std::size_t p = 0; p < kv_page_positions; ++p) weights.push_back(softmax[p] * scales[p]);
+  const float largest = *std::max_element(weights.begin(), weights.end());
+  WeightResult result;
+  result.codes.resize(kv_page_positions);
+  if (largest < 0x1p-100f) return result;
+  const float inverse = 255.0f / largest;
+  for (std::size_t p = 0; p < kv_page_positions; ++p) {
+    const float scaled = weights[p] * inverse;
+    result.codes[p] = static_cast<std::uint8_t>(std::nearbyint(static_cast<double>(scaled)));
+    result.sum += result.codes[p];
+  }
+  result.step = largest / 255.0f;
+  return result;
+}
+
+void check_weights(const std::vector<float>& softmax, const std::vector<float>& scales,
+                   const std::vector<float>& offsets) {
+  const WeightResult wanted = expected_weights(softmax, scales);
+  double offset_sum = 0, magnitude = 0;
+  for (std::size_t p = 0; p < kv_page_positions; ++p) {
+    const double term = static_cast<double>(softmax[p]) * static_cast<double>(offsets[p]);
+    offset_sum += term;
+    magnitude += std::fabs(term);
+  }
+  for_each_kernel(4, [&](const KvKernels& kernels) {
+    const WeightResult got = weights_of(kernels.weights, softmax, scales, offsets);
+    CHECK(got.codes == wanted.codes);
+    CHECK(got.sum == wanted.sum);
+    CHECK(got.step == wanted.step);
+    CHECK(std::fabs(static_cast<double>(got.offset_sum) - offset_sum) <= 4e-6 * magnitude + 0x1p-140);
+  });
+}
+
+}  // namespace
+
+TEST_CASE("scores of packed keys are exact on every instruction set") {
+  std::mt19937 random(11);
+  for (const int bits : bit_widths) {
+    for (const std::size_t width : widths) {
+      for (std::size_t rows = 1; rows <= kv_tile_rows; ++rows) {
+        const Codes kind = rows == 5 ? Codes::lowest : rows % 8 == 7 ? Codes::highest : Codes::random;
+        const std::size_t panels = 1 + (rows + width / 16) % 4;
+        const auto edge = rows % 2 == 0 ? support::Edge::start : support::Edge::end;
+        const KvScheme scheme{.bits = bits, .channel_keys = rows % 4 == 3 || rows == 8};
+        Head head = make_head(scheme, width, kind, 16 * panels - rows % 3, random);
+        const Queries queries = make_queries(head.layout, rows, kind, random);
+        const std::vector<float> wanted = expected_scores(head, queries, panels);
+        // Scales per channel are the driver's business: a kernel that reads them gives something else.
+        if (scheme.channel_keys) std::fill_n(head.bytes.begin(), head.layout.key_header_bytes, std::byte{0x7e});
+        INFO("width " << width << ", rows " << rows << ", panels " << panels);
+        for_each_kernel(bits, [&](const KvKernels& kernels) {
+          CHECK(scores_of(kernels.keys, head, queries, panels, edge) == wanted);
+        });
+      }
+    }
+  }
+}
+
+TEST_CASE("weighted sums of packed values are exact on every instruction set") {
+  std::mt19937 random(12);
+  for (const int bits : bit_widths) {
+    for (const std::size_t width : widths) {
+      for (std::size_t rows = 1; rows <= kv_tile_rows; ++rows) {
+        const Codes kind = rows == 5 ? Codes::lowest : rows % 8 == 7 ? Codes::highest : Codes::random;
+        const auto edge = rows % 2 == 0 ? support::Edge::start : support::Edge::end;
+        const Head head = make_head({.bits = bits}, width, kind, kv_page_positions, random);
+        const Weights weights = make_weights(rows, rows == 6 ? Codes::highest : kind, random);
+        const std::size_t group = head.layout.groups - 1;
+        const std::vector<float> wanted = expected_values(head, weights, group);
+        INFO("width " << width << ", rows " << rows);
+        for_each_kernel(bits, [&](const KvKernels& kernels) {
+          CHECK(values_of(kernels.values, head, weights, group, edge) == wanted);
+        });
+      }
+    }
+  }
+}
+
+TEST_CASE("weights are rounded alike on every instruction set") {
+  std::mt19937 random(13);
+  std::uniform_real_distribution<float> uniform(0.0f, 1.0f);
+  const std::vector<float> ones(kv_page_positions, 1.0f);
+  std::vector<float> softmax(kv_page_positions), scales(kv_page_positions), offsets(kv_page_positions);
+  for (int round = 0; round < 50; ++round) {
+    for (std::size_t p = 0; p < kv_page_positions; ++p) {
+      softmax[p] = std::exp(-10.0f * uniform(random));
+      scales[p] = to_float(to_half(uniform(random) * (round % 2 == 0 ? 1.0f : 0x1p-20f)));  // subnormal halves, too
+      offsets[p] = to_float(to_half(uniform(random) * 8.0f - 4.0f));
+    }
+    if (round % 5 == 0) std::fill(softmax.begin() + 1 + round, softmax.end(), 0.0f);
+    check_weights(softmax, scales, offsets);
+  }
+  SECTION("ties go to the even code") {
+    for (std::size_t p = 0; p < kv_page_positions; ++p) softmax[p] = (static_cast<float>(p) + 0.5f) / 256.0f;
+    softmax[0] = 255.0f / 256.0f;
+    check_weights(softmax, ones, offsets);
+  }
+  SECTION("nothing is attended to") {
+    check_weights(std::vector<float>(kv_page_positions, 0.0f), ones, offsets);
+    check_weights(softmax, std::vector<float>(kv_page_positions, 0.0f), offsets);
+  }
+  SECTION("one position, wherever it lies") {
+    for (std::size_t p = 0; p < kv_page_positions; ++p) {
+      std::vector<float> one(kv_page_positions, 0.0f);
+      one[p] = 0.3f;
+      check_weights(one, std::vector<float>(kv_page_positions, 65504.0f), offsets);
+    }
+  }
+  SECTION("weights whose inverse is no float count as nothing") {
+    for (const float tiny : {0x1p-149f, 0x1p-127f, 0x1.fffffep-101f, 0x1p-100f, 0x1p-90f}) {
+      for (float& s : softmax) s = tiny * (random() % 2 == 0 ? 1.0f : 0.5f);
+      softmax[7] = tiny;
+      check_weights(softmax, ones, offsets);
+    }
+  }
+}
+
+TEST_CASE("scores follow scales of every size") {
+  std::mt19937 random(14);
+  std::uniform_real_distribution<float> uniform(-1.0f, 1.0f);
+  Head head = make_head({.bits = 4}, 256, Codes::random, kv_page_positions, random);
+  Queries queries = make_queries(head.layout, 3, Codes::random, random);
+  for (std::size_t g = 0; g < head.layout.groups; ++g) {
+    for (std::size_t p = 0; p < kv_page_positions; ++p) {
+      // From the largest half down to the smallest subnormal one.
+      const float size = p == 0 ? 65504.0f : std::ldexp(1.0f, 14 - static_cast<int>(p) * 38 / 63);
+      store_half(head.bytes, key_affine(head.layout, p, g).scale, size);
+      store_half(head.bytes, key_affine(head.layout, p, g).offset, to_float(to_half(size * uniform(random))));
+    }
+  }
+  for (float& scale : queries.scales) scale = 1.5f + uniform(random);
+  for (std::size_t r = 0; r < 3; ++r) {
+    for (std::size_t g = 0; g < head.layout.groups; ++g) queries.sums[r * head.layout.groups + g] = 0;
+    for (std::size_t c = 0; c < 256; ++c) {
+      const auto code = static_cast<float>(queries.codes[r * 256 + c]);
+      queries.values(r, c) = static_cast<double>(queries.scales[r]) * static_cast<double>(code);
+      queries.sums[r * head.layout.groups + c / head.layout.group] += queries.scales[r] * code;
+    }
+  }
+  const std::vector<float> wanted = expected_scores(head, queries, 4);
+  const oracle::Matrix keys = oracle::decoded_rows({head.page()}, 0, kv_page_positions).keys;
+  for_each_kernel(4, [&](const KvKernels& kernels) {
+    const std::vector<float> got = scores_of(kernels.keys, head, queries, 4, support::Edge::end);
+    double worst = 0;
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      const std::size_t row = i / 80, position = i % 80;
+      if (position >= kv_page_positions) continue;
+      double magnitude = 0;
+      for (std::size_t c = 0; c < 256; ++c) magnitude += std::fabs(queries.values(row, c) * keys(position, c));
+      worst = std::max(worst, std::fabs(static_cast<double>(got[i]) - static_cast<double>(wanted[i])) / magnitude);
+    }
+    CHECK(worst < 2e-6);
+  });
+}
