@@ -53,6 +53,31 @@ inline namespace CBQ_ABI {
   return {static_cast<std::uint16_t>(half_at_most(-x).bits ^ 0x8000u)};
 }
 
+/// Smallest and largest element; `high` is infinite where the group holds NaN or infinity. {0, 0} for an empty group.
+[[nodiscard]] inline Interval affine_range(std::span<const float> x) noexcept {
+  using lanes::Floats, lanes::Ints;
+  if (x.empty()) return {};
+  const Ints exponent(0x7f800000);
+  Floats low[lanes::count], high[lanes::count];
+  for (std::size_t v = 0; v < lanes::count; ++v) low[v] = high[v] = Floats(x.front());
+  Ints bad(0);  // bits, which -ffast-math leaves alone
+  lanes::for_each_block(x, x.front(), [&](const float* block, std::size_t) {
+    for (std::size_t v = 0; v < lanes::count; ++v) {
+      const auto values = Floats::load_unaligned(block + v * Floats::size);
+      low[v] = xsimd::min(low[v], values);
+      high[v] = xsimd::max(high[v], values);
+      const Ints bits = xsimd::bitwise_cast<std::int32_t>(values) & exponent;
+      bad = bad | xsimd::select(bits == exponent, exponent, Ints(0));
+    }
+  });
+  for (std::size_t v = 1; v < lanes::count; ++v) {
+    low[0] = xsimd::min(low[0], low[v]);
+    high[0] = xsimd::max(high[0], high[v]);
+  }
+  if (xsimd::any(bad != Ints(0))) return {x.front(), std::numeric_limits<float>::infinity()};
+  return {xsimd::reduce_min(low[0]), xsimd::reduce_max(high[0])};
+}
+
 /// Scale and offset of a group whose elements lie in `range`; bits 1 to 8. Errc::not_finite, and Errc::bad_argument
 /// where half cannot hold them: elements below -65504, or a range beyond 65504 * (2^bits - 1).
 [[nodiscard]] constexpr Result<AffineGroup> fit_affine_group(const Interval& range, std::size_t bits) noexcept {
@@ -204,7 +229,7 @@ struct AffineGroupCodec {
       float values[piece];
       const std::size_t count = x.size() - at < piece ? x.size() - at : piece;
       to_float_row(x.data() + at, count, values);
-      const Interval part = min_max({values, count});
+      const Interval part = affine_range({values, count});
       if (!is_finite(part.low) || !is_finite(part.high)) return fit_affine_group(part, Bits);
       if (part.low < range.low) range.low = part.low;
       if (part.high > range.high) range.high = part.high;

@@ -104,6 +104,14 @@ inline constexpr std::size_t most_channels = most_groups * kv_longest_group;
 
 }  // namespace key_codes
 
+/// Asks for the lines that encode_key() writes to: pages are rarely in the cache, and the encoder is faster than
+/// memory. For a head or two ahead of the one that is encoded.
+[[gnu::always_inline]] inline void prefetch_key(const KvLayout& layout, std::size_t position,
+                                                const std::byte* keys) noexcept {
+  const std::byte* panel = keys + key_panel_offset(layout, position / panel_outputs);
+  for (std::size_t line = 0; line < layout.key_panel_bytes; line += line_bytes) __builtin_prefetch(panel + line, 1);
+}
+
 /// Writes the key `x` (layout.width floats) of `position` (0 .. 63) of one head, at `keys` (layout.key_bytes bytes).
 /// Errors of fit_affine_group; then nothing was written. Not for layouts with channel_keys.
 [[nodiscard]] inline Status encode_key(const KvLayout& layout, std::size_t position, std::span<const float> x,
@@ -111,10 +119,11 @@ inline constexpr std::size_t most_channels = most_groups * kv_longest_group;
   if (x.size() != layout.width || position >= kv_page_positions || layout.channel_keys) {
     return Error{Errc::bad_shape, "not a key of this page", "elements", x.size(), layout.width};
   }
+  const std::size_t panel = position / panel_outputs, output = position % panel_outputs;
   AffineGroup fits[key_codes::most_groups];
   for (std::size_t g = 0; g < layout.groups; ++g) {
     const auto channels = x.subspan(g * layout.group, group_channels(layout, g));
-    const Result<AffineGroup> fit = fit_affine_group(min_max(channels), layout.bits);
+    const Result<AffineGroup> fit = fit_affine_group(affine_range(channels), layout.bits);
     if (!fit) return fit.error();
     fits[g] = *fit;
   }
@@ -125,7 +134,6 @@ inline constexpr std::size_t most_channels = most_groups * kv_longest_group;
     std::memcpy(keys + at.offset, &fits[g].offset, sizeof(half));
     std::uint8_t codes[kv_longest_group] = {};
     affine_codes(channels, fits[g], layout.bits, codes);
-    const std::size_t panel = position / panel_outputs, output = position % panel_outputs;
     std::byte* blocks = keys + key_block_offset(layout, panel, g * layout.blocks_per_group);
     for (std::size_t b = 0; b < divide_up(channels.size(), block_inputs); ++b) {
       key_codes::store(blocks + b * block_bytes(layout.bits), layout.bits, output, codes + b * block_inputs);
@@ -146,7 +154,7 @@ inline constexpr std::size_t most_channels = most_groups * kv_longest_group;
   for (std::size_t b = 0; b < layout.key_blocks; ++b) {
     key_codes::Channels part(layout, x, b);
     for (std::size_t c = 0; c < part.count; ++c) {
-      const Result<AffineGroup> fit = fit_affine_group(min_max(part.channel(c)), layout.bits);
+      const Result<AffineGroup> fit = fit_affine_group(affine_range(part.channel(c)), layout.bits);
       if (!fit) return Error{fit.error().code, fit.error().what, ErrorText("channel ") << part.first + c};
       fits[b * block_inputs + c] = *fit;
     }

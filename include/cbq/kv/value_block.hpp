@@ -64,6 +64,22 @@ inline constexpr std::size_t most_groups = 2;  // of a head of 256 channels
 
 }  // namespace value_codes
 
+/// Asks for the lines that encode_value() writes to, as prefetch_key().
+[[gnu::always_inline]] inline void prefetch_value(const KvLayout& layout, std::size_t position,
+                                                  const std::byte* values) noexcept {
+  const value_codes::Place place = value_codes::place(layout, position);
+  for (std::size_t g = 0; g < layout.groups; ++g) {
+    const AffineOffsets at = value_affine(layout, position, g);
+    __builtin_prefetch(values + at.scale, 1);
+    __builtin_prefetch(values + at.offset, 1);
+    const std::byte* panels = values + value_panel_offset(layout, g, 0);
+    for (std::size_t p = 0; p < divide_up(group_channels(layout, g), panel_outputs); ++p) {
+      __builtin_prefetch(panels + p * layout.value_panel_bytes + place.line, 1);
+      if (place.high) __builtin_prefetch(panels + p * layout.value_panel_bytes + place.high_line, 1);
+    }
+  }
+}
+
 /// Writes the value `x` (layout.width floats) of `position` (0 .. 63) of one head, at `values` (layout.value_bytes
 /// bytes). Errors of fit_affine_group; then nothing was written.
 [[nodiscard]] inline Status encode_value(const KvLayout& layout, std::size_t position, std::span<const float> x,
@@ -71,14 +87,14 @@ inline constexpr std::size_t most_groups = 2;  // of a head of 256 channels
   if (x.size() != layout.width || position >= kv_page_positions) {
     return Error{Errc::bad_shape, "not a value of this page", "elements", x.size(), layout.width};
   }
+  const value_codes::Place place = value_codes::place(layout, position);
   AffineGroup fits[value_codes::most_groups];
   for (std::size_t g = 0; g < layout.groups; ++g) {
     const auto channels = x.subspan(g * layout.group, group_channels(layout, g));
-    const Result<AffineGroup> fit = fit_affine_group(min_max(channels), layout.bits);
+    const Result<AffineGroup> fit = fit_affine_group(affine_range(channels), layout.bits);
     if (!fit) return fit.error();
     fits[g] = *fit;
   }
-  const value_codes::Place place = value_codes::place(layout, position);
   for (std::size_t g = 0; g < layout.groups; ++g) {
     const auto channels = x.subspan(g * layout.group, group_channels(layout, g));
     const AffineOffsets at = value_affine(layout, position, g);
