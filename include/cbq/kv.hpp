@@ -13,5 +13,8 @@
 #include <cbq/kv/kv_scheme.hpp>
 #include <cbq/kv/kv_tile.hpp>
 #include <cbq/kv/page_pool.hpp>
+#include <cbq/kv/page_writer.hpp>
+#include <cbq/kv/quantized_kv_cache.hpp>
+#include <cbq/kv/quantized_kv_options.hpp>
 #include <cbq/kv/quantized_kv_view.hpp>
 #include <cbq/kv/softmax.hpp>

@@ -43,7 +43,11 @@ TEST_CASE("a table acquires the pages that are written and gives them back when 
     CHECK_FALSE(other.alive());
     other = std::move(moved);
     CHECK(other.held() == 1);
+    CHECK_FALSE(moved.alive());
     CHECK(host.pool.free_pages() == 3);
+    other = *cbq::KvPageTable::create(host.pool.pages(), 1);
+    CHECK(other.size() == 1);
+    CHECK(host.pool.free_pages() == 4);
   }
   CHECK(host.pool.free_pages() == 4);
 }

@@ -29,8 +29,9 @@ class KvPageTable {
   KvPageTable(KvPageTable&& other) noexcept
       : pages_(std::exchange(other.pages_, {})), entries_(std::move(other.entries_)) {}
   KvPageTable& operator=(KvPageTable&& other) noexcept {
-    std::swap(pages_, other.pages_);
-    std::swap(entries_, other.entries_);
+    const KvPageTable old(std::move(*this));  // whose pages go back now, not when `other` ends
+    pages_ = std::exchange(other.pages_, {});
+    entries_ = std::move(other.entries_);
     return *this;
   }
   KvPageTable(const KvPageTable&) = delete;

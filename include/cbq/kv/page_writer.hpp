@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Rows of a float cache into pages: what a QuantizedKvCache does with positions that became past. Rows are transformed
+// and were checked when they were appended (encodable.hpp), so nothing fails and nothing is allocated.
+
+#include <cstddef>
+#include <cstring>
+#include <span>
+
+#include <cbq/core/view.hpp>
+#include <cbq/kv/float_kv_cache.hpp>
+#include <cbq/kv/key_block.hpp>
+#include <cbq/kv/value_block.hpp>
+
+namespace cbq {
+
+/// Where the 64 keys of a page come from.
+struct PageKeys {
+  std::size_t hidden = 0;  ///< first positions, which no query sees and which have no rows; below 64
+  std::size_t before = 0;  ///< positions up to here are in the page already, not below `hidden`
+  std::size_t row = 0;     ///< of the float cache, for position `before`
+};
+
+inline namespace CBQ_ABI {
+
+/// Writes row `row` of `exact` to `position` (0 .. 63) of a page; with channel_keys its values only.
+inline void write_row(const KvLayout& layout, const FloatKvCache& exact, std::size_t row, std::size_t position,
+                      std::byte* page) noexcept {
+  float memory[key_codes::most_channels];
+  const std::span<float> x(memory, layout.width);
+  for (std::size_t head = 0; head < layout.heads; ++head) {
+    if (!layout.channel_keys) {
+      exact.copy_key(head, row, x.data());
+      (void)encode_key(layout, position, x, page + kv_keys_offset(layout, head));
+    }
+    exact.copy_value(head, row, x.data());
+    (void)encode_value(layout, position, x, page + kv_values_offset(layout, head));
+  }
+}
+
+/// Writes all keys of a page with channel_keys; `memory` has room for 64 * width floats. Keys that the page held
+/// before, left there by a rollback, are quantized again from what they decode to. Hidden ones must not widen a
+/// channel's range: they become copies of the first that is seen.
+inline void write_page_keys(const KvLayout& layout, const FloatKvCache& exact, const PageKeys& from, float* memory,
+                            std::byte* page) noexcept {
+  const auto keys = matrix_view(memory, kv_page_positions, layout.width);
+  for (std::size_t head = 0; head < layout.heads; ++head) {
+    std::byte* const bytes = page + kv_keys_offset(layout, head);
+    for (std::size_t p = from.hidden; p < kv_page_positions; ++p) {
+      if (p < from.before) {
+        decode_key(layout, bytes, p, row(keys, p));
+      } else {
+        exact.copy_key(head, from.row + p - from.before, row(keys, p));
+      }
+    }
+    for (std::size_t p = 0; p < from.hidden; ++p) {
+      std::memcpy(row(keys, p), row(keys, from.hidden), layout.width * sizeof(float));
+    }
+    (void)encode_key_channels(layout, as_const(keys), bytes);
+  }
+}
+
+/// Appends all rows of `from` to `to`, a cache of the same heads with room for them; `memory` holds a row of keys and
+/// one of values.
+inline void copy_rows(const FloatKvCache& from, FloatKvCache& to, float* memory) noexcept {
+  const FloatKvView shape = from.view();
+  const std::size_t columns = shape.heads * shape.width;
+  const auto key = matrix_view<const float>(memory, 1, columns);
+  const auto value = matrix_view<const float>(memory + columns, 1, columns);
+  for (std::size_t p = 0; p < shape.size; ++p) {
+    for (std::size_t head = 0; head < shape.heads; ++head) {
+      from.copy_key(head, p, memory + head * shape.width);
+      from.copy_value(head, p, memory + columns + head * shape.width);
+    }
+    (void)to.append(key, value);
+  }
+}
+
+}  // namespace CBQ_ABI
+}  // namespace cbq
