@@ -34,7 +34,11 @@ struct Factors {
     }
   }
   [[nodiscard]] RowTransform transform(bool hadamard) const {
-    return {key_scales.data(), key_offsets.data(), value_scales.data(), value_offsets.data(), hadamard};
+    return {.key_scales = key_scales.data(),
+            .key_offsets = key_offsets.data(),
+            .value_scales = value_scales.data(),
+            .value_offsets = value_offsets.data(),
+            .hadamard = hadamard};
   }
 };
 
@@ -170,8 +174,13 @@ TEST_CASE("rows of other heads and factors that cannot be undone are errors") {
   factors.value_scales[63] = 0;
   const cbq::Status zero = cbq::check_row_transform(transform, {2, 32});
   CHECK(zero.error().code == Errc::bad_argument);
-  CHECK(std::string(zero.error().where.c_str()) == "value channel 63");
+  CHECK(std::string(zero.error().where.c_str()) == "value scale of channel 63");
   factors.key_offsets[5] = std::numeric_limits<float>::quiet_NaN();
   factors.value_scales[63] = 1;
   CHECK(cbq::check_row_transform(transform, {2, 32}).error().code == Errc::not_finite);
+  std::vector<float> weights(64);
+  CHECK(cbq::check_row_transform({.key_weights = weights.data(), .refinements = 2}, {2, 32}));
+  weights[7] = -1;
+  CHECK(cbq::check_row_transform({.key_weights = weights.data()}, {2, 32}).error().code == Errc::bad_argument);
+  CHECK(cbq::check_row_transform({.refinements = -1}, {2, 32}).error().code == Errc::bad_argument);
 }

@@ -20,19 +20,24 @@
 #include <cbq/core/cpu.hpp>
 #include <cbq/core/result.hpp>
 #include <cbq/core/view.hpp>
+#include <cbq/kv/affine_refinement.hpp>
 #include <cbq/quant/divide.hpp>
 #include <cbq/quant/scale.hpp>
 #include <cbq/transform/hadamard.hpp>
 
 namespace cbq {
 
-/// Scales and offsets [key/value heads * width] of a layer, in memory of somebody else; null: all 1, all 0.
+/// Scales and offsets [key/value heads * width] of a layer, in memory of somebody else; null: all 1, all 0. Beside them
+/// what encoders are told of transformed rows (<cbq/kv/affine_refinement.hpp>).
 struct RowTransform {
   const float* key_scales = nullptr;
   const float* key_offsets = nullptr;
   const float* value_scales = nullptr;
   const float* value_offsets = nullptr;
   bool hadamard = false;  ///< heads are rotated after scaling
+  /// Of squared errors of transformed keys, [key/value heads * width]; null: equal ones.
+  const float* key_weights = nullptr;
+  int refinements = 0;  ///< least-squares steps when a group is encoded
 };
 
 /// Heads of keys and values.
@@ -114,6 +119,19 @@ template <std::floating_point T, class Body>
 
 }  // namespace row_transform
 
+/// How groups of transformed keys of a head are refined. Without weights only those of rotated heads are: others lose
+/// more where channels matter most than they gain.
+[[nodiscard]] constexpr AffineRefinement key_refinement(const RowTransform& transform, std::size_t head,
+                                                        std::size_t width) noexcept {
+  const bool refined = transform.hadamard || transform.key_weights != nullptr;
+  return {refined ? transform.refinements : 0, row_transform::of_head(transform.key_weights, head * width)};
+}
+
+/// How groups of transformed values are.
+[[nodiscard]] constexpr AffineRefinement value_refinement(const RowTransform& transform) noexcept {
+  return {.steps = transform.refinements};
+}
+
 /// Key of key/value head `head`, x.size() elements, in place. `isa` is already capped (capped()), for all of these.
 template <std::floating_point T>
 void transform_key(const RowTransform& transform, std::size_t head, std::span<T> x, Isa isa) noexcept {
@@ -188,19 +206,32 @@ template <std::floating_point T>
       [&](std::size_t head, std::span<T> part, Isa isa) { restore_output(transform, head, part, isa); });
 }
 
-/// Whether the transform of `kv` can be undone: Errc::bad_argument for a scale of 0, Errc::not_finite, naming the
-/// channel.
+/// Whether the transform of `kv` can be undone: Errc::bad_argument for a scale of 0 or a negative weight,
+/// Errc::not_finite, naming the channel.
 [[nodiscard]] inline Status check_row_transform(const RowTransform& transform, const KvHeads& kv) noexcept {
   const Result<std::size_t> count = checked_product(kv.heads, kv.width);
   if (!count) return count.error();
-  const float* const all[] = {transform.key_scales, transform.value_scales, transform.key_offsets,
-                              transform.value_offsets};
-  for (std::size_t part = 0; part < 4; ++part) {
-    for (std::size_t i = 0; all[part] != nullptr && i < *count; ++i) {
-      const ErrorText where = ErrorText(part % 2 == 0 ? "key channel " : "value channel ") << i;
-      if (!is_finite(all[part][i])) return Error{Errc::not_finite, "a factor of the transform is not finite", where};
-      if (part < 2 && all[part][i] == 0) return Error{Errc::bad_argument, "a scale of the transform is 0", where};
+  const auto check = [&count](const float* factors, const char* name, bool (*fits)(float), const char* rule) -> Status {
+    for (std::size_t i = 0; factors != nullptr && i < *count; ++i) {
+      const ErrorText where = ErrorText(name) << " of channel " << i;
+      if (!is_finite(factors[i])) return Error{Errc::not_finite, "a factor of the transform is not finite", where};
+      if (!fits(factors[i])) return Error{Errc::bad_argument, rule, where};
     }
+    return {};
+  };
+  const auto any = [](float) { return true; };
+  const auto not_zero = [](float x) { return x != 0; };
+  const auto not_negative = [](float x) { return x >= 0; };
+  const Status parts[] = {check(transform.key_scales, "key scale", not_zero, "scales are not 0"),
+                          check(transform.value_scales, "value scale", not_zero, "scales are not 0"),
+                          check(transform.key_weights, "key weight", not_negative, "weights are not negative"),
+                          check(transform.key_offsets, "key offset", any, ""),
+                          check(transform.value_offsets, "value offset", any, "")};
+  for (const Status& part : parts) {
+    if (!part) return part;
+  }
+  if (transform.refinements < 0) {
+    return Error{Errc::bad_argument, "refinements are not negative", "refinements", transform.refinements};
   }
   return {};
 }
