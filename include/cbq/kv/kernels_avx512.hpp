@@ -22,30 +22,12 @@
 #include <cbq/kv/kernels_scalar.hpp>
 #include <cbq/kv/kv_layout.hpp>
 #include <cbq/kv/kv_tile.hpp>
+#include <cbq/kv/lines_ahead.hpp>
 
 namespace cbq {
 inline namespace CBQ_ABI {
 namespace isa::avx512_vnni {
 CBQ_BEGIN_REGION(CBQ_TARGET_AVX512VNNI)
-
-/// Lines to ask for, one after another; a step of 0 repeats a line that is near anyway.
-struct LinesAhead {
-  const std::byte* line = nullptr;
-  std::size_t step = 0;
-};
-
-/// From `next` on, or none where it is null.
-[[gnu::always_inline]] inline LinesAhead lines_from(const std::byte* next, const std::byte* near) noexcept {
-  return next == nullptr ? LinesAhead{near, 0} : LinesAhead{next, line_bytes};
-}
-
-template <std::size_t Lines>
-[[gnu::always_inline]] inline void ask_for(LinesAhead& ahead) noexcept {
-  _Pragma("GCC unroll 16") for (std::size_t i = 0; i < Lines; ++i) {
-    _mm_prefetch(reinterpret_cast<const char*>(ahead.line), _MM_HINT_T1);
-    ahead.line += ahead.step;
-  }
-}
 
 /// Independent accumulators per row, where the rows alone are too few to hide the latency of vpdpbusd.
 template <std::size_t Rows>
@@ -98,9 +80,9 @@ inline void key_rows(const KeyTile& tile, std::size_t first_row, LinesAhead ahea
           _Pragma("GCC unroll 8") for (std::size_t r = 0; r < Rows; ++r) sums[c][r][0] = _mm512_setzero_si512();
       const std::size_t count = blocks_left < group_blocks ? blocks_left : group_blocks;
       blocks_left -= count;
-      ask_for<1>(ahead);
+      ask_for<Rows, 1>(ahead);
       for (std::size_t i = 0; i < count; ++i, block += Bits * line_bytes, queries += block_inputs) {
-        ask_for<Bits>(ahead);
+        ask_for<Rows, Bits>(ahead);
         multiply_keys<Bits, 0>(sums, block, queries, row_bytes);
       }
       join_chains<Bits>(sums);
@@ -151,7 +133,7 @@ void key_tile(const KeyTile& tile) noexcept {
         break;
     }
     row += rows;
-    ahead = lines_from(nullptr, tile.keys);
+    ahead = {};
   }
 }
 
@@ -181,18 +163,18 @@ template <int Bits, unsigned Step, std::size_t Rows, std::size_t Chains>
 /// Adds to the results of rows [first_row, first_row + Rows).
 template <int Bits, std::size_t Rows>
 inline void value_rows(const ValueTile& tile, std::size_t first_row, LinesAhead ahead) noexcept {
-  constexpr std::size_t chains = Rows <= 3 ? 2 : 1;
+  constexpr std::size_t chains = Rows <= 4 ? 2 : 1;
   const std::uint8_t* weights = tile.weights + first_row * kv_page_positions;
   __m512i first[Rows == 1 ? kv_page_steps : 1];
   if constexpr (Rows == 1) {
     _Pragma("GCC unroll 16") for (std::size_t s = 0; s < kv_page_steps; ++s) first[s] =
         broadcast_weights(weights + s * step_inputs);
   }
-  ask_for<4 * kv_page_positions / line_bytes>(ahead);
+  ask_for<Rows, 4 * kv_page_positions / line_bytes>(ahead);
   const std::byte* panel = tile.blocks;
   float* out = tile.out + first_row * tile.out_stride;
   for (std::size_t p = 0; p < tile.panels; ++p, panel += 2 * Bits * line_bytes, out += panel_outputs) {
-    ask_for<2 * Bits>(ahead);
+    ask_for<Rows, 2 * Bits>(ahead);
     __m512i sums[chains][Rows];
     _Pragma("GCC unroll 8") for (std::size_t r = 0; r < Rows; ++r) {
       sums[0][r] = Bits == 8 ? _mm512_set1_epi32(tile.weight_sums[first_row + r] * 128) : _mm512_setzero_si512();
@@ -236,7 +218,7 @@ void value_tile(const ValueTile& tile) noexcept {
         break;
     }
     row += rows;
-    ahead = lines_from(nullptr, tile.blocks);
+    ahead = {};
   }
 }
 
@@ -245,12 +227,14 @@ struct WeightCodes {
   std::int32_t sum = 0;
   float step = 0.0f;
 };
-[[gnu::always_inline]] inline WeightCodes quantize_weights(const __m512 (&products)[4], float largest,
-                                                           std::uint8_t* codes) noexcept {
+[[gnu::always_inline]] inline WeightCodes quantize_weights(const __m512 (&products)[4], std::uint8_t* codes) noexcept {
+  // max and min return their second operand where the first is not a number.
+  __m512 best = _mm512_setzero_ps();
+  _Pragma("GCC unroll 4") for (std::size_t i = 0; i < 4; ++i) best = _mm512_max_ps(products[i], best);
+  const float largest = _mm512_reduce_max_ps(best);
   const bool none = !(largest >= smallest_kv_weight);
   const __m512 inverse = _mm512_set1_ps(none ? 0.0f : 255.0f / largest);
   __m512i rounded[4];
-  // min returns its second operand where the first is not a number.
   _Pragma("GCC unroll 4") for (std::size_t i = 0; i < 4; ++i) rounded[i] =
       _mm512_cvtps_epi32(_mm512_min_ps(_mm512_mul_ps(products[i], inverse), _mm512_set1_ps(255.0f)));
   // Packing works within 128-bit lanes: the permutation puts the quadruples back in order.
@@ -265,88 +249,122 @@ struct WeightCodes {
 /// See WeightRow.
 inline void weight_row(WeightRow& row) noexcept {
   __m512 products[4];
-  __m512 largest = _mm512_setzero_ps();
   __m512 offset_sum = _mm512_setzero_ps();
   _Pragma("GCC unroll 4") for (std::size_t i = 0; i < 4; ++i) {
     const __m512 softmax = _mm512_loadu_ps(row.softmax + 16 * i);
     const std::byte* scales = row.scales + 32 * i;
     products[i] = _mm512_mul_ps(softmax, load_halves(scales));
-    largest = _mm512_max_ps(products[i], largest);
     offset_sum = _mm512_fmadd_ps(softmax, load_halves(scales + 2 * kv_page_positions), offset_sum);
   }
-  const WeightCodes codes = quantize_weights(products, _mm512_reduce_max_ps(largest), row.codes);
+  const WeightCodes codes = quantize_weights(products, row.codes);
   row.code_sum = codes.sum;
   row.step = codes.step;
   row.offset_sum = _mm512_reduce_add_ps(offset_sum);
 }
 
-/// 2^x for x <= 0, at least 2^-100: 2^n times a polynomial of degree 5 on |f| <= 1/2, minimax with p(0) = 1, relative
-/// error below 2e-7. NaN stays NaN; lanes that are not in `lanes` are 0.
-[[gnu::always_inline]] inline __m512 power_of_two(__m512 x, __mmask16 lanes) noexcept {
-  x = _mm512_max_ps(_mm512_set1_ps(-100.0f), x);
-  const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const __m512 f = _mm512_sub_ps(x, n);
-  __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(0x1.5bba14p-10f), f, _mm512_set1_ps(0x1.3cea88p-7f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.c6b752p-5f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.ebf9bcp-3f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.62e42ap-1f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
-  return _mm512_maskz_scalef_ps(lanes, p, n);
-}
+/// 2^(scale * x) for x <= 0, at least 2^-100: 2^n times a polynomial of degree 5 on |f| <= 1/2, minimax with p(0) = 1,
+/// relative error below 2e-7.
+struct PowerOfTwo {
+  __m512 scale;
+  __m512 lowest;
 
-/// What a row gathered before is worth less by 2^x.
-[[gnu::always_inline]] inline void shrink_row(const PageWeights& page, std::size_t r, float x) noexcept {
-  const __m512 factor = power_of_two(_mm512_set1_ps(x), 0xffff);
-  page.sums[r] *= _mm512_cvtss_f32(factor);
-  float* values = page.values + r * page.value_stride;
-  for (std::size_t i = 0; i < page.value_columns; i += 16) {
-    _mm512_storeu_ps(values + i, _mm512_mul_ps(_mm512_loadu_ps(values + i), factor));
+  [[gnu::always_inline]] __m512 operator()(__m512 x) const noexcept {
+    const __m512 to_integer = _mm512_set1_ps(0x1.8p23f);  // adding it leaves n in the low bits
+    x = _mm512_max_ps(lowest, x);
+    const __m512 shifted = _mm512_fmadd_ps(x, scale, to_integer);
+    const __m512 f = _mm512_fmsub_ps(x, scale, _mm512_sub_ps(shifted, to_integer));
+    __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(0x1.5bba14p-10f), f, _mm512_set1_ps(0x1.3cea88p-7f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.c6b752p-5f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.ebf9bcp-3f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0x1.62e42ap-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+    const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), exponent));
   }
-}
+};
 
 /// Bits of the first `count` positions of a page.
 [[gnu::always_inline]] inline std::uint64_t first_positions(std::size_t count) noexcept {
   return count >= kv_page_positions ? ~std::uint64_t{0} : (std::uint64_t{1} << count) - 1;
 }
 
-/// See PageWeights.
-inline void page_weights(const PageWeights& page) noexcept {
-  const float exponent_scale = page.scale * 0x1.715476p+0f;  // 1 / ln(2)
+/// The positions of the page that row r sees, one bit each.
+[[gnu::always_inline]] inline std::uint64_t seen_positions(const PageWeights& page, std::size_t r) noexcept {
+  const std::uint64_t before = page.first == nullptr ? 0 : first_positions(page.first[r]);
+  return first_positions(page.valid[r]) & ~before;
+}
+
+/// Maxima of all rows with the scores of the page among them. What a row gathered before shrinks where
+/// its maximum grows.
+[[gnu::always_inline]] inline void raise_maxima(const PageWeights& page, const PowerOfTwo& power) noexcept {
   for (std::size_t r = 0; r < page.rows; ++r) {
-    const std::uint64_t before = page.first == nullptr ? 0 : first_positions(page.first[r]);
-    const std::uint64_t seen = first_positions(page.valid[r]) & ~before;
-    __m512 softmax[4];
-    __m512 best = _mm512_set1_ps(page.maxima[r]);
-    _Pragma("GCC unroll 4") for (unsigned i = 0; i < 4; ++i) {
-      softmax[i] = _mm512_loadu_ps(page.scores + r * page.score_stride + 16 * i);
-      best = _mm512_mask_max_ps(best, static_cast<__mmask16>(seen >> (16 * i)), best, softmax[i]);
+    const float* scores = page.scores + r * page.score_stride;
+    const std::uint64_t seen = seen_positions(page, r);
+    const float before = page.maxima[r];
+    __m512 best = _mm512_set1_ps(before);
+    if (seen == ~std::uint64_t{0}) [[likely]] {
+      _Pragma("GCC unroll 4") for (std::size_t i = 0; i < 4; ++i) best =
+          _mm512_max_ps(best, _mm512_loadu_ps(scores + 16 * i));
+    } else {
+      _Pragma("GCC unroll 4") for (std::size_t i = 0; i < 4; ++i) best =
+          _mm512_mask_max_ps(best, static_cast<__mmask16>(seen >> (16 * i)), best, _mm512_loadu_ps(scores + 16 * i));
     }
     const float maximum = _mm512_reduce_max_ps(best);
-    __m512 sum = _mm512_setzero_ps();
-    _Pragma("GCC unroll 4") for (unsigned i = 0; i < 4; ++i) {
-      const __m512 below = _mm512_sub_ps(softmax[i], _mm512_set1_ps(maximum));
-      softmax[i] =
-          power_of_two(_mm512_mul_ps(below, _mm512_set1_ps(exponent_scale)), static_cast<__mmask16>(seen >> (16 * i)));
-      sum = _mm512_add_ps(sum, softmax[i]);
+    if (maximum == before) continue;
+    const __m512 factor = power(_mm512_set1_ps(before - maximum));
+    page.maxima[r] = maximum;
+    page.sums[r] *= _mm512_cvtss_f32(factor);
+    float* values = page.values + r * page.value_stride;
+    for (std::size_t i = 0; i < page.value_columns; i += 16) {
+      _mm512_storeu_ps(values + i, _mm512_mul_ps(_mm512_loadu_ps(values + i), factor));
     }
-    if (maximum != page.maxima[r]) {
-      shrink_row(page, r, (page.maxima[r] - maximum) * exponent_scale);
-      page.maxima[r] = maximum;
+  }
+}
+
+/// Softmax weights in place of the scores, and their sums.
+[[gnu::always_inline]] inline void weigh_scores(const PageWeights& page, const PowerOfTwo& power) noexcept {
+  for (std::size_t r = 0; r < page.rows; ++r) {
+    float* scores = page.scores + r * page.score_stride;
+    const std::uint64_t seen = seen_positions(page, r);
+    const __m512 maximum = _mm512_set1_ps(page.maxima[r]);
+    __m512 softmax[4];
+    _Pragma("GCC unroll 4") for (std::size_t i = 0; i < 4; ++i) softmax[i] =
+        power(_mm512_sub_ps(_mm512_loadu_ps(scores + 16 * i), maximum));
+    if (seen != ~std::uint64_t{0}) [[unlikely]] {
+      _Pragma("GCC unroll 4") for (std::size_t i = 0; i < 4; ++i) softmax[i] =
+          _mm512_maskz_mov_ps(static_cast<__mmask16>(seen >> (16 * i)), softmax[i]);
     }
+    _Pragma("GCC unroll 4") for (std::size_t i = 0; i < 4; ++i) _mm512_storeu_ps(scores + 16 * i, softmax[i]);
+    const __m512 sum = _mm512_add_ps(_mm512_add_ps(softmax[0], softmax[1]), _mm512_add_ps(softmax[2], softmax[3]));
     page.sums[r] += _mm512_reduce_add_ps(sum);
-    for (std::size_t group = 0; group < page.groups; ++group) {
-      const std::byte* scales = page.scales + group * page.group_bytes;
+  }
+}
+
+/// See PageWeights. One loop over the rows after another: a single one would wait for every maximum and sum, its chain
+/// being longer than the processor looks ahead.
+inline void page_weights(const PageWeights& page) noexcept {
+  const float exponent_scale = page.scale * 0x1.715476p+0f;  // 1 / ln(2)
+  const PowerOfTwo power{_mm512_set1_ps(exponent_scale), _mm512_set1_ps(-100.0f / exponent_scale)};
+  raise_maxima(page, power);
+  weigh_scores(page, power);
+  for (std::size_t group = 0; group < page.groups; ++group) {
+    const std::byte* halves = page.scales + group * page.group_bytes;
+    __m512 scales[4];
+    __m512 offsets[4];
+    _Pragma("GCC unroll 4") for (std::size_t i = 0; i < 4; ++i) {
+      scales[i] = load_halves(halves + 32 * i);
+      offsets[i] = load_halves(halves + 2 * kv_page_positions + 32 * i);
+    }
+    for (std::size_t r = 0; r < page.rows; ++r) {
       const std::size_t result = group * page.rows + r;
       __m512 products[4];
-      __m512 largest = _mm512_setzero_ps();
       __m512 offset_sum = _mm512_setzero_ps();
       _Pragma("GCC unroll 4") for (std::size_t i = 0; i < 4; ++i) {
-        products[i] = _mm512_mul_ps(softmax[i], load_halves(scales + 32 * i));
-        largest = _mm512_max_ps(products[i], largest);
-        offset_sum = _mm512_fmadd_ps(softmax[i], load_halves(scales + 2 * kv_page_positions + 32 * i), offset_sum);
+        const __m512 softmax = _mm512_loadu_ps(page.scores + r * page.score_stride + 16 * i);
+        products[i] = _mm512_mul_ps(softmax, scales[i]);
+        offset_sum = _mm512_fmadd_ps(softmax, offsets[i], offset_sum);
       }
-      const WeightCodes codes =
-          quantize_weights(products, _mm512_reduce_max_ps(largest), page.codes + result * kv_page_positions);
+      const WeightCodes codes = quantize_weights(products, page.codes + result * kv_page_positions);
       page.code_sums[result] = codes.sum;
       page.steps[result] = codes.step;
       page.offset_sums[result] = _mm512_reduce_add_ps(offset_sum);
