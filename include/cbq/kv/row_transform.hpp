@@ -35,6 +35,9 @@ struct RowTransform {
   const float* value_scales = nullptr;
   const float* value_offsets = nullptr;
   bool hadamard = false;  ///< heads are rotated after scaling
+  /// Of squared errors of transformed keys, [key/value heads * width], not negative; null: equal ones.
+  const float* key_weights = nullptr;
+  int refinements = 0;  ///< least-squares steps when a group is encoded
 };
 
 /// Heads of keys and values.
