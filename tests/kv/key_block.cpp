@@ -3,9 +3,12 @@
 
 #include <catch2/catch_all.hpp>
 
+#include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -129,6 +132,35 @@ TEST_CASE("keys with scales per channel decode to the floats of the row codec on
           REQUIRE(element(layout, keys.data(), p, c) == wanted[p]);
         }
       }
+    }
+  }
+}
+
+TEST_CASE("refined keys are stored with the scales, offsets and codes of the refinement") {
+  for (const std::size_t width : {33u, 80u, 144u}) {
+    const KvLayout layout = layout_of(3, width);
+    std::vector<std::byte> bytes(layout.key_bytes);
+    const auto x = support::normal(width, 31);
+    auto weights = support::normal(width, 32);
+    for (float& w : weights) w = w * w;
+    for (const float* costs : {static_cast<const float*>(nullptr), static_cast<const float*>(weights.data())}) {
+      REQUIRE(cbq::encode_key(layout, 37, x, bytes.data(), {.steps = 2, .weights = costs}));
+      std::vector<float> decoded(width);
+      cbq::decode_key(layout, bytes.data(), 37, decoded.data());
+      std::size_t changed = 0;
+      for (std::size_t first = 0; first < width; first += layout.group) {
+        const std::span<const float> group(x.data() + first, std::min(layout.group, width - first));
+        const cbq::AffineGroup range = *cbq::fit_affine_group(cbq::affine_range(group), 3);
+        const cbq::AffineGroup fit =
+            cbq::refine_affine_group(group, range, 3, {2, costs == nullptr ? nullptr : costs + first});
+        if (fit.scale != range.scale) ++changed;
+        std::vector<std::uint8_t> codes((group.size() + 15) / 16 * 16);
+        cbq::affine_codes(group, fit, 3, codes.data());
+        for (std::size_t i = 0; i < group.size(); ++i) {
+          REQUIRE(decoded[first + i] == cbq::affine_value(codes[i], fit));
+        }
+      }
+      CHECK(changed != 0);
     }
   }
 }

@@ -2,8 +2,9 @@
 #pragma once
 
 // Keys into and out of a page (kv_layout.hpp), with the quantizer of affine_group.hpp: a page decodes to exactly the
-// floats of the row codec. One position is written at a time, over whatever was there before, so a cache that was cut
-// back is simply written again; with scales per channel (KIVI, arXiv 2402.02750) all 64 positions are written at once.
+// floats of the row codec unless groups are refined (affine_refinement.hpp). One position is written at a time, over
+// whatever was there before, so a cache that was cut back is simply written again; with scales per channel (KIVI, arXiv
+// 2402.02750) all 64 positions are written at once.
 //
 // The codes of one position and block are whole 32-bit words, bits of them, one per line: nothing of another position
 // is read or written. Nothing is allocated.
@@ -15,6 +16,7 @@
 
 #include <cbq/core/view.hpp>
 #include <cbq/kv/affine_group.hpp>
+#include <cbq/kv/affine_refinement.hpp>
 #include <cbq/kv/kv_layout.hpp>
 
 namespace cbq {
@@ -113,9 +115,10 @@ inline constexpr std::size_t most_channels = most_groups * kv_longest_group;
 }
 
 /// Writes the key `x` (layout.width floats) of `position` (0 .. 63) of one head, at `keys` (layout.key_bytes bytes).
-/// Errors of fit_affine_group; then nothing was written. Not for layouts with channel_keys.
+/// The refinement's weights are layout.width, or none. Errors of fit_affine_group; then nothing was written. Not for
+/// layouts with channel_keys.
 [[nodiscard]] inline Status encode_key(const KvLayout& layout, std::size_t position, std::span<const float> x,
-                                       std::byte* keys) noexcept {
+                                       std::byte* keys, const AffineRefinement& refinement = {}) noexcept {
   if (x.size() != layout.width || position >= kv_page_positions || layout.channel_keys) {
     return Error{Errc::bad_shape, "not a key of this page", "elements", x.size(), layout.width};
   }
@@ -125,7 +128,8 @@ inline constexpr std::size_t most_channels = most_groups * kv_longest_group;
     const auto channels = x.subspan(g * layout.group, group_channels(layout, g));
     const Result<AffineGroup> fit = fit_affine_group(affine_range(channels), layout.bits);
     if (!fit) return fit.error();
-    fits[g] = *fit;
+    const float* weights = refinement.weights == nullptr ? nullptr : refinement.weights + g * layout.group;
+    fits[g] = refine_affine_group(channels, *fit, layout.bits, {refinement.steps, weights});
   }
   for (std::size_t g = 0; g < layout.groups; ++g) {
     const auto channels = x.subspan(g * layout.group, group_channels(layout, g));

@@ -2,8 +2,8 @@
 #pragma once
 
 // Values into and out of a page (kv_layout.hpp), with the quantizer of affine_group.hpp: a page decodes to exactly the
-// floats of the row codec. One position is written at a time, over whatever was there before, so a cache that was cut
-// back is simply written again.
+// floats of the row codec unless groups are refined (affine_refinement.hpp). One position is written at a time, over
+// whatever was there before, so a cache that was cut back is simply written again.
 //
 // A position is one field of 2, 4 or 8 bits in each 32-bit word of one line per 16 channels (3 bits: also one bit of
 // another line): vectors of codes are shifted there and replace what the words held. Nothing is allocated.
@@ -14,6 +14,7 @@
 #include <span>
 
 #include <cbq/kv/affine_group.hpp>
+#include <cbq/kv/affine_refinement.hpp>
 #include <cbq/kv/kv_layout.hpp>
 
 namespace cbq {
@@ -81,9 +82,9 @@ inline constexpr std::size_t most_groups = 2;  // of a head of 256 channels
 }
 
 /// Writes the value `x` (layout.width floats) of `position` (0 .. 63) of one head, at `values` (layout.value_bytes
-/// bytes). Errors of fit_affine_group; then nothing was written.
+/// bytes). The refinement's weights are layout.width, or none. Errors of fit_affine_group; then nothing was written.
 [[nodiscard]] inline Status encode_value(const KvLayout& layout, std::size_t position, std::span<const float> x,
-                                         std::byte* values) noexcept {
+                                         std::byte* values, const AffineRefinement& refinement = {}) noexcept {
   if (x.size() != layout.width || position >= kv_page_positions) {
     return Error{Errc::bad_shape, "not a value of this page", "elements", x.size(), layout.width};
   }
@@ -93,7 +94,8 @@ inline constexpr std::size_t most_groups = 2;  // of a head of 256 channels
     const auto channels = x.subspan(g * layout.group, group_channels(layout, g));
     const Result<AffineGroup> fit = fit_affine_group(affine_range(channels), layout.bits);
     if (!fit) return fit.error();
-    fits[g] = *fit;
+    const float* weights = refinement.weights == nullptr ? nullptr : refinement.weights + g * layout.group;
+    fits[g] = refine_affine_group(channels, *fit, layout.bits, {refinement.steps, weights});
   }
   for (std::size_t g = 0; g < layout.groups; ++g) {
     const auto channels = x.subspan(g * layout.group, group_channels(layout, g));
