@@ -88,6 +88,20 @@ TEST_CASE("a page of keys decodes to the floats of the row codec, whatever was t
   }
 }
 
+TEST_CASE("the key of the documentation lies where that says") {
+  const auto layout = cbq::kv_layout({.bits = 4}, 2, 96);
+  std::vector<std::byte> page(layout->page_bytes);
+  std::vector<float> x(96, -1.0f);
+  x[41] = 2.0f;
+  REQUIRE(cbq::encode_key(*layout, 37, x, page.data() + cbq::kv_keys_offset(*layout, 1)));
+  std::vector<std::byte> wanted(page.size());
+  wanted[8330] = std::byte{0x67};
+  wanted[8331] = std::byte{0x32};
+  wanted[8363] = std::byte{0xbc};
+  wanted[8725] = std::byte{0x0f};
+  CHECK(page == wanted);
+}
+
 TEST_CASE("a key writes its own bits, and channels that fill up a block get code 0") {
   for (const int bits : {2, 3, 4, 8}) {
     const KvLayout layout = layout_of(bits, 33);

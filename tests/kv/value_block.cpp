@@ -86,6 +86,20 @@ TEST_CASE("a page of values decodes to the floats of the row codec, whatever was
   }
 }
 
+TEST_CASE("the value of the documentation lies where that says") {
+  const auto layout = cbq::kv_layout({.bits = 4}, 2, 96);
+  std::vector<std::byte> page(layout->page_bytes);
+  std::vector<float> x(96, -1.0f);
+  x[41] = 2.0f;
+  REQUIRE(cbq::encode_value(*layout, 37, x, page.data() + cbq::kv_values_offset(*layout, 1)));
+  std::vector<std::byte> wanted(page.size());
+  wanted[10058] = std::byte{0x67};
+  wanted[10059] = std::byte{0x32};
+  wanted[10187] = std::byte{0xbc};
+  wanted[11557] = std::byte{0xf0};
+  CHECK(page == wanted);
+}
+
 TEST_CASE("a value writes its own bits, and channels that fill up a panel get code 0") {
   for (const int bits : {2, 3, 4, 8}) {
     for (const std::size_t position : {0u, 21u, 37u, 63u}) {
