@@ -33,13 +33,15 @@ struct Host {
     if (!options.scheme.smoothed) return;
     std::mt19937 random(3);
     std::uniform_real_distribution<float> uniform(0.5f, 2.0f);
-    for (std::size_t i = 0; i < 4 * options.heads * options.width; ++i) factors.push_back(uniform(random));
+    for (std::size_t i = 0; i < 5 * options.heads * options.width; ++i) factors.push_back(uniform(random));
     const float* from = factors.data();
     const std::size_t columns = options.heads * options.width;
     transform = {.key_scales = from,
                  .key_offsets = from + columns,
                  .value_scales = from + 2 * columns,
-                 .value_offsets = from + 3 * columns};
+                 .value_offsets = from + 3 * columns,
+                 .key_weights = from + 4 * columns,
+                 .refinements = 2};
   }
 
   std::size_t page_bytes;

@@ -1,44 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// A sequence of keys and values as a vector of rows, each exact or what the row codec made of it: what a
+// A sequence of keys and values as a vector of rows, each exact or what the quantizer made of it: what a
 // QuantizedKvCache must show at any time. Written from the documentation of the policies; shares with the cache only
-// the row codec and the row transform, which have tests of their own.
+// the quantizer of one group and the row transform, which have tests of their own.
 
 #include <catch2/catch_all.hpp>
 
 #include <algorithm>
 #include <cbq/kv/affine_group.hpp>
+#include <cbq/kv/affine_refinement.hpp>
 #include <cbq/kv/key_block.hpp>
 #include <cbq/kv/quantized_kv_cache.hpp>
 #include <cbq/kv/row_transform.hpp>
 #include <cbq/kv/value_block.hpp>
 #include <cstddef>
+#include <cstdint>
 #include <random>
 #include <vector>
 
 namespace support {
 
 /// What is left of numbers that were quantized as one group.
-inline std::vector<float> requantized(const std::vector<float>& x, int bits) {
-  const auto with = [&x](const auto& codec) {
-    std::vector<std::byte> bytes(*codec.row_bytes(x.size()));
-    std::vector<float> out(x.size());
-    REQUIRE(codec.encode(x, bytes));
-    REQUIRE(codec.decode(bytes, out));
-    return out;
-  };
-  const std::size_t group = x.size();
-  switch (bits) {
-    case 2:
-      return with(cbq::AffineGroupCodec<2>{group});
-    case 3:
-      return with(cbq::AffineGroupCodec<3>{group});
-    case 4:
-      return with(cbq::AffineGroupCodec<4>{group});
-    default:
-      return with(cbq::AffineGroupCodec<8>{group});
-  }
+inline std::vector<float> requantized(const std::vector<float>& x, int bits,
+                                      const cbq::AffineRefinement& refinement = {}) {
+  const auto wide = static_cast<std::size_t>(bits);
+  const auto range = cbq::fit_affine_group(cbq::affine_range(x), wide);
+  REQUIRE(range);
+  const cbq::AffineGroup fit = cbq::refine_affine_group(x, *range, wide, refinement);
+  std::vector<std::uint8_t> codes((x.size() + 15) / 16 * 16);
+  cbq::affine_codes(x, fit, wide, codes.data());
+  std::vector<float> out;
+  for (std::size_t i = 0; i < x.size(); ++i) out.push_back(cbq::affine_value(codes[i], fit));
+  return out;
 }
 
 /// Some rows of keys and values.
@@ -157,19 +151,24 @@ class KvRowModel {
     for (std::size_t p = options_.policy.sinks; p < end; ++p) {
       if (rows_[p].packed) continue;
       rows_[p].packed = true;
-      rows_[p].value = in_groups(rows_[p].value);
-      if (!options_.scheme.channel_keys) rows_[p].key = in_groups(rows_[p].key);
+      rows_[p].value = in_groups(rows_[p].value, {.steps = transform_.refinements});
+      const bool refined = transform_.hadamard || transform_.key_weights != nullptr;
+      const cbq::AffineRefinement keys{refined ? transform_.refinements : 0, transform_.key_weights};
+      if (!options_.scheme.channel_keys) rows_[p].key = in_groups(rows_[p].key, keys);
     }
   }
 
   /// Groups of 128 channels of each head.
-  [[nodiscard]] std::vector<float> in_groups(const std::vector<float>& row) const {
+  [[nodiscard]] std::vector<float> in_groups(const std::vector<float>& row,
+                                             const cbq::AffineRefinement& refinement) const {
     std::vector<float> out;
     for (std::size_t head = 0; head < row.size(); head += options_.width) {
       for (std::size_t i = 0; i < options_.width; i += 128) {
         const auto from = row.begin() + static_cast<std::ptrdiff_t>(head + i);
         const auto count = static_cast<std::ptrdiff_t>(std::min<std::size_t>(128, options_.width - i));
-        const std::vector<float> group = requantized({from, from + count}, options_.scheme.bits);
+        cbq::AffineRefinement part = refinement;
+        if (part.weights != nullptr) part.weights += head + i;
+        const std::vector<float> group = requantized({from, from + count}, options_.scheme.bits, part);
         out.insert(out.end(), group.begin(), group.end());
       }
     }

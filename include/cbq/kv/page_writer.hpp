@@ -11,9 +11,16 @@
 #include <cbq/core/view.hpp>
 #include <cbq/kv/float_kv_cache.hpp>
 #include <cbq/kv/key_block.hpp>
+#include <cbq/kv/row_transform.hpp>
 #include <cbq/kv/value_block.hpp>
 
 namespace cbq {
+
+/// A row of a float cache and its position (0 .. 63) in a page.
+struct PageRow {
+  std::size_t row = 0;
+  std::size_t position = 0;
+};
 
 /// Where the 64 keys of a page come from.
 struct PageKeys {
@@ -24,18 +31,24 @@ struct PageKeys {
 
 inline namespace CBQ_ABI {
 
-/// Writes row `row` of `exact` to `position` (0 .. 63) of a page; with channel_keys its values only.
-inline void write_row(const KvLayout& layout, const FloatKvCache& exact, std::size_t row, std::size_t position,
-                      std::byte* page) noexcept {
+/// Writes a row of `exact` to a page, refined as `transform` says; with channel_keys its values only.
+inline void write_row(const KvLayout& layout, const RowTransform& transform, const FloatKvCache& exact,
+                      const PageRow& from, std::byte* page) noexcept {
   float memory[key_codes::most_channels];
   const std::span<float> x(memory, layout.width);
   for (std::size_t head = 0; head < layout.heads; ++head) {
-    if (!layout.channel_keys) {
-      exact.copy_key(head, row, x.data());
-      (void)encode_key(layout, position, x, page + kv_keys_offset(layout, head));
+    std::byte* const keys = page + kv_keys_offset(layout, head);
+    std::byte* const values = page + kv_values_offset(layout, head);
+    if (head + 1 < layout.heads) {
+      if (!layout.channel_keys) prefetch_key(layout, from.position, keys + layout.head_bytes);
+      prefetch_value(layout, from.position, values + layout.head_bytes);
     }
-    exact.copy_value(head, row, x.data());
-    (void)encode_value(layout, position, x, page + kv_values_offset(layout, head));
+    if (!layout.channel_keys) {
+      exact.copy_key(head, from.row, x.data());
+      (void)encode_key(layout, from.position, x, keys, key_refinement(transform, head, layout.width));
+    }
+    exact.copy_value(head, from.row, x.data());
+    (void)encode_value(layout, from.position, x, values, value_refinement(transform));
   }
 }
 

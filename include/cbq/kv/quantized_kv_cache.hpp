@@ -256,7 +256,7 @@ class QuantizedKvCache {
         write_page_keys(layout_, exact_, page_keys(start), scratch_.data() + 2 * columns(), page);
       }
       for (std::size_t p = start < packed_ ? packed_ : start; p < goal && p < end; ++p) {
-        write_row(layout_, exact_, p - packed_, p - start, page);
+        write_row(layout_, transform_, exact_, {.row = p - packed_, .position = p - start}, page);
       }
     }
     exact_.drop_front(goal - packed_);
