@@ -64,10 +64,14 @@ Status run(const BenchCommand& command, const Console& console) {
   options.new_tokens = command.new_tokens;
   options.runs = command.runs;
   options.machine = *machine;
+  const Result<KvSetup> kv = KvSetup::create(command.kv, *loaded, *machine);
+  if (!kv) return kv.error();
+  options.kv = kv->options();
   const Result<Speed> speed = measure_speed(loaded->model, load.profile, options);
   if (!speed) return speed.error();
 
   Report report = describe(command.common.model.path, *loaded, *machine);
+  kv->describe(report);
   report.seed = options.seed;
   if (command.prompt_tokens != 0) report.prompt_tokens_per_second = speed->prompt_tokens_per_second;
   if (command.new_tokens != 0) report.new_tokens_per_second = speed->new_tokens_per_second;
@@ -77,6 +81,7 @@ Status run(const BenchCommand& command, const Console& console) {
     std::FILE* out = console.out;
     (void)std::fprintf(out, "model       %s (%s, %.3f bits per weight)\n", report.model.c_str(), report.scheme.c_str(),
                        *report.bits_per_weight);
+    (void)std::fprintf(out, "cache       %s\n", kv_text(report).c_str());
     (void)std::fprintf(out, "prompt      %.1f tokens/s (%zu tokens)\n", speed->prompt_tokens_per_second,
                        command.prompt_tokens);
     (void)std::fprintf(out, "new tokens  %.1f tokens/s (%zu tokens after the prompt)\n", speed->new_tokens_per_second,

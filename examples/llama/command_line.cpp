@@ -30,6 +30,7 @@ struct Commands {
   QuantizeCommand quantize;
   PerplexityCommand perplexity;
   GenerateCommand generate;
+  PasskeyCommand passkey;
   SampleCommand sample;
   BenchCommand bench;
   CompareCommand compare;
@@ -73,6 +74,24 @@ std::string check_scheme(const std::string& name) {
   std::string message;
   cbq::append_message(message, scheme.error());
   return message;
+}
+
+std::string check_kv_scheme(const std::string& name) {
+  const cbq::Result<cbq::KvScheme> scheme = cbq::parse_kv_scheme(name);
+  if (scheme) return {};
+  std::string message;
+  cbq::append_message(message, scheme.error());
+  return message;
+}
+
+// Of the commands that run a model with a cache of a chosen form.
+void add_kv(CLI::App& app, KvArguments& kv) {
+  app.add_option("--kv", kv.scheme, "how keys and values are kept: f32, f16, or kv4_2d_past and the like")
+      ->check(CLI::Validator(check_kv_scheme, "", ""))
+      ->capture_default_str()
+      ->type_name("SCHEME");
+  app.add_option("--calibration", kv.calibration, "texts for smoothing factors of _2d; default: a text built in")
+      ->type_name("FILE");
 }
 
 // Replaces "4G" by bytes.
@@ -298,6 +317,7 @@ void add_perplexity(CLI::App& app, Commands& commands) {
   added->add_option("--windows", command.windows, "at most this many windows; 0: all")->type_name("N");
   added->add_option("--reference", command.reference, "model to measure the divergence from")->type_name("MODEL");
   add_operators(*added, command.operators);
+  add_kv(*added, command.kv);
 }
 
 void add_choose(CLI::App& app, Commands& commands) {
@@ -321,6 +341,22 @@ void add_generate(CLI::App& app, Commands& commands) {
       ->capture_default_str()
       ->type_name("T");
   added->add_option("--seed", command.seed, "of the random choices")->capture_default_str()->type_name("S");
+  add_kv(*added, command.kv);
+}
+
+void add_passkey(CLI::App& app, Commands& commands) {
+  PasskeyCommand& command = commands.passkey;
+  CLI::App* added = add_command(app, commands, command, "passkey", "retrieve a number hidden in long text");
+  add_packed_cache(*added, command.common);
+  added->add_option("--context", command.context, "tokens of a text, question and answer included")
+      ->capture_default_str()
+      ->type_name("N");
+  added->add_option("--items", command.items, "texts, each with the number at another depth")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str()
+      ->type_name("N");
+  added->add_option("--seed", command.seed, "of numbers and texts")->capture_default_str()->type_name("S");
+  add_kv(*added, command.kv);
 }
 
 void add_sample(CLI::App& app, Commands& commands) {
@@ -348,6 +384,7 @@ void add_bench(CLI::App& app, Commands& commands) {
       ->capture_default_str()
       ->type_name("N");
   added->add_flag("--profile", command.profile, "time per kind of operation");
+  add_kv(*added, command.kv);
 }
 
 void add_compare(CLI::App& app, Commands& commands) {
@@ -471,6 +508,7 @@ int run_tool(int count, const char* const* arguments, const Console& console) {
     add_quantize(app, commands);
     add_perplexity(app, commands);
     add_generate(app, commands);
+    add_passkey(app, commands);
     add_sample(app, commands);
     add_bench(app, commands);
     add_compare(app, commands);

@@ -15,6 +15,7 @@
 #include <cbq/core/result.hpp>
 
 #include "ablation_rows.hpp"
+#include "kv_setup.hpp"
 #include "model.hpp"
 #include "quantization.hpp"
 #include "report.hpp"
@@ -74,6 +75,7 @@ struct PerplexityCommand {
   std::size_t context = 512;
   std::size_t windows = 0;
   Operators operators = Operators::packed;
+  KvArguments kv = {};
 };
 
 struct GenerateCommand {
@@ -82,6 +84,15 @@ struct GenerateCommand {
   std::size_t new_tokens = 64;
   double temperature = 0;
   std::uint64_t seed = 0;
+  KvArguments kv = {};
+};
+
+struct PasskeyCommand {
+  CommonOptions common;
+  std::size_t context = 2048;
+  std::size_t items = 10;
+  std::uint64_t seed = 0;
+  KvArguments kv = {};
 };
 
 struct SampleCommand {
@@ -98,6 +109,7 @@ struct BenchCommand {
   std::size_t new_tokens = 64;
   std::size_t runs = 5;
   bool profile = false;
+  KvArguments kv = {};
 };
 
 struct CompareCommand {
@@ -137,6 +149,7 @@ struct AblateCommand {
 [[nodiscard]] cbq::Status run(const QuantizeCommand& command, const Console& console);
 [[nodiscard]] cbq::Status run(const PerplexityCommand& command, const Console& console);
 [[nodiscard]] cbq::Status run(const GenerateCommand& command, const Console& console);
+[[nodiscard]] cbq::Status run(const PasskeyCommand& command, const Console& console);
 [[nodiscard]] cbq::Status run(const SampleCommand& command, const Console& console);
 [[nodiscard]] cbq::Status run(const BenchCommand& command, const Console& console);
 [[nodiscard]] cbq::Status run(const CompareCommand& command, const Console& console);

@@ -39,8 +39,9 @@ struct Lane {
   Session session;
   std::vector<float> logits;
 
-  static Result<Lane> create(const Model& model, const EvaluationOptions& options, std::size_t threads) {
-    Result<Session> session = Session::create(model, options.context, {threads, options.machine.isa});
+  static Result<Lane> create(const Model& model, const KvOptions& kv, const EvaluationOptions& options,
+                             std::size_t threads) {
+    Result<Session> session = Session::create(model, options.context, {threads, options.machine.isa}, kv);
     if (!session) return session.error();
     return Lane{*std::move(session), std::vector<float>(logit_rows * model.config().vocabulary)};
   }
@@ -168,11 +169,11 @@ Result<Evaluation> evaluate(const Model& model, const Model* reference, std::spa
   const bool side_by_side = evaluation.windows >= 2 * threads;
   std::vector<Worker> workers;
   for (std::size_t i = 0; i < (side_by_side ? threads : 1); ++i) {
-    Result<Lane> lane = Lane::create(model, options, side_by_side ? 1 : threads);
+    Result<Lane> lane = Lane::create(model, options.kv, options, side_by_side ? 1 : threads);
     if (!lane) return lane.error();
     workers.push_back({*std::move(lane), std::nullopt});
     if (reference == nullptr) continue;
-    Result<Lane> other = Lane::create(*reference, options, side_by_side ? 1 : threads);
+    Result<Lane> other = Lane::create(*reference, {}, options, side_by_side ? 1 : threads);
     if (!other) return other.error();
     workers.back().reference = *std::move(other);
   }

@@ -24,6 +24,7 @@ struct EvaluationOptions {
   std::size_t context = 512;
   std::size_t windows = 0;  ///< at most this many from the start of the text; 0 means all
   Machine machine = {};
+  KvOptions kv = {};                 ///< of `model`; the reference keeps floats
   std::string label = "evaluating";  ///< of the progress line
 };
 

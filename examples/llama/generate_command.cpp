@@ -26,6 +26,9 @@ Status run(const GenerateCommand& command, const Console& console) {
   const Result<std::vector<std::int32_t>> prompt = tokenizer->encode(command.prompt);
   if (!prompt) return prompt.error();
 
+  const Result<KvSetup> kv = KvSetup::create(command.kv, *loaded, *machine);
+  if (!kv) return kv.error();
+
   const bool streams = prints_text(command.common);
   std::string text = command.prompt;
   if (streams) (void)std::fputs(command.prompt.c_str(), console.out);
@@ -34,6 +37,7 @@ Status run(const GenerateCommand& command, const Console& console) {
   options.temperature = command.temperature;
   options.seed = command.seed;
   options.machine = *machine;
+  options.kv = kv->options();
   const Result<Generation> done = generate(loaded->model, *tokenizer, *prompt, options, [&](std::string_view piece) {
     text += piece;
     if (!streams) return;
@@ -44,6 +48,7 @@ Status run(const GenerateCommand& command, const Console& console) {
   if (!done) return done.error();
 
   Report report = describe(command.common.model.path, *loaded, *machine);
+  kv->describe(report);
   report.seed = command.seed;
   report.tokens = done->tokens.size();
   report.seconds = done->prompt_seconds + done->new_seconds;

@@ -37,7 +37,7 @@ Result<Generation> generate(const Model& model, const Tokenizer& tokenizer, std:
     return Error{Errc::bad_argument, "the prompt fills the model's context", "prompt", prompt.size(), longest - 1};
   }
   const std::size_t room = std::min(options.new_tokens, longest - prompt.size());
-  Result<Session> session = Session::create(model, prompt.size() + room, options.machine);
+  Result<Session> session = Session::create(model, prompt.size() + room, options.machine, options.kv);
   if (!session) return session.error();
   Generation result;
   Sampler sampler(options.temperature, options.seed);

@@ -22,6 +22,7 @@ struct GenerationOptions {
   double temperature = 0;  ///< 0: always the likeliest token
   std::uint64_t seed = 0;
   Machine machine = {};
+  KvOptions kv = {};
 };
 
 struct Generation {

@@ -406,7 +406,8 @@ struct Session::State {
   const Model::State& model;
   ToolExecutor executor;
   EngineLinear::Context context;
-  cbq::ModelCache<> cache;
+  cbq::ModelCache<LayerKv> cache;
+  std::size_t piece = 0;  // tokens that the cache takes at once; 0: all
   std::vector<std::uint32_t> tokens;
   std::vector<float> hidden;
   std::vector<float> logits;
@@ -417,16 +418,16 @@ Session::Session(Session&&) noexcept = default;
 Session& Session::operator=(Session&&) noexcept = default;
 Session::~Session() = default;
 
-Result<Session> Session::create(const Model& model, std::size_t capacity, const Machine& machine) {
+Result<Session> Session::create(const Model& model, std::size_t capacity, const Machine& machine, const KvOptions& kv) {
   if (capacity == 0 || capacity > model.config().context) {
     return Error{Errc::bad_argument, "the sequence does not fit the model's context", "tokens", capacity,
                  ErrorText("1 to ") << model.config().context};
   }
   auto state = std::make_unique<State>(*model.state_, machine);
-  Result<cbq::ModelCache<>> cache =
-      std::visit([&](const auto& m) { return m.make_cache(capacity); }, model.state_->model);
+  Result<cbq::ModelCache<LayerKv>> cache = make_kv_cache(model.config(), capacity, kv);
   if (!cache) return cache.error();
   state->cache = *std::move(cache);
+  if (kv.scheme.bits < 16 && kv.use == KvUse::decoding) state->piece = prompt_piece;
   return Session(std::move(state));
 }
 
@@ -466,9 +467,23 @@ Status Session::logits(const MatrixView<const float>& hidden, const MatrixView<f
 }
 
 Result<std::span<const float>> Session::next_logits(std::span<const std::int32_t> tokens) {
+  if (tokens.empty()) return Error{Errc::bad_argument, "no token to continue from", "tokens", 0, "at least 1"};
+  const std::size_t past = size();
+  const std::size_t piece = state_->piece == 0 ? tokens.size() : state_->piece;
+  while (tokens.size() > piece) {
+    const Status go = check_interrupt();
+    const auto done = go ? forward(tokens.first(piece)) : Result<MatrixView<const float>>(go.error());
+    if (!done) {
+      truncate(past);
+      return done.error();
+    }
+    tokens = tokens.subspan(piece);
+  }
   const Result<MatrixView<const float>> hidden = forward(tokens);
-  if (!hidden) return hidden.error();
-  if (hidden->rows == 0) return Error{Errc::bad_argument, "no token to continue from", "tokens", 0, "at least 1"};
+  if (!hidden) {
+    truncate(past);
+    return hidden.error();
+  }
   state_->logits.resize(state_->model.config.vocabulary);
   const MatrixView<float> out = cbq::matrix_view(state_->logits.data(), 1, state_->logits.size());
   if (const Status done = logits(cbq::rows(*hidden, hidden->rows - 1, 1), out); !done) return done.error();

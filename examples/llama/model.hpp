@@ -17,6 +17,7 @@
 #include <cbq/quant/quantized_matrix.hpp>
 
 #include "engine_linear.hpp"
+#include "kv_cache.hpp"
 #include "model_layout.hpp"
 #include "model_source.hpp"
 #include "packed_cache.hpp"
@@ -71,12 +72,16 @@ class Model {
 
 class Session {
  public:
+  /// Tokens that a quantized cache takes at once, at most: what came before them is attended to as it is stored.
+  static constexpr std::size_t prompt_piece = 512;
+
   /// Sees the embeddings (0) and the result of each block (1, 2, ...).
   using Observer = std::function<void(std::size_t, const cbq::MatrixView<const float>&)>;
 
-  /// An empty sequence for up to `capacity` tokens; `model` must outlive it. Errc::bad_argument (capacity beyond the
-  /// model's context), Errc::out_of_memory.
-  [[nodiscard]] static cbq::Result<Session> create(const Model& model, std::size_t capacity, const Machine& machine);
+  /// An empty sequence for up to `capacity` tokens; `model` must outlive it, and what `kv` points to.
+  /// Errc::bad_argument (capacity beyond the model's context), Errc::out_of_memory, errors of make_kv_cache().
+  [[nodiscard]] static cbq::Result<Session> create(const Model& model, std::size_t capacity, const Machine& machine,
+                                                   const KvOptions& kv = {});
 
   Session(Session&&) noexcept;
   Session& operator=(Session&&) noexcept;
@@ -99,7 +104,8 @@ class Session {
   /// logits [rows x vocabulary] of hidden states. Errors of the head.
   [[nodiscard]] cbq::Status logits(const cbq::MatrixView<const float>& hidden, const cbq::MatrixView<float>& logits);
 
-  /// Appends tokens and returns the logits after the last one, valid until the next call. Errors as above.
+  /// Appends tokens, pieces of prompt_piece where the cache is quantized, and returns the logits after the last one,
+  /// valid until the next call. Errors as above; the tokens are then not appended.
   [[nodiscard]] cbq::Result<std::span<const float>> next_logits(std::span<const std::int32_t> tokens);
 
  private:

@@ -17,6 +17,7 @@ namespace {
 void print(const Report& report, const PerplexityCommand& command, const std::string& text, std::FILE* out) {
   (void)std::fprintf(out, "model       %s (%s, %.3f bits per weight, %s)\n", report.model.c_str(),
                      report.scheme.c_str(), *report.bits_per_weight, size_text(*report.file_bytes).c_str());
+  (void)std::fprintf(out, "cache       %s\n", kv_text(report).c_str());
   (void)std::fprintf(out, "text        %s: %zu windows of %zu tokens, %zu predicted\n", text.c_str(), *report.windows,
                      *report.context, *report.tokens);
   (void)std::fprintf(out, "perplexity  %.4f (nll %.5f", *report.perplexity, *report.nll);
@@ -67,7 +68,12 @@ Status run(const PerplexityCommand& command, const Console& console) {
     if (!other) return other.error();
     reference.emplace(*std::move(other));
   }
+  const Result<KvSetup> kv = KvSetup::create(command.kv, *loaded, *machine);
+  if (!kv) return kv.error();
   EvaluationOptions options;
+  options.kv = kv->options();
+  options.kv.operators = command.operators;
+  options.kv.use = KvUse::teacher_forcing;
   options.context = command.context;
   options.windows = command.windows;
   options.machine = *machine;
@@ -76,6 +82,7 @@ Status run(const PerplexityCommand& command, const Console& console) {
   if (!evaluation) return evaluation.error();
 
   Report report = describe(command.common.model.path, *loaded, *machine);
+  kv->describe(report);
   report.perplexity = evaluation->perplexity;
   report.nll = evaluation->nll;
   report.nll_stderr = evaluation->nll_stderr;

@@ -51,6 +51,8 @@ cbq::Json to_json(const Report& report) {
           {"new_tokens_per_second", optional_json(report.new_tokens_per_second)},
           {"seed", optional_json(report.seed)},
           {"calibration_tokens", optional_json(report.calibration_tokens)},
+          {"kv_scheme", text_json(report.kv_scheme)},
+          {"kv_bytes_per_token", optional_json(report.kv_bytes_per_token)},
           {"seconds", optional_json(report.seconds)}};
 }
 

@@ -37,6 +37,8 @@ struct Report {
   std::optional<double> new_tokens_per_second;
   std::optional<std::uint64_t> seed;
   std::optional<std::size_t> calibration_tokens;
+  std::string kv_scheme;                          ///< how keys and values were kept
+  std::optional<std::size_t> kv_bytes_per_token;  ///< of all layers
   std::optional<double> seconds;
 };
 

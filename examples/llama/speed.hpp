@@ -19,6 +19,7 @@ struct SpeedOptions {
   std::size_t runs = 5;
   std::uint64_t seed = 0;
   Machine machine = {};
+  KvOptions kv = {};
   std::string label = "measuring";  ///< of the progress line
 };
 

@@ -68,6 +68,8 @@ const std::vector<std::string> json_keys = {"perplexity",
                                             "threads",
                                             "seed",
                                             "calibration_tokens",
+                                            "kv_scheme",
+                                            "kv_bytes_per_token",
                                             "seconds",
                                             "probability_error_rms"};
 
@@ -89,6 +91,10 @@ TEST_CASE("wrong command lines end with 2 and say why in a line") {
       {"generate", pocket_llama()},
       {"generate", pocket_llama(), "--prompt", "x", "--temperature", "-1"},
       {"perplexity", pocket_llama(), "--context", "many"},
+      {"perplexity", pocket_llama(), "--kv", "kv5"},
+      {"generate", pocket_llama(), "--prompt", "x", "--kv", "kv4_past_2d"},
+      {"bench", pocket_llama(), "--kv", "f32_past"},
+      {"passkey", pocket_llama(), "--items", "0"},
       {"compare", pocket_llama(), "--schemes", "w4a8,nothing"},
   };
   for (const auto& arguments : wrong) {

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kv_cache.hpp"
+
+#include <optional>
+#include <vector>
+
+#include <cbq/core/element.hpp>
+#include <cbq/kv/attention.hpp>
+#include <cbq/kv/kv_layout.hpp>
+
+#include "rounded_kv_cache.hpp"
+
+namespace cbq_llama {
+
+using cbq::MatrixView;
+using cbq::Result;
+using cbq::Status;
+
+namespace {
+
+using Rows = MatrixView<const float>;
+
+template <class Cache>
+Status attend_to(const Rows& q, const Cache& cache, float scale, const MatrixView<float>& out,
+                 LayerKv::Context& context) {
+  return attend(q, cache, scale, out, context);
+}
+
+// What any cache gives that has append() and an attend().
+template <class Cache>
+class CacheForm : public LayerKv::Form {
+ public:
+  explicit CacheForm(Cache cache) : cache_(std::move(cache)) {}
+  std::size_t size() const override { return cache_.size(); }
+  std::size_t capacity() const override { return cache_.capacity(); }
+  void truncate(std::size_t size) override { cache_.truncate(size); }
+  Status append(const Rows& keys, const Rows& values) override { return cache_.append(keys, values); }
+  Status attend(const Rows& q, float scale, const MatrixView<float>& out, LayerKv::Context& context) override {
+    return attend_to(q, cache_, scale, out, context);
+  }
+
+ protected:
+  Cache cache_;
+};
+
+// Rows rounded to half as they come; they lie in memory as floats, which the float kernels read.
+class HalfForm final : public CacheForm<cbq::FloatKvCache> {
+ public:
+  using CacheForm::CacheForm;
+  Status append(const Rows& keys, const Rows& values) override {
+    return cache_.append(rounded(keys, keys_), rounded(values, values_));
+  }
+
+ private:
+  static Rows rounded(const Rows& rows, std::vector<float>& memory) {
+    memory.clear();
+    for (std::size_t t = 0; t < rows.rows; ++t) {
+      for (std::size_t c = 0; c < rows.columns; ++c) memory.push_back(to_float(cbq::to_half(row(rows, t)[c])));
+    }
+    return cbq::matrix_view<const float>(memory.data(), rows.rows, rows.columns);
+  }
+
+  std::vector<float> keys_;
+  std::vector<float> values_;
+};
+
+// Tokens of one pass attend as if each had come alone: rows wait until the queries come, and then take turns.
+class TurnsForm final : public LayerKv::Form {
+ public:
+  explicit TurnsForm(std::unique_ptr<LayerKv::Form> inner) : inner_(std::move(inner)) {}
+  std::size_t size() const override { return inner_->size() + keys_.rows; }
+  std::size_t capacity() const override { return inner_->capacity(); }
+  void truncate(std::size_t size) override {
+    keys_ = values_ = {};
+    inner_->truncate(size);
+  }
+  Status append(const Rows& keys, const Rows& values) override {
+    keys_ = keys;
+    values_ = values;
+    return {};
+  }
+  Status attend(const Rows& q, float scale, const MatrixView<float>& out, LayerKv::Context& context) override {
+    const Rows keys = std::exchange(keys_, {});
+    const Rows values = std::exchange(values_, {});
+    for (std::size_t t = 0; t < q.rows; ++t) {
+      if (const Status done = inner_->append(rows(keys, t, 1), rows(values, t, 1)); !done) return done;
+      if (const Status done = inner_->attend(rows(q, t, 1), scale, rows(out, t, 1), context); !done) return done;
+    }
+    return {};
+  }
+
+ private:
+  std::unique_ptr<LayerKv::Form> inner_;
+  Rows keys_ = {};
+  Rows values_ = {};
+};
+
+// Adds what passes through a cache to statistics.
+class ObservedForm final : public LayerKv::Form {
+ public:
+  ObservedForm(std::unique_ptr<LayerKv::Form> inner, cbq::KvChannelStatistics& statistics, std::size_t layer)
+      : inner_(std::move(inner)), statistics_(&statistics), name_("layer ") {
+    name_ << layer;
+  }
+  std::size_t size() const override { return inner_->size(); }
+  std::size_t capacity() const override { return inner_->capacity(); }
+  void truncate(std::size_t size) override { inner_->truncate(size); }
+  Status append(const Rows& keys, const Rows& values) override {
+    keys_ = keys;
+    values_ = values;
+    return inner_->append(keys, values);
+  }
+  Status attend(const Rows& q, float scale, const MatrixView<float>& out, LayerKv::Context& context) override {
+    if (const Status added = statistics_->add(q, keys_, values_, name_); !added) return added;
+    return inner_->attend(q, scale, out, context);
+  }
+
+ private:
+  std::unique_ptr<LayerKv::Form> inner_;
+  cbq::KvChannelStatistics* statistics_;
+  cbq::ErrorText name_;
+  Rows keys_ = {};
+  Rows values_ = {};
+};
+
+template <class Form, class Cache>
+Result<std::unique_ptr<LayerKv::Form>> form_of(Result<Cache> cache) {
+  if (!cache) return cache.error();
+  return std::unique_ptr<LayerKv::Form>(std::make_unique<Form>(*std::move(cache)));
+}
+
+Result<std::unique_ptr<LayerKv::Form>> make_form(const ModelConfig& config, std::size_t capacity,
+                                                 const KvOptions& options, std::size_t layer) {
+  const cbq::KvScheme& scheme = options.scheme;
+  if (cbq::is_float(scheme)) {
+    auto floats = cbq::FloatKvCache::create(config.kv_heads, config.head_width, capacity);
+    return scheme.bits == 32 ? form_of<CacheForm<cbq::FloatKvCache>>(std::move(floats))
+                             : form_of<HalfForm>(std::move(floats));
+  }
+  const Result<cbq::KvLayout> layout = cbq::kv_layout(scheme, config.kv_heads, config.head_width);
+  if (!layout) return layout.error();
+  const cbq::RowTransform transform{.hadamard = scheme.hadamard};
+  (void)layer;
+  auto form = form_of<CacheForm<RoundedKvCache>>(RoundedKvCache::create(scheme, *layout, transform, capacity));
+  if (!form || options.use == KvUse::decoding) return form;
+  return std::unique_ptr<LayerKv::Form>(std::make_unique<TurnsForm>(*std::move(form)));
+}
+
+}  // namespace
+
+Result<cbq::ModelCache<LayerKv>> make_kv_cache(const ModelConfig& config, std::size_t capacity,
+                                               const KvOptions& options) {
+  std::vector<LayerKv> layers;
+  layers.reserve(config.layers);
+  for (std::size_t i = 0; i < config.layers; ++i) {
+    Result<std::unique_ptr<LayerKv::Form>> form = make_form(config, capacity, options, i);
+    if (!form) return form.error();
+    if (options.statistics != nullptr) {
+      *form = std::make_unique<ObservedForm>(*std::move(form), (*options.statistics)[i], i);
+    }
+    layers.emplace_back(*std::move(form));
+  }
+  return cbq::ModelCache<LayerKv>(std::move(layers));
+}
+
+Result<std::size_t> kv_bytes_per_token(const ModelConfig& config, const cbq::KvScheme& scheme) {
+  if (cbq::is_float(scheme)) {
+    return config.layers * 2 * config.kv_heads * config.head_width * static_cast<std::size_t>(scheme.bits / 8);
+  }
+  const Result<cbq::KvLayout> layout = cbq::kv_layout(scheme, config.kv_heads, config.head_width);
+  if (!layout) return layout.error();
+  return config.layers * cbq::kv_bytes_per_token(*layout);
+}
+
+}  // namespace cbq_llama

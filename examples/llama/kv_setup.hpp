@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// From the options `--kv` and `--calibration` to what sessions are told: reads the scheme, and finds smoothing factors
+// where the scheme wants some.
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include <cbq/core/result.hpp>
+
+#include "kv_cache.hpp"
+#include "report.hpp"
+#include "threads.hpp"
+
+namespace cbq_llama {
+
+struct LoadedModel;
+
+/// Options of commands that run a model with a cache of a chosen form.
+struct KvArguments {
+  std::string scheme = "f32";
+  std::vector<std::string> calibration;  ///< texts to find smoothing factors with; empty: the text built in
+};
+
+/// The form of a cache, and factors that sessions point to.
+class KvSetup {
+ public:
+  /// Errc::bad_argument (no scheme, text too short), Errc::unsupported; errors of reading texts and running the model.
+  [[nodiscard]] static cbq::Result<KvSetup> create(const KvArguments& arguments, const LoadedModel& loaded,
+                                                   const Machine& machine);
+
+  /// For sessions, which it must outlive.
+  [[nodiscard]] KvOptions options() const;
+  /// Fills in the members that tell of the cache.
+  void describe(Report& report) const;
+
+ private:
+  cbq::KvScheme scheme_ = {.bits = 32};
+  std::size_t bytes_per_token_ = 0;
+};
+
+/// "kv4_2d_past, 800 bytes per token" of a report that describes a cache.
+[[nodiscard]] std::string kv_text(const Report& report);
+
+}  // namespace cbq_llama
