@@ -290,11 +290,12 @@ inline void weight_row(WeightRow& row) noexcept {
     _mm256_store_ps(products + i, product);
     largest = _mm256_max_ps(product, largest);
     offset_sum = _mm256_fmadd_ps(softmax, load_halves(scales + 2 * kv_page_positions), offset_sum);
+    offset_sum = _mm256_fmadd_ps(_mm256_set1_ps(row.middle), product, offset_sum);
   }
   const WeightCodes codes = quantize_weights(products, lane_maximum(largest), row.codes);
   row.code_sum = codes.sum;
   row.step = codes.step;
-  row.offset_sum = lane_sum(offset_sum);
+  row.offset_sum = lane_sum(offset_sum) - row.middle * codes.step * static_cast<float>(codes.sum);
 }
 
 CBQ_END_REGION

@@ -255,11 +255,12 @@ inline void weight_row(WeightRow& row) noexcept {
     const std::byte* scales = row.scales + 32 * i;
     products[i] = _mm512_mul_ps(softmax, load_halves(scales));
     offset_sum = _mm512_fmadd_ps(softmax, load_halves(scales + 2 * kv_page_positions), offset_sum);
+    offset_sum = _mm512_fmadd_ps(_mm512_set1_ps(row.middle), products[i], offset_sum);
   }
   const WeightCodes codes = quantize_weights(products, row.codes);
   row.code_sum = codes.sum;
   row.step = codes.step;
-  row.offset_sum = _mm512_reduce_add_ps(offset_sum);
+  row.offset_sum = _mm512_reduce_add_ps(offset_sum) - row.middle * codes.step * static_cast<float>(codes.sum);
 }
 
 /// 2^(scale * x) for x <= 0, at least 2^-100: 2^n times a polynomial of degree 5 on |f| <= 1/2, minimax with p(0) = 1,
@@ -363,11 +364,13 @@ inline void page_weights(const PageWeights& page) noexcept {
         const __m512 softmax = _mm512_loadu_ps(page.scores + r * page.score_stride + 16 * i);
         products[i] = _mm512_mul_ps(softmax, scales[i]);
         offset_sum = _mm512_fmadd_ps(softmax, offsets[i], offset_sum);
+        offset_sum = _mm512_fmadd_ps(_mm512_set1_ps(page.middle), products[i], offset_sum);
       }
       const WeightCodes codes = quantize_weights(products, page.codes + result * kv_page_positions);
       page.code_sums[result] = codes.sum;
       page.steps[result] = codes.step;
-      page.offset_sums[result] = _mm512_reduce_add_ps(offset_sum);
+      page.offset_sums[result] =
+          _mm512_reduce_add_ps(offset_sum) - page.middle * codes.step * static_cast<float>(codes.sum);
     }
   }
 }

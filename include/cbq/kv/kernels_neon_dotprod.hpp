@@ -235,6 +235,7 @@ inline void weight_row(WeightRow& row) noexcept {
     weights[q] = vmulq_f32(softmax, neon::group_scale(row.scales, 4 * q));
     most = vmaxnmq_f32(most, weights[q]);
     offset_sums[q % 2] = vfmaq_f32(offset_sums[q % 2], softmax, neon::group_scale(offsets, 4 * q));
+    offset_sums[q % 2] = vfmaq_n_f32(offset_sums[q % 2], weights[q], row.middle);
   }
   row.offset_sum = vaddvq_f32(vaddq_f32(offset_sums[0], offset_sums[1]));
   const float largest = vmaxvq_f32(most);
@@ -252,6 +253,7 @@ inline void weight_row(WeightRow& row) noexcept {
     sums = vpadalq_u8(sums, bytes);
   }
   row.code_sum = static_cast<std::int32_t>(vaddlvq_u16(sums));
+  row.offset_sum -= row.middle * row.step * static_cast<float>(row.code_sum);
 }
 
 CBQ_END_REGION

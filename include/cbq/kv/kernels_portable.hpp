@@ -139,6 +139,7 @@ inline void weight_row(WeightRow& row) noexcept {
     weight.store_unaligned(weights + p);
     most = xsimd::max(most, weight);
     offset_sum = xsimd::fma(softmax, load_kv_halves(offsets + p * sizeof(half)), offset_sum);
+    offset_sum = xsimd::fma(Floats(row.middle), weight, offset_sum);
   }
   row.offset_sum = xsimd::reduce_add(offset_sum);
   const float largest = xsimd::reduce_max(most);
@@ -154,6 +155,7 @@ inline void weight_row(WeightRow& row) noexcept {
       row.code_sum += row.codes[p + c];
     }
   }
+  row.offset_sum -= row.middle * row.step * static_cast<float>(row.code_sum);
 }
 
 }  // namespace isa::portable

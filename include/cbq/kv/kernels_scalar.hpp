@@ -8,10 +8,10 @@
 //   score  = fma(query_scale, total, offsets), total and offsets one fma per group in rising order
 //   out    = out + fma(weight_scale, sum, offset_sum)
 //   weight w[p] = softmax[p] * scale[p]; code = round(w[p] * (255 / largest)), ties to even; step = largest / 255;
-//          offset_sum one fma per position in rising order. Other kernels may add up in another order: offset_sum may
-//          differ in its last bits, codes may not. A largest weight below 2^-100 counts as 0: its inverse would leave
-//          float, and beside the weight of 1 that every row of softmax has, a scale being 2^-24 at least, it is
-//          nothing.
+//          offset_sum two fma per position in rising order, the middle's after the offset's. Other kernels may add up
+//          in another order: offset_sum may differ in its last bits, codes may not. A largest weight below 2^-100
+//          counts as 0: its inverse would leave float, and beside the weight of 1 that every row of softmax has, a
+//          scale being 2^-24 at least, it is nothing.
 
 #include <cstddef>
 #include <cstdint>
@@ -113,6 +113,7 @@ inline void weight_row(WeightRow& row) noexcept {
     weights[p] = row.softmax[p] * load_kv_half(row.scales + p * sizeof(half));
     largest = weights[p] > largest ? weights[p] : largest;
     row.offset_sum = __builtin_fmaf(row.softmax[p], load_kv_half(offsets + p * sizeof(half)), row.offset_sum);
+    row.offset_sum = __builtin_fmaf(row.middle, weights[p], row.offset_sum);
   }
   const bool none = !(largest >= smallest_kv_weight);
   const float inverse = none ? 0.0f : 255.0f / largest;
@@ -125,6 +126,7 @@ inline void weight_row(WeightRow& row) noexcept {
     row.codes[p] = static_cast<std::uint8_t>((bounded + to_integer) - to_integer);
     row.code_sum += row.codes[p];
   }
+  row.offset_sum -= row.middle * row.step * static_cast<float>(row.code_sum);
 }
 
 }  // namespace isa::scalar

@@ -59,14 +59,17 @@ struct ValueTile {
 };
 
 /// Softmax weights of one row and page, to be multiplied with the values' scales and quantized: code[p] = round(p[p] *
-/// scale[p] / step), step = largest / 255.
+/// scale[p] / step), step = largest / 255. What rounding took from the sum of the weights is given back at the middle
+/// of the codes, in offset_sum: an error of a weight then counts with the distance of its value from the middle of its
+/// range, not with all of scale * code, which is several times larger where values lie around 0.
 struct WeightRow {
   const float* softmax = nullptr;     ///< [64], 0 where nothing is attended to
   const std::byte* scales = nullptr;  ///< half[64]; half[64] offsets follow
   std::uint8_t* codes = nullptr;      ///< [64]
+  float middle = 0.0f;                ///< of the values' codes, (2^bits - 1) / 2; 0: nothing is given back
   std::int32_t code_sum = 0;          ///< result
   float step = 0.0f;                  ///< result; 0 where all weights are
-  float offset_sum = 0.0f;            ///< result: sum of softmax * offset
+  float offset_sum = 0.0f;            ///< result: sum of softmax * (offset + middle * scale) - middle * step * code_sum
 };
 
 /// Softmax of the scores of one head and page and the quantized weights that come of it, all rows together: as
@@ -88,6 +91,7 @@ struct PageWeights {
   const std::byte* scales = nullptr;  ///< header of the first group
   std::size_t groups = 0;
   std::size_t group_bytes = 0;  ///< from one group's header to the next
+  float middle = 0.0f;          ///< see WeightRow
   // Results, what ValueTile wants: of row r and group g at [g * rows + r].
   std::uint8_t* codes = nullptr;  ///< [group][row][64]
   std::int32_t* code_sums = nullptr;
