@@ -14,42 +14,15 @@
 #include <utility>
 #include <vector>
 
-#include "support/guarded.hpp"
 #include "support/kv_row_model.hpp"
 
 namespace {
 
 using cbq::QuantizedKvCache;
 using cbq::QuantizedKvOptions;
+using support::KvHost;
 using support::KvRowModel;
 using support::KvRows;
-
-/// A pool in memory between forbidden pages, and factors.
-struct Host {
-  Host(const QuantizedKvOptions& options, std::size_t pages)
-      : page_bytes(cbq::kv_layout(options.scheme, options.heads, options.width)->page_bytes),
-        memory((pages * page_bytes + 4095) / 4096 * 4096, support::Edge::end),
-        pool(*cbq::KvPagePool::create(memory.span().first(pages * page_bytes), page_bytes)) {
-    if (!options.scheme.smoothed) return;
-    std::mt19937 random(3);
-    std::uniform_real_distribution<float> uniform(0.5f, 2.0f);
-    for (std::size_t i = 0; i < 5 * options.heads * options.width; ++i) factors.push_back(uniform(random));
-    const float* from = factors.data();
-    const std::size_t columns = options.heads * options.width;
-    transform = {.key_scales = from,
-                 .key_offsets = from + columns,
-                 .value_scales = from + 2 * columns,
-                 .value_offsets = from + 3 * columns,
-                 .key_weights = from + 4 * columns,
-                 .refinements = 2};
-  }
-
-  std::size_t page_bytes;
-  support::Guarded<std::byte> memory;
-  cbq::KvPagePool pool;
-  std::vector<float> factors;
-  cbq::RowTransform transform;
-};
 
 struct Pair {
   QuantizedKvCache cache;
@@ -136,7 +109,7 @@ class Sequences {
   }
 
   QuantizedKvOptions options_;
-  Host host_;
+  KvHost host_;
   std::mt19937 random_;
   std::vector<Pair> all_;
   std::size_t refused_ = 0;
@@ -177,4 +150,224 @@ TEST_CASE("Random appends, rollbacks and forks show what a vector of rows shows,
     CHECK(sequences.largest() > 250);
     sequences.end();
   }
+}
+
+TEST_CASE("What is past is quantized by the next append, and stays so when that is rolled back") {
+  const QuantizedKvOptions options = small("kv2_past");
+  KvHost host(options, 8);
+  std::mt19937 random(1);
+  auto cache = QuantizedKvCache::create(host.pool, options);
+  REQUIRE(cache);
+  const KvRows prompt(70, 24, random), draft(5, 24, random);
+  REQUIRE(cache->append(prompt.k(), prompt.v()));
+  CHECK(cache->view().packed == 0);
+  CHECK(cache->view().exact.size == 70);
+  CHECK(host.pool.free_pages() == 8);
+  REQUIRE(cache->append(draft.k(), draft.v()));
+  CHECK(cache->view().packed == 70);
+  CHECK(cache->view().exact.size == 5);
+  CHECK(host.pool.free_pages() == 6);
+  cache->truncate(72);  // two drafted tokens were right
+  CHECK(cache->size() == 72);
+  CHECK(cache->view().packed == 70);
+  cache->truncate(60);
+  CHECK(cache->view().packed == 60);
+  CHECK(cache->view().exact.size == 0);
+  CHECK(host.pool.free_pages() == 7);
+  cache->truncate(61);
+  CHECK(cache->size() == 60);
+  cache->reset();
+  CHECK(cache->size() == 0);
+  CHECK(host.pool.free_pages() == 8);
+}
+
+TEST_CASE("Without past_only an append is attended to quantized") {
+  const QuantizedKvOptions options = small("kv8");
+  KvHost host(options, 2);
+  std::mt19937 random(1);
+  auto cache = QuantizedKvCache::create(host.pool, options);
+  const KvRows rows(65, 24, random);
+  REQUIRE(cache->append(rows.k(), rows.v()));
+  CHECK(cache->view().packed == 65);
+  CHECK(cache->view().exact.size == 0);
+  CHECK(cache->bytes().pages == 2 * host.pool.page_bytes());
+  CHECK(cache->bytes().shared == 0);
+}
+
+TEST_CASE("A window gives pages back, and a rollback of the last append loses nothing") {
+  const QuantizedKvOptions options = small("kv4_past", {.window = 64});
+  KvHost host(options, 3);
+  std::mt19937 random(1);
+  auto cache = QuantizedKvCache::create(host.pool, options);
+  KvRowModel expected(options, {});
+  for (std::size_t step = 0; step < 10; ++step) {
+    const KvRows rows(31, 24, random);
+    REQUIRE(cache->append(rows.k(), rows.v()));
+    expected.append(rows);
+    cache->truncate(cache->size() - 3);
+    expected.truncate(expected.size() - 3);
+    expected.check(cache->view());
+    CHECK(cache->view().first == (step < 3 ? 0 : 28 * step + 1 - 64));
+    CHECK(host.pool.size() - host.pool.free_pages() <= 2);
+  }
+}
+
+TEST_CASE("A fork shares pages, copies the one that is written, and both go their own way") {
+  const QuantizedKvOptions options = small("kv4_past", {.sinks = 2});
+  KvHost host(options, 6);
+  std::mt19937 random(1);
+  auto first = QuantizedKvCache::create(host.pool, options);
+  KvRowModel first_rows(options, {});
+  for (std::size_t i = 0; i < 3; ++i) {
+    const KvRows rows(30 + i, 24, random);
+    REQUIRE(first->append(rows.k(), rows.v()));
+    first_rows.append(rows);
+  }
+  CHECK(host.pool.free_pages() == 5);  // 61 positions are past
+  auto second = first->fork();
+  REQUIRE(second);
+  KvRowModel second_rows = first_rows;
+  CHECK(host.pool.free_pages() == 5);
+  CHECK(second->bytes().shared == host.pool.page_bytes());
+  const KvRows mine(4, 24, random), yours(9, 24, random);
+  REQUIRE(first->append(mine.k(), mine.v()));
+  first_rows.append(mine);
+  first_rows.check(first->view());
+  second_rows.check(second->view());
+  CHECK(host.pool.free_pages() == 3);  // a copy of the shared page, and a second page
+  REQUIRE(second->append(yours.k(), yours.v()));
+  second_rows.append(yours);
+  first_rows.check(first->view());
+  second_rows.check(second->view());
+  CHECK(host.pool.free_pages() == 2);
+  CHECK(second->bytes().shared == 0);
+  *first = *std::move(second);  // the first sequence ends here
+  CHECK(host.pool.free_pages() == 4);
+  second_rows.check(first->view());
+}
+
+TEST_CASE("A cache lives in a ModelCache, and survives the move of its pool") {
+  const QuantizedKvOptions options = small("kv4");
+  KvHost host(options, 6);
+  std::mt19937 random(1);
+  std::vector<QuantizedKvCache> layers;
+  for (int i = 0; i < 3; ++i) layers.push_back(*QuantizedKvCache::create(host.pool, options));
+  const KvRows rows(3, 24, random);
+  const cbq::KvPagePool moved = std::move(host.pool);
+  for (QuantizedKvCache& layer : layers) REQUIRE(layer.append(rows.k(), rows.v()));
+  CHECK(moved.free_pages() == 3);
+  layers.erase(layers.begin());
+  CHECK(moved.free_pages() == 4);
+  CHECK(layers[1].size() == 3);
+  layers.clear();
+  CHECK(moved.free_pages() == 6);
+}
+
+TEST_CASE("A cache that cannot be is refused") {
+  const QuantizedKvOptions good = small("kv4");
+  KvHost host(good, 2);
+  const auto code = [&host](const QuantizedKvOptions& options, const cbq::RowTransform& transform = {}) {
+    const auto cache = QuantizedKvCache::create(host.pool, options, transform);
+    REQUIRE_FALSE(cache);
+    return cache.error().code;
+  };
+  const auto with = [&good](auto member, auto value) {
+    QuantizedKvOptions options = good;
+    options.*member = value;
+    return options;
+  };
+  CHECK(code(with(&QuantizedKvOptions::heads, 0u)) == cbq::Errc::bad_shape);
+  CHECK(code(with(&QuantizedKvOptions::heads, 3u)) == cbq::Errc::bad_shape);  // other pages
+  CHECK(code(with(&QuantizedKvOptions::width, 0u)) == cbq::Errc::bad_shape);
+  CHECK(code(with(&QuantizedKvOptions::width, 257u)) == cbq::Errc::bad_shape);
+  CHECK(code(with(&QuantizedKvOptions::capacity, 0u)) == cbq::Errc::bad_argument);
+  CHECK(code(with(&QuantizedKvOptions::largest_append, 0u)) == cbq::Errc::bad_argument);
+  CHECK(code(with(&QuantizedKvOptions::scheme, cbq::KvScheme{.bits = 16})) == cbq::Errc::unsupported);
+  CHECK(code(small("kv4_2d")) == cbq::Errc::bad_argument);
+  std::vector<float> factors(24, 1.0f);
+  CHECK(code(good, {.key_scales = factors.data()}) == cbq::Errc::bad_argument);
+  CHECK(QuantizedKvCache::create(host.pool, small("kv4_2d"), {.key_scales = factors.data()}).has_value());
+  factors[3] = 0.0f;
+  CHECK(code(small("kv4_2d"), {.key_scales = factors.data()}) == cbq::Errc::bad_argument);
+  factors[3] = std::numeric_limits<float>::infinity();
+  CHECK(code(small("kv4_2d"), {.value_offsets = factors.data()}) == cbq::Errc::not_finite);
+  constexpr std::size_t huge = std::numeric_limits<std::size_t>::max();
+  CHECK(QuantizedKvCache::create(host.pool, with(&QuantizedKvOptions::largest_append, huge)).has_value());
+  cbq::KvPagePool moved = std::move(host.pool);
+  CHECK(code(good) == cbq::Errc::bad_shape);
+}
+
+TEST_CASE("A refused append leaves the cache as it was") {
+  for (const char* scheme : {"kv4", "kv4_past", "kv3_2d_past_hadamard", "kv2_kivi_past"}) {
+    CAPTURE(scheme);
+    QuantizedKvOptions options = small(scheme, {.sinks = 2});
+    options.capacity = 130;
+    KvHost host(options, 4);
+    std::mt19937 random(1);
+    auto cache = QuantizedKvCache::create(host.pool, options, host.transform);
+    REQUIRE(cache);
+    KvRowModel expected(options, host.transform);
+    for (const std::size_t count : {66u, 1u}) {
+      const KvRows rows(count, 24, random);
+      REQUIRE(cache->append(rows.k(), rows.v()));
+      expected.append(rows);
+    }
+    const std::size_t free = host.pool.free_pages();
+    const auto refuses = [&](const cbq::Status& done, cbq::Errc code) {
+      REQUIRE_FALSE(done);
+      CHECK(done.error().code == code);
+      expected.check(cache->view());
+      CHECK(host.pool.free_pages() == free);
+    };
+    const KvRows five(5, 24, random), wide(5, 25, random);
+    refuses(cache->append(wide.k(), wide.v()), cbq::Errc::bad_shape);
+    refuses(cache->append(five.k(), wide.v()), cbq::Errc::bad_shape);
+    refuses(cache->append(five.k(), cbq::rows(five.v(), 0, 4)), cbq::Errc::bad_shape);
+    const KvRows many(71, 24, random), full(64, 24, random);
+    refuses(cache->append(many.k(), many.v()), cbq::Errc::bad_shape);  // beyond largest_append
+    refuses(cache->append(full.k(), full.v()), cbq::Errc::bad_shape);  // 67 + 64 > 130
+    refuses(cache->append_at(66, five.k(), five.v()), cbq::Errc::bad_argument);
+    refuses(cache->append_at(68, five.k(), five.v()), cbq::Errc::bad_argument);
+    using Limits = std::numeric_limits<float>;
+    for (const float bad : {Limits::quiet_NaN(), Limits::infinity(), -Limits::infinity(), 1e6f}) {
+      const cbq::Errc code = bad == 1e6f ? cbq::Errc::bad_argument : cbq::Errc::not_finite;
+      KvRows rows = five;
+      rows.keys[24 * 4 + 17] = bad;
+      refuses(cache->append(rows.k(), rows.v()), code);
+      if (bad != 1e6f) {
+        CHECK(std::string(cache->append(rows.k(), rows.v()).error().where.c_str()) == "key of row 4, element 17");
+      }
+      rows = five;
+      rows.values[3] = bad;
+      refuses(cache->append(rows.k(), rows.v()), code);
+    }
+    REQUIRE(cache->append(cbq::rows(five.k(), 0, 0), cbq::rows(five.v(), 0, 0)));
+    expected.check(cache->view());
+    REQUIRE(cache->append_at(67, five.k(), five.v()));
+    expected.append(five);
+    expected.check(cache->view());
+  }
+}
+
+TEST_CASE("A freed sequence cannot be forked or appended to") {
+  const QuantizedKvOptions options = small("kv4");
+  KvHost host(options, 2);
+  std::mt19937 random(1);
+  const KvRows rows(3, 24, random);
+  auto cache = QuantizedKvCache::create(host.pool, options);
+  REQUIRE(cache->append(rows.k(), rows.v()));
+  {
+    const QuantizedKvCache taken = *std::move(cache);
+    CHECK(taken.size() == 3);
+  }
+  CHECK(host.pool.free_pages() == 2);
+  CHECK(cache->fork().error().code == cbq::Errc::bad_argument);
+  CHECK(cache->append(rows.k(), rows.v()).error().code == cbq::Errc::bad_argument);
+  CHECK(cache->append_at(0, rows.k(), rows.v()).error().code == cbq::Errc::bad_argument);
+  CHECK(cache->size() == 0);
+  CHECK(cache->capacity() == 0);
+  CHECK(cache->view().size == 0);
+  CHECK(cache->bytes().pages == 0);
+  cache->truncate(0);
+  cache->reset();
 }

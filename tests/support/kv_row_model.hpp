@@ -19,6 +19,8 @@
 #include <random>
 #include <vector>
 
+#include "support/guarded.hpp"
+
 namespace support {
 
 /// What is left of numbers that were quantized as one group.
@@ -51,6 +53,33 @@ struct KvRows {
   [[nodiscard]] std::size_t rows() const { return keys.size() / columns; }
   [[nodiscard]] cbq::MatrixView<const float> k() const { return {keys.data(), rows(), columns, columns}; }
   [[nodiscard]] cbq::MatrixView<const float> v() const { return {values.data(), rows(), columns, columns}; }
+};
+
+/// A pool in memory between forbidden pages, and factors.
+struct KvHost {
+  KvHost(const cbq::QuantizedKvOptions& options, std::size_t pages)
+      : page_bytes(cbq::kv_layout(options.scheme, options.heads, options.width)->page_bytes),
+        memory((pages * page_bytes + 4095) / 4096 * 4096, Edge::end),
+        pool(*cbq::KvPagePool::create(memory.span().first(pages * page_bytes), page_bytes)) {
+    if (!options.scheme.smoothed) return;
+    std::mt19937 random(3);
+    std::uniform_real_distribution<float> uniform(0.5f, 2.0f);
+    for (std::size_t i = 0; i < 5 * options.heads * options.width; ++i) factors.push_back(uniform(random));
+    const float* from = factors.data();
+    const std::size_t columns = options.heads * options.width;
+    transform = {.key_scales = from,
+                 .key_offsets = from + columns,
+                 .value_scales = from + 2 * columns,
+                 .value_offsets = from + 3 * columns,
+                 .key_weights = from + 4 * columns,
+                 .refinements = 2};
+  }
+
+  std::size_t page_bytes;
+  Guarded<std::byte> memory;
+  cbq::KvPagePool pool;
+  std::vector<float> factors;
+  cbq::RowTransform transform;
 };
 
 /// One position of a FloatKvView, all heads.
