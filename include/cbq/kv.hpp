@@ -17,4 +17,6 @@
 #include <cbq/kv/quantized_kv_cache.hpp>
 #include <cbq/kv/quantized_kv_options.hpp>
 #include <cbq/kv/quantized_kv_view.hpp>
+#include <cbq/kv/saved_sequence.hpp>
+#include <cbq/kv/saved_sequence_format.hpp>
 #include <cbq/kv/softmax.hpp>
