@@ -37,14 +37,17 @@ struct Positions {
 /// What every row of a tile sees of one source.
 using RowPositions = Positions[block_rows];
 
+/// From the first to the last position of `a` and `b`; first and end are 0 where there are none.
+[[nodiscard]] constexpr Positions join(const Positions& a, const Positions& b) noexcept {
+  if (b.end <= b.first) return a;
+  if (a.end <= a.first) return b;
+  return {a.first < b.first ? a.first : b.first, a.end > b.end ? a.end : b.end};
+}
+
 /// From the first to the last position that any row sees.
 [[nodiscard]] inline Positions cover(const RowPositions& seen, std::size_t rows) noexcept {
   Positions all;
-  for (std::size_t r = 0; r < rows; ++r) {
-    if (seen[r].end <= seen[r].first) continue;
-    all.first = all.end == 0 || seen[r].first < all.first ? seen[r].first : all.first;
-    all.end = seen[r].end > all.end ? seen[r].end : all.end;
-  }
+  for (std::size_t r = 0; r < rows; ++r) all = join(all, seen[r]);
   return all;
 }
 
