@@ -8,14 +8,12 @@
 #include <vector>
 
 #include <catch2/catch_all.hpp>
-#include <cbq/kv/kernels_avx512.hpp>
-#include <cbq/kv/kernels_neon_dotprod.hpp>
-#include <cbq/kv/kernels_portable.hpp>
-#include <cbq/kv/kernels_scalar.hpp>
+#include <cbq/kv/dispatch.hpp>
 
 #include "oracle/kv_attention.hpp"
 #include "support/guarded.hpp"
 #include "support/isas.hpp"
+#include "support/kv_kernels.hpp"
 
 using namespace cbq;
 
@@ -24,73 +22,12 @@ namespace {
 constexpr std::size_t widths[] = {16, 64, 80, 96, 128, 256};
 constexpr int bit_widths[] = {2, 3, 4, 8};
 
-template <class Table>
-KvKernels table_of(int bits) {
-  switch (bits) {
-    case 2:
-      return Table::template of<2>();
-    case 3:
-      return Table::template of<3>();
-    case 4:
-      return Table::template of<4>();
-    default:
-      return Table::template of<8>();
-  }
-}
-
-struct Scalar {
-  template <int Bits>
-  static KvKernels of() {
-    return {&isa::scalar::key_tile<Bits>, &isa::scalar::value_tile<Bits>, &isa::scalar::weight_row};
-  }
-};
-
-struct Portable {
-  template <int Bits>
-  static KvKernels of() {
-    return {&isa::portable::key_tile<Bits>, &isa::portable::value_tile<Bits>, &isa::portable::weight_row};
-  }
-};
-
-#if defined(__x86_64__)
-struct Avx512 {
-  template <int Bits>
-  static KvKernels of() {
-    return {&isa::avx512_vnni::key_tile<Bits>, &isa::avx512_vnni::value_tile<Bits>, &isa::avx512_vnni::weight_row};
-  }
-};
-#elif defined(__aarch64__)
-struct Dotprod {
-  template <int Bits>
-  static KvKernels of() {
-    return {&isa::neon_dotprod::key_tile<Bits>, &isa::neon_dotprod::value_tile<Bits>, &isa::neon_dotprod::weight_row};
-  }
-};
-#endif
-
-/// Kernels of an instruction set; others than those that have some run the portable ones.
-KvKernels kernels_of(Isa isa, int bits) {
-  switch (isa) {
-    case Isa::scalar:
-      return table_of<Scalar>(bits);
-#if defined(__x86_64__)
-    case Isa::avx512_vnni:
-      return table_of<Avx512>(bits);
-#elif defined(__aarch64__)
-    case Isa::neon_dotprod:
-      return table_of<Dotprod>(bits);
-#endif
-    default:
-      return table_of<Portable>(bits);
-  }
-}
-
 /// Every kernel of this machine.
 template <class Test>
 void for_each_kernel(int bits, const Test& test) {
   for (const Isa isa : support::machine_isas()) {
     INFO("instruction set " << isa_name(isa) << ", " << bits << " bits");
-    test(kernels_of(isa, bits));
+    test(kv_kernels(isa, static_cast<std::size_t>(bits)));
   }
 }
 
@@ -297,7 +234,7 @@ struct WeightResult {
 };
 
 WeightResult weights_of(WeightKernel kernel, const std::vector<float>& softmax, const std::vector<float>& scales,
-                        const std::vector<float>& offsets) {
+                        const std::vector<float>& offsets, float middle) {
   std::vector<std::byte> header(4 * kv_page_positions);
   for (std::size_t p = 0; p < kv_page_positions; ++p) {
     store_half(header, 2 * p, scales[p]);
@@ -309,7 +246,7 @@ WeightResult weights_of(WeightKernel kernel, const std::vector<float>& softmax, 
     const support::Guarded<std::byte> halves(std::span(std::as_const(header)), edge);
     const support::Guarded<std::uint8_t> codes(kv_page_positions, edge);
     std::fill(codes.data(), codes.data() + codes.size(), std::uint8_t{99});
-    WeightRow row{.softmax = in.data(), .scales = halves.data(), .codes = codes.data()};
+    WeightRow row{.softmax = in.data(), .scales = halves.data(), .codes = codes.data(), .middle = middle};
     row.code_sum = -5;
     row.step = row.offset_sum = NAN;
     kernel(row);
@@ -339,19 +276,24 @@ WeightResult expected_weights(const std::vector<float>& softmax, const std::vect
 void check_weights(const std::vector<float>& softmax, const std::vector<float>& scales,
                    const std::vector<float>& offsets) {
   const WeightResult wanted = expected_weights(softmax, scales);
-  double offset_sum = 0, magnitude = 0;
-  for (std::size_t p = 0; p < kv_page_positions; ++p) {
-    const double term = static_cast<double>(softmax[p]) * static_cast<double>(offsets[p]);
-    offset_sum += term;
-    magnitude += std::fabs(term);
+  for (const float middle : {0.0f, 7.5f}) {
+    // What rounding took from the weights is added at the middle of the codes.
+    double offset_sum = -static_cast<double>(middle) * static_cast<double>(wanted.step) * wanted.sum;
+    double magnitude = -offset_sum;
+    for (std::size_t p = 0; p < kv_page_positions; ++p) {
+      const auto s = static_cast<double>(softmax[p]);
+      offset_sum +=
+          s * (static_cast<double>(offsets[p]) + static_cast<double>(middle) * static_cast<double>(scales[p]));
+      magnitude += s * std::fabs(static_cast<double>(offsets[p]));
+    }
+    for_each_kernel(4, [&](const KvKernels& kernels) {
+      const WeightResult got = weights_of(kernels.weights, softmax, scales, offsets, middle);
+      CHECK(got.codes == wanted.codes);
+      CHECK(got.sum == wanted.sum);
+      CHECK(got.step == wanted.step);
+      CHECK(std::fabs(static_cast<double>(got.offset_sum) - offset_sum) <= 8e-6 * magnitude + 0x1p-97);
+    });
   }
-  for_each_kernel(4, [&](const KvKernels& kernels) {
-    const WeightResult got = weights_of(kernels.weights, softmax, scales, offsets);
-    CHECK(got.codes == wanted.codes);
-    CHECK(got.sum == wanted.sum);
-    CHECK(got.step == wanted.step);
-    CHECK(std::fabs(static_cast<double>(got.offset_sum) - offset_sum) <= 4e-6 * magnitude + 0x1p-140);
-  });
 }
 
 }  // namespace
