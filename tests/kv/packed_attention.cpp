@@ -8,6 +8,7 @@
 
 #include "support/isas.hpp"
 #include "support/kernels.hpp"
+#include "support/kv_kernels.hpp"
 #include "support/kv_sequence.hpp"
 #include "support/nn.hpp"
 
