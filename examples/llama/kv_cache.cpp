@@ -7,11 +7,14 @@
 #include <cbq/core/element.hpp>
 #include <cbq/kv/attention.hpp>
 #include <cbq/kv/kv_layout.hpp>
+#include <cbq/kv/smoothing.hpp>
 
 #include "rounded_kv_cache.hpp"
 
 namespace cbq_llama {
 
+using cbq::Errc;
+using cbq::Error;
 using cbq::MatrixView;
 using cbq::Result;
 using cbq::Status;
@@ -139,8 +142,8 @@ Result<std::unique_ptr<LayerKv::Form>> make_form(const ModelConfig& config, std:
   }
   const Result<cbq::KvLayout> layout = cbq::kv_layout(scheme, config.kv_heads, config.head_width);
   if (!layout) return layout.error();
-  const cbq::RowTransform transform{.hadamard = scheme.hadamard};
-  (void)layer;
+  const cbq::RowTransform transform =
+      options.transforms.empty() ? cbq::KvSmoothing().transform(scheme) : options.transforms[layer];
   auto form = form_of<CacheForm<RoundedKvCache>>(RoundedKvCache::create(scheme, *layout, transform, capacity));
   if (!form || options.use == KvUse::decoding) return form;
   return std::unique_ptr<LayerKv::Form>(std::make_unique<TurnsForm>(*std::move(form)));
@@ -150,6 +153,10 @@ Result<std::unique_ptr<LayerKv::Form>> make_form(const ModelConfig& config, std:
 
 Result<cbq::ModelCache<LayerKv>> make_kv_cache(const ModelConfig& config, std::size_t capacity,
                                                const KvOptions& options) {
+  if (options.transforms.size() != (options.scheme.smoothed ? config.layers : 0)) {
+    return Error{Errc::bad_argument, "smoothing factors belong to schemes with _2d, for all layers", "transforms",
+                 options.transforms.size(), options.scheme.smoothed ? config.layers : 0};
+  }
   std::vector<LayerKv> layers;
   layers.reserve(config.layers);
   for (std::size_t i = 0; i < config.layers; ++i) {

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <span>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -15,6 +16,7 @@
 #include <cbq/core/view.hpp>
 #include <cbq/kv/channel_statistics.hpp>
 #include <cbq/kv/kv_scheme.hpp>
+#include <cbq/kv/row_transform.hpp>
 #include <cbq/nn/causal_model.hpp>
 
 #include "engine_linear.hpp"
@@ -33,6 +35,8 @@ struct KvOptions {
   cbq::KvScheme scheme = {.bits = 32};
   Operators operators = Operators::packed;  ///< fake_quantized: rounded rows, attention in float
   KvUse use = KvUse::decoding;
+  /// Per layer, for schemes with `_2d`; what they point to outlives the caches. Otherwise none.
+  std::span<const cbq::RowTransform> transforms = {};
   /// Per layer; the caches add all queries, keys and values to them. Null: nobody asks.
   std::vector<cbq::KvChannelStatistics>* statistics = nullptr;
 };
@@ -81,7 +85,8 @@ class LayerKv {
   std::unique_ptr<Form> form_;
 };
 
-/// Caches of all layers for up to `capacity` positions. Errc::unsupported, Errc::bad_shape,
+/// Caches of all layers for up to `capacity` positions. Errc::bad_argument (transforms),
+/// Errc::unsupported, Errc::bad_shape,
 /// Errc::out_of_memory.
 [[nodiscard]] cbq::Result<cbq::ModelCache<LayerKv>> make_kv_cache(const ModelConfig& config, std::size_t capacity,
                                                                   const KvOptions& options);

@@ -1,7 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kv_setup.hpp"
 
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+
+#include "calibration.hpp"
+#include "calibration_text.hpp"
 #include "commands.hpp"
+#include "kv_smoothing.hpp"
 
 namespace cbq_llama {
 
@@ -9,20 +16,54 @@ using cbq::Errc;
 using cbq::Error;
 using cbq::Result;
 
-Result<KvSetup> KvSetup::create(const KvArguments& arguments, const LoadedModel& loaded, const Machine&) {
+namespace {
+
+constexpr std::size_t calibration_windows = 16;
+constexpr std::size_t calibration_length = 512;
+
+// Tokens of the texts, or of the one built in.
+Result<std::vector<std::int32_t>> smoothing_tokens(const KvArguments& arguments, const ModelSource& source,
+                                                   std::size_t length) {
+  if (!arguments.calibration.empty()) {
+    CalibrationSettings settings;
+    settings.texts = arguments.calibration;
+    settings.samples = calibration_windows;
+    settings.sequence = length;
+    return calibration_tokens(source, settings);
+  }
+  const Result<Tokenizer> tokenizer = source.tokenizer();
+  if (!tokenizer) return tokenizer.error();
+  Result<std::vector<std::int32_t>> tokens = tokenizer->encode(embedded_calibration_text());
+  if (tokens) tokens->resize(std::min(tokens->size(), calibration_windows * length));
+  return tokens;
+}
+
+}  // namespace
+
+Result<KvSetup> KvSetup::create(const KvArguments& arguments, const LoadedModel& loaded, const Machine& machine) {
   KvSetup setup;
   const Result<cbq::KvScheme> scheme = cbq::parse_kv_scheme(arguments.scheme);
   if (!scheme) return scheme.error();
-  if (scheme->smoothed) return Error{Errc::unsupported, "there are no smoothing factors yet", "--kv", arguments.scheme};
+  if (!scheme->smoothed && !arguments.calibration.empty()) {
+    return Error{Errc::bad_argument, "only caches with _2d are calibrated", "--kv", arguments.scheme};
+  }
   const Result<std::size_t> bytes = kv_bytes_per_token(loaded.model.config(), *scheme);
   if (!bytes) return cbq::in_context(bytes.error(), "--kv");
   setup.scheme_ = *scheme;
   setup.bytes_per_token_ = *bytes;
+  if (!scheme->smoothed) return setup;
+  const std::size_t length = std::min(calibration_length, loaded.model.config().context);
+  const auto tokens = smoothing_tokens(arguments, loaded.source, length);
+  if (!tokens) return tokens.error();
+  auto found = find_smoothing(loaded.model, {.tokens = *tokens, .length = length}, *scheme, machine);
+  if (!found) return cbq::in_context(found.error(), "calibration");
+  setup.smoothing_ = *std::move(found);
+  for (const cbq::KvSmoothing& layer : setup.smoothing_) setup.transforms_.push_back(layer.transform(*scheme));
   return setup;
 }
 
 KvOptions KvSetup::options() const {
-  return {.scheme = scheme_};
+  return {.scheme = scheme_, .transforms = transforms_};
 }
 
 void KvSetup::describe(Report& report) const {

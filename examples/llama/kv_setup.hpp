@@ -9,6 +9,7 @@
 #include <vector>
 
 #include <cbq/core/result.hpp>
+#include <cbq/kv/smoothing.hpp>
 
 #include "kv_cache.hpp"
 #include "report.hpp"
@@ -38,6 +39,8 @@ class KvSetup {
 
  private:
   cbq::KvScheme scheme_ = {.bits = 32};
+  std::vector<cbq::KvSmoothing> smoothing_;  // of each layer; transforms_ point into it
+  std::vector<cbq::RowTransform> transforms_;
   std::size_t bytes_per_token_ = 0;
 };
 
