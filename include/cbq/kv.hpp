@@ -12,6 +12,7 @@
 #include <cbq/kv/kv_policy.hpp>
 #include <cbq/kv/kv_scheme.hpp>
 #include <cbq/kv/kv_tile.hpp>
+#include <cbq/kv/packed_attention.hpp>
 #include <cbq/kv/page_pool.hpp>
 #include <cbq/kv/page_writer.hpp>
 #include <cbq/kv/quantized_kv_cache.hpp>
@@ -20,3 +21,4 @@
 #include <cbq/kv/saved_sequence.hpp>
 #include <cbq/kv/saved_sequence_format.hpp>
 #include <cbq/kv/softmax.hpp>
+#include <cbq/kv/teacher_forced_attention.hpp>

@@ -6,6 +6,7 @@
 // task is 16 rows of one head, which visits all spans. The bits are the same. Tasks and what they share lie in the
 // context's workspace.
 
+#include <concepts>
 #include <cstddef>
 #include <span>
 
@@ -80,8 +81,10 @@ static_assert(few_tiles <= most_units);
   return {};
 }
 
-/// Checks a sequence and fills its derived members. Errors of attend_batch(), but for what queries hold.
-[[nodiscard]] inline Status make_ready(Sequence& sequence, Isa isa) noexcept {
+/// Checks a sequence and fills its derived members. Errors of attend_batch(), but for what queries hold. A
+/// template as kv_kernels() is.
+template <std::same_as<Isa> I>
+[[nodiscard]] Status make_ready(Sequence& sequence, I isa) noexcept {
   if (const Status shapes = check_shapes(sequence); !shapes) return shapes;
   const Sight all = extent(sequence);
   if (const Status sources = check_sources(sequence, all); !sources) return sources;

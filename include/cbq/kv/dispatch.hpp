@@ -4,6 +4,7 @@
 // One switch from Isa and bits to the kernels of attention on packed keys and values. The caller's Isa was capped to
 // what the machine has. AMX has no use for so few rows; plain NEON takes the xsimd kernels.
 
+#include <concepts>
 #include <cstddef>
 
 #include <cbq/core/cpu.hpp>
@@ -52,8 +53,10 @@ template <int Bits>
 }
 
 /// The kernels of `isa` for codes of `bits` bits: 2, 3, 4 or 8, as a KvLayout has them. Where there is no
-/// `page_weights`, softmax_block and `weights` for every row do the same.
-[[nodiscard]] inline KvKernels kv_kernels(Isa isa, std::size_t bits) noexcept {
+/// `page_weights`, softmax_block and `weights` for every row do the same. A template, so that files that call no
+/// attention compile no kernels.
+template <std::same_as<Isa> I>
+[[nodiscard]] KvKernels kv_kernels(I isa, std::size_t bits) noexcept {
   switch (bits) {
     case 2:
       return kv_kernels_of<2>(isa);
