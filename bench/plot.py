@@ -7,8 +7,9 @@
 Prints one line per benchmark: median GOPS and GBps, and the percentage of the ceiling that binds it, which is the one
 that would take longer alone: reading the packed weights once at the rate of ceiling/dram, or the arithmetic at the rate
 of the multiply instruction (ceiling/amx for integer kernels of AMX from 16 tokens on, ceiling/vnni for those of AVX-512,
-ceiling/maddubs for other integer kernels, ceiling/bf16 for bfloat16 activations, ceiling/fma for float ones). --svg draws
-the percentages over M; only that needs matplotlib.
+ceiling/maddubs for other integer kernels, ceiling/bf16 for bfloat16 activations, ceiling/fma for float ones). Attention is
+held against the same two, with keys and values in the place of weights. --svg draws the percentages of the products over
+M; only that needs matplotlib.
 """
 
 import argparse
@@ -20,6 +21,10 @@ import sys
 NAME = re.compile(
     r"(?P<kind>gemm|gemm_bf16|float|eigen)/(?P<what>\w+)/(?:(?P<isa>\w+)/)?"
     r"M:(?P<m>\d+)/N:(?P<n>\d+)/K:(?P<k>\d+)/threads:(?P<threads>\d+)"
+)
+ATTENTION = re.compile(
+    r"(?P<kind>attention)/(?P<what>\w+)/(?P<isa>\w+)/"
+    r"heads:\d+x\d+/width:\d+/context:\d+/rows:(?P<m>\d+)/threads:(?P<threads>\d+)"
 )
 CEILING = re.compile(r"ceiling/(?P<what>\w+)/threads:(?P<threads>\d+)")
 PANELS = {"amx_int8": "amx_int8", "avx512_vnni": "avx512_vnni", "avx2": "avx2", "portable": "portable and scalar"}
@@ -46,6 +51,8 @@ def summarize(report, statistic):
 def compute_ceiling(row):
     if row["kind"] == "gemm_bf16":
         return "bf16"
+    if row["kind"] == "attention":
+        return "vnni" if row["isa"] == "avx512_vnni" else "maddubs"
     if row["kind"] != "gemm" or row["what"].partition("a")[2].startswith("16"):
         return "fma"
     if row["isa"] == "amx_int8" and row["m"] >= 16:
@@ -61,7 +68,7 @@ def rows_against_ceilings(values):
             ceilings[match["what"], int(match["threads"])] = counters.get("GBps", counters.get("GOPS"))
     rows = []
     for name, counters in values.items():
-        match = NAME.match(name)
+        match = NAME.match(name) or ATTENTION.match(name)
         if not match:
             continue
         row = {key: int(v) if v and v.isdigit() else v for key, v in match.groupdict().items()}
@@ -78,10 +85,10 @@ def rows_against_ceilings(values):
 
 def print_table(ceilings, rows):
     for (what, threads), value in sorted(ceilings.items(), key=lambda item: item[0][::-1]):
-        print(f"{f'ceiling/{what}/threads:{threads}':64} {value:8.1f} {'GB/s' if what == 'dram' else 'GOPS'}")
+        print(f"{f'ceiling/{what}/threads:{threads}':88} {value:8.1f} {'GB/s' if what == 'dram' else 'GOPS'}")
     for row in rows:
         share = "no ceiling in this run" if row["percent"] is None else f"{row['percent']:5.0f} % of {row['ceiling']}"
-        print(f"{row['name']:64} {row['GOPS']:8.1f} GOPS {row['GBps']:7.2f} GB/s {share}")
+        print(f"{row['name']:88} {row['GOPS']:8.1f} GOPS {row['GBps']:7.2f} GB/s {share}")
 
 
 def draw(rows, path, context):
@@ -92,6 +99,7 @@ def draw(rows, path, context):
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
+    rows = [row for row in rows if row["kind"] != "attention"]
     shapes = [(row["n"], row["k"]) for row in rows]
     n, k = max(dict.fromkeys(shapes), key=shapes.count, default=(0, 0))
     rows = [row for row in rows if (row["n"], row["k"]) == (n, k) and row["percent"] is not None]
