@@ -4,7 +4,7 @@
 // AVX2, FMA, F16C: the kernels of kv_tile.hpp. pmaddubsw adds pairs of products in int16. Keys: 8 steps of codes up to
 // 15 with queries up to 127 fit before widening; values: 4 steps of codes up to 15 with weights up to 255, 8 steps of
 // codes up to 7. 8-bit codes would saturate: they are widened to 16 bits first. 8 outputs per register; 1 and 2 rows
-// take both halves of a panel at once, 3 and 4 rows one after the other.
+// take both halves of a panel at once, 4 rows one after the other.
 
 #if defined(__x86_64__)
 
@@ -170,22 +170,20 @@ inline void key_rows(const KeyTile& tile, std::size_t first_row, LinesAhead ahea
   }
 }
 
-/// See KeyTile. Rows go in even pieces of at most 4; the first one asks for what is read next.
+/// See KeyTile. Rows go in pieces of 4, 2 and 1; the first one asks for what is read next.
 template <int Bits>
 void key_tile(const KeyTile& tile) noexcept {
   LinesAhead ahead = lines_from(tile.next, tile.keys);
   std::size_t row = 0;
-  for (std::size_t pieces = (tile.rows + 3) / 4; pieces > 0; --pieces) {
-    const std::size_t rows = (tile.rows - row + pieces - 1) / pieces;
+  while (row < tile.rows) {
+    const std::size_t left = tile.rows - row;
+    const std::size_t rows = left >= 4 ? 4 : left >= 2 ? 2 : 1;
     switch (rows) {
       case 1:
         key_rows<Bits, 1>(tile, row, ahead);
         break;
       case 2:
         key_rows<Bits, 2>(tile, row, ahead);
-        break;
-      case 3:
-        key_rows<Bits, 3>(tile, row, ahead);
         break;
       default:
         key_rows<Bits, 4>(tile, row, ahead);
@@ -230,17 +228,15 @@ template <int Bits>
 void value_tile(const ValueTile& tile) noexcept {
   LinesAhead ahead = lines_from(tile.next, tile.blocks);
   std::size_t row = 0;
-  for (std::size_t pieces = (tile.rows + 3) / 4; pieces > 0; --pieces) {
-    const std::size_t rows = (tile.rows - row + pieces - 1) / pieces;
+  while (row < tile.rows) {
+    const std::size_t left = tile.rows - row;
+    const std::size_t rows = left >= 4 ? 4 : left >= 2 ? 2 : 1;
     switch (rows) {
       case 1:
         value_rows<Bits, 1>(tile, row, ahead);
         break;
       case 2:
         value_rows<Bits, 2>(tile, row, ahead);
-        break;
-      case 3:
-        value_rows<Bits, 3>(tile, row, ahead);
         break;
       default:
         value_rows<Bits, 4>(tile, row, ahead);

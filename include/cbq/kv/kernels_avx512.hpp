@@ -35,12 +35,17 @@ inline constexpr std::size_t kv_chains = Rows == 1   ? 4
                                          : Rows <= 3 ? 2
                                                      : 1;
 
+/// Whether codes are multiplied where they lie in their bytes, 2^step_shift times too large, and sums shifted once per
+/// group: where steps of different shifts have accumulators of their own.
+template <int Bits, std::size_t Rows>
+inline constexpr bool kv_in_place = (Bits == 4 && kv_chains<Rows> >= 2) || (Bits == 2 && kv_chains<Rows> == 4);
+
 /// Adds the products of steps [Step, 8) of one block of keys.
 template <int Bits, unsigned Step, std::size_t Rows, std::size_t Chains>
-[[gnu::always_inline]] inline void multiply_keys(__m512i (&sums)[Chains][Rows][1], const std::byte* block,
+[[gnu::always_inline]] inline void multiply_keys(__m512i (&sums)[Chains][Rows], const std::byte* block,
                                                  const std::int8_t* queries, std::size_t row_bytes) noexcept {
   __m512i codes;
-  if constexpr (multiplies_in_place<Bits, Rows, 1>) {
+  if constexpr (kv_in_place<Bits, Rows>) {
     codes = step_in_place<Bits, Step>(block);
   } else {
     codes = decode_step<Bits, Step>(block);
@@ -48,10 +53,23 @@ template <int Bits, unsigned Step, std::size_t Rows, std::size_t Chains>
   _Pragma("GCC unroll 8") for (std::size_t r = 0; r < Rows; ++r) {
     std::int32_t four;
     __builtin_memcpy(&four, queries + r * row_bytes + Step * 4, sizeof four);
-    __m512i& sum = sums[Step % Chains][r][0];
+    __m512i& sum = sums[Step % Chains][r];
     sum = _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(four));
   }
-  if constexpr (Step < 7) multiply_keys<Bits, Step + 1, Rows, Chains>(sums, block, queries, row_bytes);
+  if constexpr (Step < 7) multiply_keys<Bits, Step + 1>(sums, block, queries, row_bytes);
+}
+
+/// Adds all chains of keys to the first.
+template <int Bits, std::size_t Chain, std::size_t Rows, std::size_t Chains>
+[[gnu::always_inline]] inline void join_keys(__m512i (&sums)[Chains][Rows]) noexcept {
+  if constexpr (Chain < Chains) {
+    constexpr unsigned shift = kv_in_place<Bits, Rows> ? step_shift<Bits>(Chain) : 0;
+    _Pragma("GCC unroll 8") for (std::size_t r = 0; r < Rows; ++r) {
+      const __m512i sum = shift == 0 ? sums[Chain][r] : _mm512_srai_epi32(sums[Chain][r], shift);
+      sums[0][r] = _mm512_add_epi32(sums[0][r], sum);
+    }
+    join_keys<Bits, Chain + 1>(sums);
+  }
 }
 
 /// 16 halves as floats.
@@ -75,9 +93,9 @@ inline void key_rows(const KeyTile& tile, std::size_t first_row, LinesAhead ahea
     _Pragma("GCC unroll 8") for (std::size_t r = 0; r < Rows; ++r) totals[r] = offsets[r] = _mm512_setzero_ps();
     std::size_t blocks_left = tile.key_blocks;
     for (std::size_t group = 0; group < groups; ++group) {
-      __m512i sums[kv_chains<Rows>][Rows][1];
+      __m512i sums[kv_chains<Rows>][Rows];
       _Pragma("GCC unroll 4") for (std::size_t c = 0; c < kv_chains<Rows>; ++c)
-          _Pragma("GCC unroll 8") for (std::size_t r = 0; r < Rows; ++r) sums[c][r][0] = _mm512_setzero_si512();
+          _Pragma("GCC unroll 8") for (std::size_t r = 0; r < Rows; ++r) sums[c][r] = _mm512_setzero_si512();
       const std::size_t count = blocks_left < group_blocks ? blocks_left : group_blocks;
       blocks_left -= count;
       ask_for<Rows, 1>(ahead);
@@ -85,7 +103,7 @@ inline void key_rows(const KeyTile& tile, std::size_t first_row, LinesAhead ahea
         ask_for<Rows, Bits>(ahead);
         multiply_keys<Bits, 0>(sums, block, queries, row_bytes);
       }
-      join_chains<Bits>(sums);
+      join_keys<Bits, 1>(sums);
       __m512 scale = _mm512_set1_ps(1.0f);
       __m512 offset = _mm512_setzero_ps();
       if (!tile.channel_keys) {
@@ -95,7 +113,7 @@ inline void key_rows(const KeyTile& tile, std::size_t first_row, LinesAhead ahea
       }
       const float* query_sums = tile.query_sums + first_row * tile.groups + group;
       _Pragma("GCC unroll 8") for (std::size_t r = 0; r < Rows; ++r) {
-        totals[r] = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sums[0][r][0]), totals[r]);
+        totals[r] = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(sums[0][r]), totals[r]);
         offsets[r] = _mm512_fmadd_ps(offset, _mm512_set1_ps(query_sums[r * tile.groups]), offsets[r]);
       }
     }
@@ -147,17 +165,17 @@ inline constexpr unsigned kv_page_steps = static_cast<unsigned>(kv_page_position
   return _mm512_set1_epi32(four);
 }
 
-/// Adds the products of steps [Step, 16) of one panel of values. `first`: weights of a single row, already broadcast.
+/// Adds the products of steps [Step, 8) of one block of values. `first`: weights of a single row, already broadcast.
 template <int Bits, unsigned Step, std::size_t Rows, std::size_t Chains>
-[[gnu::always_inline]] inline void multiply_values(__m512i (&sums)[Chains][Rows], const std::byte* panel,
+[[gnu::always_inline]] inline void multiply_values(__m512i (&sums)[Chains][Rows], const std::byte* block,
                                                    const std::uint8_t* weights, const __m512i* first) noexcept {
-  __m512i codes = decode_step<Bits, Step % 8>(panel + Step / 8 * Bits * line_bytes);
+  __m512i codes = decode_step<Bits, Step>(block);
   if constexpr (Bits == 8) codes = _mm512_xor_si512(codes, _mm512_set1_epi8(-128));
   _Pragma("GCC unroll 8") for (std::size_t r = 0; r < Rows; ++r) {
     const __m512i four = Rows == 1 ? first[Step] : broadcast_weights(weights + r * kv_page_positions + Step * 4);
     sums[Step % Chains][r] = _mm512_dpbusd_epi32(sums[Step % Chains][r], four, codes);
   }
-  if constexpr (Step + 1 < kv_page_steps) multiply_values<Bits, Step + 1>(sums, panel, weights, first);
+  if constexpr (Step < 7) multiply_values<Bits, Step + 1>(sums, block, weights, first);
 }
 
 /// Adds to the results of rows [first_row, first_row + Rows).
@@ -171,16 +189,25 @@ inline void value_rows(const ValueTile& tile, std::size_t first_row, LinesAhead 
         broadcast_weights(weights + s * step_inputs);
   }
   ask_for<Rows, 4 * kv_page_positions / line_bytes>(ahead);
-  const std::byte* panel = tile.blocks;
+  const std::byte* block = tile.blocks;
   float* out = tile.out + first_row * tile.out_stride;
-  for (std::size_t p = 0; p < tile.panels; ++p, panel += 2 * Bits * line_bytes, out += panel_outputs) {
-    ask_for<Rows, 2 * Bits>(ahead);
+  for (std::size_t p = 0; p < tile.panels; ++p, out += panel_outputs) {
     __m512i sums[chains][Rows];
     _Pragma("GCC unroll 8") for (std::size_t r = 0; r < Rows; ++r) {
       sums[0][r] = Bits == 8 ? _mm512_set1_epi32(tile.weight_sums[first_row + r] * 128) : _mm512_setzero_si512();
       if constexpr (chains == 2) sums[1][r] = _mm512_setzero_si512();
     }
-    multiply_values<Bits, 0>(sums, panel, weights, first);
+    if constexpr (Rows == 1) {
+      ask_for<Rows, 2 * Bits>(ahead);
+      multiply_values<Bits, 0>(sums, block, weights, first);
+      multiply_values<Bits, 0>(sums, block + Bits * line_bytes, weights, first + block_inputs / step_inputs);
+      block += 2 * Bits * line_bytes;
+    } else {
+      for (std::size_t i = 0; i < kv_page_positions; i += block_inputs, block += Bits * line_bytes) {
+        ask_for<Rows, Bits>(ahead);
+        multiply_values<Bits, 0>(sums, block, weights + i, nullptr);
+      }
+    }
     _Pragma("GCC unroll 8") for (std::size_t r = 0; r < Rows; ++r) {
       if constexpr (chains == 2) sums[0][r] = _mm512_add_epi32(sums[0][r], sums[1][r]);
       float* values = out + r * tile.out_stride;
