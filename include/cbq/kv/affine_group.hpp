@@ -24,9 +24,13 @@
 #include <span>
 
 #include <cbq/core/checked.hpp>
+#include <cbq/core/cpu.hpp>
 #include <cbq/core/element.hpp>
 #include <cbq/core/result.hpp>
-#include <cbq/quant/divide.hpp>
+#include <cbq/kv/affine_kernels_avx2.hpp>
+#include <cbq/kv/affine_kernels_avx512.hpp>
+#include <cbq/kv/affine_kernels_portable.hpp>
+#include <cbq/kv/affine_steps.hpp>
 #include <cbq/quant/rows.hpp>
 #include <cbq/quant/scale.hpp>
 
@@ -53,29 +57,33 @@ inline namespace CBQ_ABI {
   return {static_cast<std::uint16_t>(half_at_most(-x).bits ^ 0x8000u)};
 }
 
-/// Smallest and largest element; `high` is infinite where the group holds NaN or infinity. {0, 0} for an empty group.
-[[nodiscard]] inline Interval affine_range(std::span<const float> x) noexcept {
-  using lanes::Floats, lanes::Ints;
-  if (x.empty()) return {};
-  const Ints exponent(0x7f800000);
-  Floats low[lanes::count], high[lanes::count];
-  for (std::size_t v = 0; v < lanes::count; ++v) low[v] = high[v] = Floats(x.front());
-  Ints bad(0);  // bits, which -ffast-math leaves alone
-  lanes::for_each_block(x, x.front(), [&](const float* block, std::size_t) {
-    for (std::size_t v = 0; v < lanes::count; ++v) {
-      const auto values = Floats::load_unaligned(block + v * Floats::size);
-      low[v] = xsimd::min(low[v], values);
-      high[v] = xsimd::max(high[v], values);
-      const Ints bits = xsimd::bitwise_cast<std::int32_t>(values) & exponent;
-      bad = bad | xsimd::select(bits == exponent, exponent, Ints(0));
-    }
-  });
-  for (std::size_t v = 1; v < lanes::count; ++v) {
-    low[0] = xsimd::min(low[0], low[v]);
-    high[0] = xsimd::max(high[0], high[v]);
+/// The instruction set that encoders of this machine use; all of them write the same bytes.
+[[nodiscard]] inline Isa affine_isa() noexcept {
+  const CpuFeatures& features = usable_features();
+  for (const Isa isa : {Isa::avx512_vnni, Isa::avx2}) {
+    if (has_isa(features, isa)) return isa;
   }
-  if (xsimd::any(bad != Ints(0))) return {x.front(), std::numeric_limits<float>::infinity()};
-  return {xsimd::reduce_min(low[0]), xsimd::reduce_max(high[0])};
+  return Isa::portable;
+}
+
+/// Smallest and largest element; `high` is infinite where the group holds NaN or infinity. {0, 0} for an empty group.
+[[nodiscard]] inline Interval affine_range(std::span<const float> x, Isa isa = affine_isa()) noexcept {
+  if (x.empty()) return {};
+  AffineExtent all;
+  switch (floating_point_isa(isa)) {
+#if defined(__x86_64__)
+    case Isa::avx512_vnni:
+      all = isa::avx512_vnni::affine::extent(x.data(), x.size());
+      break;
+    case Isa::avx2:
+      all = isa::avx2::affine::extent(x.data(), x.size());
+      break;
+#endif
+    default:
+      all = isa::portable::affine::extent(x.data(), x.size());
+      break;
+  }
+  return {all.low, all.finite ? all.high : std::numeric_limits<float>::infinity()};
 }
 
 /// Scale and offset of a group whose elements lie in `range`; bits 1 to 8. Errc::not_finite, and Errc::bad_argument
@@ -100,33 +108,28 @@ inline namespace CBQ_ABI {
   return AffineGroup{.scale = scale, .offset = offset};
 }
 
-/// Calls body(codes, at) for each register of int32 codes of x, at = 0 and up in steps of lanes::Ints::size; the last
-/// 16 are filled up with code 0.
-template <class Body>
-void for_each_affine_code(std::span<const float> x, const AffineGroup& group, std::size_t bits, Body&& body) noexcept {
-  using lanes::Floats;
+/// How codes of `bits` bits are made.
+[[nodiscard]] constexpr AffineSteps affine_steps(const AffineGroup& group, std::size_t bits) noexcept {
   const float scale = to_float(group.scale);
-  const Floats divisor(scale == 0 ? std::numeric_limits<float>::infinity() : scale);
-  const Floats offset(to_float(group.offset)), none(0.0f), top(static_cast<float>((1u << bits) - 1));
-  std::size_t at = 0;
-  lanes::for_each_block(x, to_float(group.offset), [&](const float* block, std::size_t) {
-    for (std::size_t v = 0; v < lanes::count; ++v, at += Floats::size) {
-      const Floats steps = divide(Floats::load_unaligned(block + v * Floats::size) - offset, divisor);
-      body(xsimd::nearbyint_as_int(xsimd::min(xsimd::max(steps, none), top)), at);
-    }
-  });
+  return {.offset = to_float(group.offset),
+          .divisor = scale == 0 ? std::numeric_limits<float>::infinity() : scale,
+          .top = static_cast<float>((1u << bits) - 1)};
 }
 
 /// Codes of x, one byte each: x.size() rounded up to a multiple of 16, code 0 behind the last.
-inline void affine_codes(std::span<const float> x, const AffineGroup& group, std::size_t bits,
-                         std::uint8_t* codes) noexcept {
-  std::int32_t block[lanes::width];
-  for_each_affine_code(x, group, bits, [&](const lanes::Ints& code, std::size_t at) {
-    code.store_unaligned(block + at % lanes::width);
-    if ((at + lanes::Ints::size) % lanes::width != 0) return;
-    for (std::size_t j = 0; j < lanes::width; ++j) codes[j] = static_cast<std::uint8_t>(block[j]);
-    codes += lanes::width;
-  });
+inline void affine_codes(std::span<const float> x, const AffineGroup& group, std::size_t bits, std::uint8_t* codes,
+                         Isa isa = affine_isa()) noexcept {
+  const AffineSteps steps = affine_steps(group, bits);
+  switch (floating_point_isa(isa)) {
+#if defined(__x86_64__)
+    case Isa::avx512_vnni:
+      return isa::avx512_vnni::affine::codes(x.data(), x.size(), steps, codes);
+    case Isa::avx2:
+      return isa::avx2::affine::codes(x.data(), x.size(), steps, codes);
+#endif
+    default:
+      return isa::portable::affine::codes(x.data(), x.size(), steps, codes);
+  }
 }
 
 /// What a code stands for. One rounding, with or without fused multiplication.

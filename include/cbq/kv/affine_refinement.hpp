@@ -35,59 +35,25 @@ struct Moments {
   double error = 0;                            ///< of weight * (u - c)^2
 };
 
-/// The sums of `Moments` in sixteen lanes.
-struct Sums {
-  lanes::Floats w[lanes::count], c[lanes::count], u[lanes::count], cc[lanes::count], cu[lanes::count];
-  lanes::Floats error[lanes::count];
-};
-
-/// A group in steps from its offset.
-struct Steps {
-  lanes::Floats scale, offset, top;
-
-  Steps(const AffineGroup& fit, std::size_t bits) noexcept
-      : scale(to_float(fit.scale)), offset(to_float(fit.offset)), top(static_cast<float>((1u << bits) - 1)) {}
-
-  /// Adds 16 elements and their weights.
-  void add(const float* x, const float* weights, Sums& sums) const noexcept {
-    using lanes::Floats;
-    for (std::size_t v = 0; v < lanes::count; ++v) {
-      const Floats weight = Floats::load_unaligned(weights + v * Floats::size);
-      const Floats steps = divide(Floats::load_unaligned(x + v * Floats::size) - offset, scale);
-      const Floats code = xsimd::to_float(xsimd::nearbyint_as_int(xsimd::min(xsimd::max(steps, Floats(0.0f)), top)));
-      const Floats weighted = weight * code, off = steps - code;
-      sums.w[v] += weight;
-      sums.c[v] += weighted;
-      sums.u[v] += weight * steps;
-      sums.cc[v] += weighted * code;
-      sums.cu[v] += weighted * steps;
-      sums.error[v] += weight * off * off;
-    }
+[[nodiscard]] inline AffineSums sums_of(std::span<const float> x, const float* weights, const AffineSteps& steps,
+                                        Isa isa) noexcept {
+  switch (floating_point_isa(isa)) {
+#if defined(__x86_64__)
+    case Isa::avx512_vnni:
+      return isa::avx512_vnni::affine::sums(x.data(), weights, x.size(), steps);
+    case Isa::avx2:
+      return isa::avx2::affine::sums(x.data(), weights, x.size(), steps);
+#endif
+    default:
+      return isa::portable::affine::sums(x.data(), weights, x.size(), steps);
   }
-};
+}
 
 [[nodiscard]] inline Moments measure(std::span<const float> x, const float* weights, const AffineGroup& fit,
-                                     std::size_t bits) noexcept {
-  static constexpr float equal[lanes::width] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-  const Steps steps(fit, bits);
-  Sums sums;
-  for (lanes::Floats(*lane)[lanes::count] : {&sums.w, &sums.c, &sums.u, &sums.cc, &sums.cu, &sums.error}) {
-    for (lanes::Floats& sum : *lane) sum = lanes::Floats(0.0f);
-  }
-  std::size_t i = 0;
-  for (; x.size() - i >= lanes::width; i += lanes::width) {
-    steps.add(x.data() + i, weights == nullptr ? equal : weights + i, sums);
-  }
-  if (i < x.size()) {
-    float values[lanes::width] = {}, costs[lanes::width] = {};
-    for (std::size_t j = 0; i + j < x.size(); ++j) {
-      values[j] = x[i + j];
-      costs[j] = weights == nullptr ? 1.0f : weights[i + j];
-    }
-    steps.add(values, costs, sums);
-  }
-  const auto total = [](lanes::Floats(&lane)[lanes::count]) { return static_cast<double>(lanes::tree_sum(lane)); };
-  return {total(sums.w), total(sums.c), total(sums.u), total(sums.cc), total(sums.cu), total(sums.error)};
+                                     std::size_t bits, Isa isa = affine_isa()) noexcept {
+  const AffineSums sums = sums_of(x, weights, affine_steps(fit, bits), isa);
+  return {static_cast<double>(sums.w),  static_cast<double>(sums.c),  static_cast<double>(sums.u),
+          static_cast<double>(sums.cc), static_cast<double>(sums.cu), static_cast<double>(sums.error)};
 }
 
 /// The group that errs least with the codes of `moments`, or `fit` where they do not tell.

@@ -46,13 +46,19 @@ struct Place {
           .high = layout.bits == 3};
 }
 
-/// Replaces the bits `mask` << shift of one register of words.
-inline void replace(std::byte* words, const lanes::Ints& codes, int mask, int shift) noexcept {
-  using Bytes = xsimd::batch<std::uint8_t>;
-  auto* at = reinterpret_cast<std::uint8_t*>(words);
-  const lanes::Ints old = xsimd::bitwise_cast<std::int32_t>(Bytes::load_unaligned(at));
-  const lanes::Ints field = lanes::Ints(mask) << shift;
-  xsimd::bitwise_cast<std::uint8_t>((old & ~field) | ((codes << shift) & field)).store_unaligned(at);
+/// Replaces one field of the words of all channels by its bits of the codes of x.
+inline void store(std::span<const float> x, const AffineSteps& steps, const AffineFields& to,
+                  Isa isa = affine_isa()) noexcept {
+  switch (floating_point_isa(isa)) {
+#if defined(__x86_64__)
+    case Isa::avx512_vnni:
+      return isa::avx512_vnni::affine::fields(x.data(), x.size(), steps, to);
+    case Isa::avx2:
+      return isa::avx2::affine::fields(x.data(), x.size(), steps, to);
+#endif
+    default:
+      return isa::portable::affine::fields(x.data(), x.size(), steps, to);
+  }
 }
 
 [[nodiscard]] inline std::uint32_t word(const std::byte* words, std::size_t channel) noexcept {
@@ -103,12 +109,10 @@ inline constexpr std::size_t most_groups = 2;  // of a head of 256 channels
     std::memcpy(values + at.scale, &fits[g].scale, sizeof(half));
     std::memcpy(values + at.offset, &fits[g].offset, sizeof(half));
     std::byte* panels = values + value_panel_offset(layout, g, 0);
-    for_each_affine_code(channels, fits[g], layout.bits, [&](const lanes::Ints& codes, std::size_t channel) {
-      std::byte* words =
-          panels + channel / panel_outputs * layout.value_panel_bytes + channel % panel_outputs * sizeof(std::uint32_t);
-      value_codes::replace(words + place.line, codes, place.low, place.shift);
-      if (place.high) value_codes::replace(words + place.high_line, codes >> 2, 1, place.high_shift);
-    });
+    const AffineSteps steps = affine_steps(fits[g], layout.bits);
+    value_codes::store(channels, steps, {panels + place.line, layout.value_panel_bytes, place.low, place.shift, 0});
+    if (!place.high) continue;
+    value_codes::store(channels, steps, {panels + place.high_line, layout.value_panel_bytes, 1, place.high_shift, 2});
   }
   return {};
 }
