@@ -238,6 +238,37 @@ TEST_CASE("Floats are stored in halves, and have the same bits for any executor"
   }
 }
 
+TEST_CASE("Refined groups are those of the cache, and their weights grow with the factors") {
+  const KvSiteOptions options{.bits = 3, .width = 32, .refinements = 2};
+  const std::vector<float> x = support::normal(4 * 64, 11), slopes = support::normal(4 * 64, 12);
+  std::vector<float> scales, weights;
+  for (const float v : support::normal(64, 13, 0.3f)) scales.push_back(std::exp(v));
+  for (const float v : support::normal(64, 14)) weights.push_back(std::fabs(v));
+  auto site = KvSite<float>::create(options, scales);
+  REQUIRE(site);
+  REQUIRE(site->set_weights(weights));
+  CHECK_FALSE(site->set_weights(scales = std::vector<float>(3)));
+  site->parameters()[0].values[5] += std::log(2.0f);
+  CHECK(site->weight(5) == Catch::Approx(4 * weights[5]));
+  weights[5] = site->weight(5);
+  const std::vector<float> out = forward(*site, x);
+  for (std::size_t first = 0; first < x.size(); first += 32) {
+    std::vector<float> w(32);
+    const std::size_t c = first % 64;
+    for (std::size_t i = 0; i < 32; ++i) w[i] = x[first + i] / site->scale(c + i);
+    const auto [low, high] = std::minmax_element(w.begin(), w.end());
+    const AffineGroup group = refine_affine_group(w, *fit_affine_group({*low, *high}, 3), 3, {2, weights.data() + c});
+    for (std::size_t i = 0; i < 32; ++i) {
+      const float place = (w[i] - to_float(group.offset)) / to_float(group.scale);
+      const float code = std::nearbyint(std::clamp(place, 0.0f, 7.0f));
+      const float kept = to_float(group.scale) * code + to_float(group.offset);
+      CHECK(out[first + i] == Catch::Approx(kept * site->scale(c + i)).margin(1e-5));
+    }
+  }
+  const std::vector<float> dx = backward(*site, x, slopes);
+  for (std::size_t i = 0; i < dx.size(); ++i) CHECK(dx[i] == Catch::Approx(slopes[i]).margin(1e-5));
+}
+
 TEST_CASE("What a site cannot do is an error") {
   const std::vector<float> ones(8, 1.0f);
   CHECK(KvSite<float>::create({.bits = 5, .width = 8}, ones).error().code == Errc::unsupported);

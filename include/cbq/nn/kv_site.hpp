@@ -4,8 +4,8 @@
 // KvSite: what a quantized cache makes of the keys or of the values of past tokens, with a backward pass: channels are
 // smoothed, heads rotated where the scheme says so, groups of each token quantized, and all of it undone. Factors and
 // offsets of the smoothing can be learned; gradients pass straight through the rounding (WKVQuant, Yue et al., 2024,
-// two-dimensional quantization). Floats are quantized exactly as the cache stores them (<cbq/kv/affine_group.hpp>);
-// doubles, which only gradient tests use, without that. About 20 operations per element and pass.
+// two-dimensional quantization). Groups are quantized as the cache does it (simulated_group.hpp); where it refines them
+// by least squares, the gradient of their range is left out. About 20 operations per element and pass.
 //
 //   u = (x - d) / s                 s = exp(sigma), d = d_0 + s_0 shift     sigma, shift per channel of each head
 //   w = H u                         H orthonormal and symmetric, or the identity
@@ -23,9 +23,9 @@
 #include <type_traits>
 #include <utility>
 
-#include <cbq/kv/affine_group.hpp>
 #include <cbq/kv/kv_layout.hpp>
 #include <cbq/nn/differentiable.hpp>
+#include <cbq/nn/simulated_group.hpp>
 #include <cbq/rounding/trainable.hpp>
 #include <cbq/transform/hadamard.hpp>
 #include <cbq/transform/input_rotation.hpp>
@@ -40,6 +40,7 @@ struct KvSiteOptions {
   std::size_t width = 0;  ///< of a head, at most 256
   std::size_t group = 0;  ///< channels of a head that share scale and offset, at most; 0: as in a KvLayout
   InputRotation rotation = InputRotation::none;
+  int refinements = 0;  ///< least-squares steps per group, of floats alone; the range is then detached
   RangeGradient range = RangeGradient::through;
   double scale_rate = 5e-4;   ///< learning rate of sigma; 0: factors stay
   double offset_rate = 5e-4;  ///< learning rate of shift; 0: offsets stay
@@ -73,6 +74,7 @@ class KvSite {
       site.part(shifts)[c] = 0;
       site.part(units)[c] = scales[c];
       site.part(starts)[c] = offsets.empty() ? T(0) : offsets[c];
+      site.part(weights)[c] = 1;
     }
     site.clear_gradients();
     return site;
@@ -87,6 +89,19 @@ class KvSite {
   [[nodiscard]] T scale(std::size_t channel) const noexcept { return std::exp(part(sigmas)[channel]); }
   [[nodiscard]] T offset(std::size_t channel) const noexcept {
     return part(starts)[channel] + part(units)[channel] * part(shifts)[channel];
+  }
+  /// What a squared error of the smoothed channel costs where groups are refined; grows with the square of its factor.
+  [[nodiscard]] T weight(std::size_t channel) const noexcept {
+    const T grown = scale(channel) / part(units)[channel];
+    return part(weights)[channel] * grown * grown;
+  }
+  /// Weights at the start, which are 1 otherwise. Errc::bad_shape.
+  [[nodiscard]] Status set_weights(std::span<const T> values) noexcept {
+    if (values.size() != channels_) {
+      return Error{Errc::bad_shape, "there is one weight for each channel", "weights", values.size(), channels_};
+    }
+    for (std::size_t c = 0; c < channels_; ++c) part(weights)[c] = values[c];
+    return {};
   }
 
   /// sigma and shift of all channels.
@@ -171,14 +186,15 @@ class KvSite {
   [[nodiscard]] std::size_t bytes() const noexcept { return memory_.size() * sizeof(T); }
 
  private:
-  enum Part : std::size_t { sigmas, shifts, sigma_gradients, shift_gradients, units, starts, parts };
+  enum Part : std::size_t { sigmas, shifts, sigma_gradients, shift_gradients, units, starts, weights, parts };
   static constexpr std::size_t rows_per_chunk = 64;
 
-  /// s and d of channels.
+  /// s, d and weights of channels.
   struct Channels {
     const T* s = nullptr;
     const T* d = nullptr;
-    [[nodiscard]] Channels at(std::size_t first) const noexcept { return {s + first, d + first}; }
+    const T* w = nullptr;
+    [[nodiscard]] Channels at(std::size_t first) const noexcept { return {s + first, d + first, w + first}; }
   };
   /// Sums over tokens of dL/ds and dL/dd.
   struct Sums {
@@ -189,8 +205,7 @@ class KvSite {
   struct Head {
     T values[widest_head];
     T residues[widest_head];
-    std::size_t smallest[widest_head];
-    std::size_t largest[widest_head];
+    GroupExtremes groups[widest_head];
   };
 
   [[nodiscard]] static Status check(const KvSiteOptions& options, std::span<const T> scales,
@@ -224,13 +239,14 @@ class KvSite {
 
   template <Executor E>
   [[nodiscard]] Result<Channels> smoothing_now(ExecutionContext<E>& context) const noexcept {
-    const auto memory = context.workspace().template take<T>(2 * channels_);
+    const auto memory = context.workspace().template take<T>(3 * channels_);
     if (!memory) return memory.error();
     for (std::size_t c = 0; c < channels_; ++c) {
       (*memory)[c] = scale(c);
       (*memory)[channels_ + c] = offset(c);
+      (*memory)[2 * channels_ + c] = weight(c);
     }
-    return Channels{memory->data(), memory->data() + channels_};
+    return Channels{memory->data(), memory->data() + channels_, memory->data() + 2 * channels_};
   }
 
   /// Calls body(chunk, row) for all rows, those of a chunk in order.
@@ -247,7 +263,7 @@ class KvSite {
     hadamard_row(std::span<T>(head, options_.width), hadamard_size(options_.width), isa);
   }
 
-  [[nodiscard]] T levels() const noexcept { return static_cast<T>((1 << options_.bits) - 1); }
+  [[nodiscard]] GroupRule rule() const noexcept { return {options_.bits, options_.refinements}; }
 
   /// u and w^ of a head; false where a group has no grid.
   [[nodiscard]] bool encode(const T* x, const Channels& head, T* u, Head& coded, Isa isa) const noexcept {
@@ -257,36 +273,11 @@ class KvSite {
     bool good = true;
     for (std::size_t first = 0, group = 0; first < options_.width; first += options_.group, ++group) {
       const std::size_t rest = options_.width - first;
-      good = encode_group(w, {first, rest < options_.group ? rest : options_.group}, group, coded) && good;
+      const WeightedGroup<T> part{{w + first, rest < options_.group ? rest : options_.group}, head.w + first};
+      coded.groups[group] = simulate_group(part, rule(), coded.values + first, coded.residues + first);
+      good = good && coded.groups[group].good;
     }
     return good;
-  }
-
-  [[nodiscard]] bool encode_group(const T* w, const RowBlock& range, std::size_t group, Head& coded) const noexcept {
-    const std::size_t first = range.first, end = range.first + range.count;
-    std::size_t smallest = first, largest = first;
-    bool finite = true;
-    for (std::size_t i = first; i < end; ++i) {
-      finite = finite && w[i] - w[i] == T(0);
-      if (w[i] < w[smallest]) smallest = i;
-      if (w[i] > w[largest]) largest = i;
-    }
-    coded.smallest[group] = smallest;
-    coded.largest[group] = largest;
-    T low = w[smallest], step = (w[largest] - low) / levels();
-    if constexpr (std::is_same_v<T, float>) {
-      const auto fit = fit_affine_group({w[smallest], w[largest]}, static_cast<std::size_t>(options_.bits));
-      if (!finite || !fit) return false;
-      low = to_float(fit->offset);
-      step = to_float(fit->scale);
-    }
-    for (std::size_t i = first; i < end; ++i) {
-      const T place = step == T(0) ? T(0) : (w[i] - low) / step;
-      const T code = std::nearbyint(place < T(0) ? T(0) : place > levels() ? levels() : place);
-      coded.values[i] = step * code + low;
-      coded.residues[i] = code - place;
-    }
-    return finite;
   }
 
   void backward_head(const T* x, const Channels& head, T* gradient, const Sums& sums, Isa isa) const noexcept {
@@ -297,11 +288,12 @@ class KvSite {
     for (std::size_t i = 0; i < width; ++i) slopes[i] = gradient[i] * head.s[i];
     rotate(slopes, isa);
     for (std::size_t first = 0, group = 0; first < width; first += options_.group, ++group) {
-      if (options_.range == RangeGradient::detached) break;
+      if (options_.range == RangeGradient::detached || options_.refinements != 0) break;
       T along = 0;
       for (std::size_t i = first; i < width && i < first + options_.group; ++i) along += slopes[i] * coded.residues[i];
-      slopes[coded.largest[group]] += along / levels();
-      slopes[coded.smallest[group]] -= along / levels();
+      const auto levels = static_cast<T>(rule().levels());
+      slopes[first + coded.groups[group].largest] += along / levels;
+      slopes[first + coded.groups[group].smallest] -= along / levels;
     }
     rotate(slopes, isa);
     rotate(coded.values, isa);
