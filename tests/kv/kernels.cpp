@@ -296,6 +296,114 @@ void check_weights(const std::vector<float>& softmax, const std::vector<float>& 
   }
 }
 
+/// Scores of two pages that follow one another, and the header of their values; NaN where a row sees nothing.
+struct PageRows {
+  std::size_t rows = 0;
+  std::size_t groups = 0;
+  std::vector<half> halves;
+  std::vector<std::size_t> first, valid;
+  std::vector<float> scores;
+};
+
+/// Results of one page for one row, from the definition, in double.
+struct PageRow {
+  double maximum = -INFINITY;
+  double sum = 0;
+  double factor = 1;  ///< of what was gathered before
+  std::vector<double> softmax;
+};
+
+PageRow expected_row(const PageRows& page, std::size_t row, std::size_t stride, const PageRow& before, double scale) {
+  PageRow result{before.maximum, before.sum, 1, std::vector<double>(kv_page_positions)};
+  const float* scores = page.scores.data() + row * stride;
+  for (std::size_t p = page.first[row]; p < page.valid[row]; ++p) {
+    result.maximum = std::fmax(result.maximum, static_cast<double>(scores[p]));
+  }
+  if (result.maximum != before.maximum) result.factor = std::exp(scale * (before.maximum - result.maximum));
+  result.sum *= result.factor;
+  for (std::size_t p = page.first[row]; p < page.valid[row]; ++p) {
+    result.softmax[p] = std::exp(scale * (static_cast<double>(scores[p]) - result.maximum));
+    result.sum += result.softmax[p];
+  }
+  return result;
+}
+
+/// Codes, steps and offset sums of one row and group.
+void check_row_weights(const PageWeights& got, const PageRow& wanted, std::size_t row, std::size_t group) {
+  const std::size_t result = group * got.rows + row;
+  const std::uint8_t* codes = got.codes + result * kv_page_positions;
+  const auto at = [&](std::size_t p) {
+    half h;
+    std::memcpy(&h, got.scales + group * got.group_bytes + p * sizeof h, sizeof h);
+    return static_cast<double>(to_float(h));
+  };
+  double largest = 0, offset_sum = 0, magnitude = 0;
+  for (std::size_t p = 0; p < kv_page_positions; ++p) largest = std::max(largest, wanted.softmax[p] * at(p));
+  std::int32_t sum = 0;
+  bool near = true;
+  for (std::size_t p = 0; p < kv_page_positions; ++p) {
+    const double code = largest == 0 ? 0 : wanted.softmax[p] * at(p) * 255 / largest;
+    near = near && std::fabs(code - codes[p]) <= 0.501;
+    sum += codes[p];
+    const double offset = at(kv_page_positions + p);
+    offset_sum += wanted.softmax[p] * (offset + static_cast<double>(got.middle) * at(p));
+    magnitude += wanted.softmax[p] * (std::fabs(offset) + static_cast<double>(got.middle) * at(p));
+  }
+  offset_sum -= static_cast<double>(got.middle) * static_cast<double>(got.steps[result]) * sum;
+  CHECK(near);
+  CHECK(got.code_sums[result] == sum);
+  CHECK(std::fabs(static_cast<double>(got.steps[result]) - largest / 255) <= 1e-5 * largest);
+  CHECK(std::fabs(static_cast<double>(got.offset_sums[result]) - offset_sum) <= 1e-5 * magnitude);
+}
+
+void check_page_weights(PageWeightKernel kernel, const PageRows& page, std::size_t stride, std::size_t columns) {
+  using support::Edge;
+  const std::size_t rows = page.rows;
+  const support::Guarded<float> maxima(rows, Edge::end), sums(rows, Edge::end), values(rows * columns, Edge::end);
+  const support::Guarded<half> halves{std::span(page.halves), Edge::end};
+  const support::Guarded<std::uint8_t> codes(page.groups * rows * kv_page_positions, Edge::end);
+  const support::Guarded<std::int32_t> code_sums(page.groups * rows, Edge::end);
+  const support::Guarded<float> steps(page.groups * rows, Edge::end), offset_sums(page.groups * rows, Edge::end);
+  std::fill_n(maxima.data(), rows, -INFINITY);
+  std::vector<PageRow> wanted(rows);
+  for (std::size_t turn = 0; turn < 2; ++turn) {
+    const support::Guarded<float> scores(rows * stride - 16, Edge::end);
+    std::copy_n(page.scores.data() + turn * rows * stride, scores.size(), scores.data());
+    std::fill_n(values.data(), values.size(), static_cast<float>(turn));
+    const PageWeights weights{.scores = scores.data(),
+                              .score_stride = stride,
+                              .rows = rows,
+                              .first = page.first.data() + turn * rows,
+                              .valid = page.valid.data() + turn * rows,
+                              .scale = 0.5f,
+                              .maxima = maxima.data(),
+                              .sums = sums.data(),
+                              .values = values.data(),
+                              .value_stride = columns,
+                              .value_columns = columns,
+                              .scales = reinterpret_cast<const std::byte*>(halves.data()),
+                              .groups = page.groups,
+                              .group_bytes = 4 * kv_page_positions,
+                              .middle = 7.5f,
+                              .codes = codes.data(),
+                              .code_sums = code_sums.data(),
+                              .steps = steps.data(),
+                              .offset_sums = offset_sums.data()};
+    kernel(weights);
+    for (std::size_t r = 0; r < rows; ++r) {
+      INFO("page " << turn << ", row " << r << " of " << rows << ", groups " << page.groups);
+      wanted[r] = expected_row(page, turn * rows + r, stride, wanted[r], 0.5);
+      CHECK(static_cast<double>(maxima.data()[r]) == wanted[r].maximum);
+      CHECK(static_cast<double>(sums.data()[r]) == Catch::Approx(wanted[r].sum).epsilon(1e-5));
+      for (std::size_t i = 0; i < columns; ++i) {
+        const double value = static_cast<double>(turn) * wanted[r].factor;
+        CHECK(static_cast<double>(values.data()[r * columns + i]) == Catch::Approx(value).epsilon(1e-5).margin(1e-20));
+      }
+      for (std::size_t g = 0; g < page.groups; ++g) check_row_weights(weights, wanted[r], r, g);
+    }
+  }
+}
+
 }  // namespace
 
 TEST_CASE("scores of packed keys are exact on every instruction set") {
@@ -416,4 +524,33 @@ TEST_CASE("scores follow scales of every size") {
     }
     CHECK(worst < 2e-6);
   });
+}
+
+TEST_CASE("softmax and its weights of a whole page follow the definition") {
+  constexpr std::size_t stride = kv_page_positions + 16, columns = 32;
+  std::mt19937 random(15);
+  std::normal_distribution<float> normal;
+  for (const std::size_t rows : {1u, 5u, 16u}) {
+    for (const std::size_t groups : {1u, 2u}) {
+      PageRows page;
+      page.rows = rows;
+      page.groups = groups;
+      for (std::size_t i = 0; i < groups * 2 * kv_page_positions; ++i) {
+        const bool scale = i / kv_page_positions % 2 == 0;
+        page.halves.push_back(to_half(scale ? 0.01f + std::fabs(normal(random)) : normal(random)));
+      }
+      for (std::size_t r = 0; r < 2 * rows; ++r) {
+        constexpr std::size_t ends[] = {64, 37, 1, 0, 16, 63};
+        page.valid.push_back(ends[(r + r / rows + groups) % 6]);
+        page.first.push_back(r % 3 == 1 ? page.valid.back() / 2 : 0);
+        for (std::size_t p = 0; p < stride; ++p) {
+          const bool seen = p >= page.first.back() && p < page.valid.back();
+          page.scores.push_back(seen ? 3.0f * normal(random) : NAN);
+        }
+      }
+      for_each_kernel(4, [&](const KvKernels& kernels) {
+        if (kernels.page_weights != nullptr) check_page_weights(kernels.page_weights, page, stride, columns);
+      });
+    }
+  }
 }
