@@ -4,6 +4,7 @@
 #include <catch2/catch_all.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstring>
 #include <limits>
@@ -14,6 +15,11 @@
 #include <utility>
 #include <vector>
 
+#include <cbq/kv/packed_attention.hpp>
+#include <cbq/nn/causal_model.hpp>
+
+#include "support/kernels.hpp"
+#include "support/kv_kernels.hpp"
 #include "support/kv_row_model.hpp"
 
 namespace {
@@ -115,6 +121,38 @@ class Sequences {
   std::size_t refused_ = 0;
   std::size_t largest_ = 0;
 };
+
+/// Attention of the queries of the last positions by definition: softmax over the rows that the policy lets each see.
+std::vector<double> attention(const KvRowModel& rows, const QuantizedKvOptions& options,
+                              const cbq::RowTransform& transform, const KvRows& q, float scale) {
+  const std::size_t width = options.width, queries = q.rows(), query_heads = q.columns / width;
+  std::vector<float> x = q.keys;
+  const cbq::KvHeads heads{options.heads, width};
+  REQUIRE(cbq::transform_queries(transform, heads, cbq::matrix_view(x.data(), queries, q.columns)));
+  std::vector<double> out;
+  for (std::size_t t = 0; t < queries; ++t) {
+    const std::size_t position = rows.size() - queries + t, window = options.policy.window;
+    for (std::size_t head = 0; head < query_heads; ++head) {
+      const std::size_t first = head / (query_heads / options.heads) * width;
+      std::vector<double> sum(width);
+      double total = 0;
+      for (std::size_t p = 0; p <= position; ++p) {
+        if (p >= options.policy.sinks && window != 0 && p + window <= position) continue;
+        double score = 0;
+        for (std::size_t i = 0; i < width; ++i) {
+          score += static_cast<double>(x[t * q.columns + head * width + i]) * rows.row(p).key[first + i];
+        }
+        const double weight = std::exp(score * static_cast<double>(scale));
+        total += weight;
+        for (std::size_t i = 0; i < width; ++i) sum[i] += weight * rows.row(p).value[first + i];
+      }
+      for (double& value : sum) value /= total;
+      cbq::restore_output(transform, head / (query_heads / options.heads), std::span(sum), cbq::Isa::scalar);
+      out.insert(out.end(), sum.begin(), sum.end());
+    }
+  }
+  return out;
+}
 
 QuantizedKvOptions small(const char* scheme, const cbq::KvPolicy& policy = {}) {
   return {.scheme = *cbq::parse_kv_scheme(scheme),
@@ -370,4 +408,53 @@ TEST_CASE("A freed sequence cannot be forked or appended to") {
   CHECK(cache->bytes().pages == 0);
   cache->truncate(0);
   cache->reset();
+}
+
+TEST_CASE("Layers attend to a cache as to its rows, whatever the policy and whoever shares its pages") {
+  const QuantizedKvOptions all[] = {
+      small("kv8_past"),
+      small("kv8_2d_hadamard", {.recent = 30, .sinks = 70}),
+      small("kv8_kivi_past", {.sinks = 4, .window = 100}),
+  };
+  for (QuantizedKvOptions options : all) {
+    CAPTURE(cbq::kv_scheme_name(options.scheme).c_str());
+    options.width = 32;
+    KvHost host(options, 10);
+    host.transform.hadamard = options.scheme.hadamard;
+    std::mt19937 random(1);
+    auto created = QuantizedKvCache::create(host.pool, options, host.transform);
+    REQUIRE(created);
+    std::vector<QuantizedKvCache> layers;
+    layers.push_back(*std::move(created));
+    cbq::ModelCache<QuantizedKvCache> model(std::move(layers));
+    KvRowModel expected(options, host.transform);
+    const cbq::SerialExecutor executor;
+    cbq::ExecutionContext context(executor);
+    const auto check = [&](QuantizedKvCache& cache, KvRowModel& model_rows, std::size_t count) {
+      const KvRows rows(count, 64, random), q(count, 4 * 32, random);
+      REQUIRE(cache.append(rows.k(), rows.v()));
+      model_rows.append(rows);
+      std::vector<float> out(count * q.columns);
+      REQUIRE(cbq::attend(q.k(), cache, 0.05f, cbq::matrix_view(out.data(), count, q.columns), context));
+      const std::vector<double> wanted = attention(model_rows, options, host.transform, q, 0.05f);
+      double error = 0, size = 0;
+      for (std::size_t i = 0; i < out.size(); ++i) {
+        error += (static_cast<double>(out[i]) - wanted[i]) * (static_cast<double>(out[i]) - wanted[i]);
+        size += wanted[i] * wanted[i];
+      }
+      // Queries and weights of 8 bits; with scales per channel, queries whose largest element took the largest scale.
+      CHECK(std::sqrt(error / size) < (options.scheme.channel_keys ? 0.06 : 0.02));
+    };
+    for (const std::size_t count : {70u, 1u, 2u, 60u, 1u}) check(model.layer(0), expected, count);
+    auto fork = model.layer(0).fork();
+    REQUIRE(fork);
+    KvRowModel forked = expected;
+    model.truncate(128);
+    expected.truncate(128);
+    for (const std::size_t count : {1u, 65u}) check(model.layer(0), expected, count);
+    for (const std::size_t count : {3u, 1u}) check(*fork, forked, count);
+    CHECK(model.size() == 194);
+    model.reset();
+    CHECK(model.size() == 0);
+  }
 }

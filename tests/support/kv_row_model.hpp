@@ -104,7 +104,13 @@ class KvRowModel {
     transform_.hadamard = options.scheme.hadamard;
   }
 
+  struct Row {
+    std::vector<float> key, value;  ///< transformed
+    bool packed = false;
+  };
+
   [[nodiscard]] std::size_t size() const { return rows_.size(); }
+  [[nodiscard]] const Row& row(std::size_t position) const { return rows_[position]; }
 
   void append(KvRows more) {
     const std::size_t count = more.rows(), before = size(), columns = more.columns;
@@ -153,11 +159,6 @@ class KvRowModel {
   }
 
  private:
-  struct Row {
-    std::vector<float> key, value;
-    bool packed = false;
-  };
-
   static void read_packed(const cbq::QuantizedKvView& view, std::size_t p, std::vector<float>& key,
                           std::vector<float>& value) {
     const cbq::KvLayout& layout = *view.layout;
