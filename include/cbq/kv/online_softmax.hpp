@@ -10,6 +10,8 @@
 //
 //   m = max(m1, m2)   l = l1 exp(c (m1 - m)) + l2 exp(c (m2 - m))   o likewise   result = o / l
 
+#include <xsimd/xsimd.hpp>
+
 #include <cstddef>
 
 #include <cbq/gemm/float_panels.hpp>
@@ -119,6 +121,7 @@ void visit(const Source& source, const RowPositions& seen, const RowSums& sums, 
 
 /// Adds what the same rows gathered from other positions.
 inline void merge(const RowSums& into, const RowSums& from) noexcept {
+  using Floats = xsimd::batch<float>;
   for (std::size_t r = 0; r < into.rows; ++r) {
     if (from.sums[r] == 0.0f) continue;  // saw nothing
     const float old = into.maxima[r];
@@ -129,14 +132,24 @@ inline void merge(const RowSums& into, const RowSums& from) noexcept {
     into.sums[r] = into.sums[r] * keep + from.sums[r] * take;
     float* values = into.values + r * into.stride;
     const float* added = from.values + r * from.stride;
-    for (std::size_t i = 0; i < into.stride; ++i) values[i] = values[i] * keep + added[i] * take;
+    const Floats keeps(keep), takes(take);
+    for (std::size_t i = 0; i < into.stride; i += Floats::size) {
+      const Floats sum = Floats::load_unaligned(values + i) * keeps + Floats::load_unaligned(added + i) * takes;
+      sum.store_unaligned(values + i);
+    }
   }
 }
 
 /// out [width] = what row r gathered, over its sum. A row that saw nothing becomes NaN.
 inline void normalize(const RowSums& sums, std::size_t r, float* out, std::size_t width) noexcept {
+  using Floats = xsimd::batch<float>;
   const float inverse = 1.0f / sums.sums[r];
-  for (std::size_t i = 0; i < width; ++i) out[i] = sums.values[r * sums.stride + i] * inverse;
+  const float* values = sums.values + r * sums.stride;
+  std::size_t i = 0;
+  for (; width - i >= Floats::size; i += Floats::size) {
+    (Floats::load_unaligned(values + i) * Floats(inverse)).store_unaligned(out + i);
+  }
+  for (; i < width; ++i) out[i] = values[i] * inverse;
 }
 
 }  // namespace attention
