@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kv_cache.hpp"
 
-#include <optional>
+#include <algorithm>
 #include <vector>
 
 #include <cbq/core/element.hpp>
@@ -9,7 +9,7 @@
 #include <cbq/kv/kv_layout.hpp>
 #include <cbq/kv/smoothing.hpp>
 
-#include "rounded_kv_cache.hpp"
+#include "quantized_kv_forms.hpp"
 
 namespace cbq_llama {
 
@@ -23,33 +23,25 @@ namespace {
 
 using Rows = MatrixView<const float>;
 
-template <class Cache>
-Status attend_to(const Rows& q, const Cache& cache, float scale, const MatrixView<float>& out,
-                 LayerKv::Context& context) {
-  return attend(q, cache, scale, out, context);
-}
-
-// What any cache gives that has append() and an attend().
-template <class Cache>
-class CacheForm : public LayerKv::Form {
+class FloatForm : public LayerKv::Form {
  public:
-  explicit CacheForm(Cache cache) : cache_(std::move(cache)) {}
+  explicit FloatForm(cbq::FloatKvCache cache) : cache_(std::move(cache)) {}
   std::size_t size() const override { return cache_.size(); }
   std::size_t capacity() const override { return cache_.capacity(); }
   void truncate(std::size_t size) override { cache_.truncate(size); }
   Status append(const Rows& keys, const Rows& values) override { return cache_.append(keys, values); }
   Status attend(const Rows& q, float scale, const MatrixView<float>& out, LayerKv::Context& context) override {
-    return attend_to(q, cache_, scale, out, context);
+    return cbq::attend(q, cache_, scale, out, context);
   }
 
  protected:
-  Cache cache_;
+  cbq::FloatKvCache cache_;
 };
 
 // Rows rounded to half as they come; they lie in memory as floats, which the float kernels read.
-class HalfForm final : public CacheForm<cbq::FloatKvCache> {
+class HalfForm final : public FloatForm {
  public:
-  using CacheForm::CacheForm;
+  using FloatForm::FloatForm;
   Status append(const Rows& keys, const Rows& values) override {
     return cache_.append(rounded(keys, keys_), rounded(values, values_));
   }
@@ -65,37 +57,6 @@ class HalfForm final : public CacheForm<cbq::FloatKvCache> {
 
   std::vector<float> keys_;
   std::vector<float> values_;
-};
-
-// Tokens of one pass attend as if each had come alone: rows wait until the queries come, and then take turns.
-class TurnsForm final : public LayerKv::Form {
- public:
-  explicit TurnsForm(std::unique_ptr<LayerKv::Form> inner) : inner_(std::move(inner)) {}
-  std::size_t size() const override { return inner_->size() + keys_.rows; }
-  std::size_t capacity() const override { return inner_->capacity(); }
-  void truncate(std::size_t size) override {
-    keys_ = values_ = {};
-    inner_->truncate(size);
-  }
-  Status append(const Rows& keys, const Rows& values) override {
-    keys_ = keys;
-    values_ = values;
-    return {};
-  }
-  Status attend(const Rows& q, float scale, const MatrixView<float>& out, LayerKv::Context& context) override {
-    const Rows keys = std::exchange(keys_, {});
-    const Rows values = std::exchange(values_, {});
-    for (std::size_t t = 0; t < q.rows; ++t) {
-      if (const Status done = inner_->append(rows(keys, t, 1), rows(values, t, 1)); !done) return done;
-      if (const Status done = inner_->attend(rows(q, t, 1), scale, rows(out, t, 1), context); !done) return done;
-    }
-    return {};
-  }
-
- private:
-  std::unique_ptr<LayerKv::Form> inner_;
-  Rows keys_ = {};
-  Rows values_ = {};
 };
 
 // Adds what passes through a cache to statistics.
@@ -126,27 +87,22 @@ class ObservedForm final : public LayerKv::Form {
   Rows values_ = {};
 };
 
-template <class Form, class Cache>
-Result<std::unique_ptr<LayerKv::Form>> form_of(Result<Cache> cache) {
-  if (!cache) return cache.error();
-  return std::unique_ptr<LayerKv::Form>(std::make_unique<Form>(*std::move(cache)));
-}
-
 Result<std::unique_ptr<LayerKv::Form>> make_form(const ModelConfig& config, std::size_t capacity,
                                                  const KvOptions& options, std::size_t layer) {
   const cbq::KvScheme& scheme = options.scheme;
-  if (cbq::is_float(scheme)) {
-    auto floats = cbq::FloatKvCache::create(config.kv_heads, config.head_width, capacity);
-    return scheme.bits == 32 ? form_of<CacheForm<cbq::FloatKvCache>>(std::move(floats))
-                             : form_of<HalfForm>(std::move(floats));
+  if (!cbq::is_float(scheme)) {
+    const cbq::QuantizedKvOptions cache{.scheme = scheme,
+                                        .heads = config.kv_heads,
+                                        .width = config.head_width,
+                                        .capacity = capacity,
+                                        .largest_append = std::min(capacity, kv_prompt_piece)};
+    return make_quantized_form(
+        cache, scheme.smoothed ? options.transforms[layer] : cbq::KvSmoothing().transform(scheme), options);
   }
-  const Result<cbq::KvLayout> layout = cbq::kv_layout(scheme, config.kv_heads, config.head_width);
-  if (!layout) return layout.error();
-  const cbq::RowTransform transform =
-      options.transforms.empty() ? cbq::KvSmoothing().transform(scheme) : options.transforms[layer];
-  auto form = form_of<CacheForm<RoundedKvCache>>(RoundedKvCache::create(scheme, *layout, transform, capacity));
-  if (!form || options.use == KvUse::decoding) return form;
-  return std::unique_ptr<LayerKv::Form>(std::make_unique<TurnsForm>(*std::move(form)));
+  Result<cbq::FloatKvCache> floats = cbq::FloatKvCache::create(config.kv_heads, config.head_width, capacity);
+  if (!floats) return floats.error();
+  if (scheme.bits == 16) return std::unique_ptr<LayerKv::Form>(std::make_unique<HalfForm>(*std::move(floats)));
+  return std::unique_ptr<LayerKv::Form>(std::make_unique<FloatForm>(*std::move(floats)));
 }
 
 }  // namespace

@@ -24,6 +24,9 @@
 
 namespace cbq_llama {
 
+/// Tokens that a quantized cache takes at once, at most: what came before them is attended to as it is stored.
+inline constexpr std::size_t kv_prompt_piece = 512;
+
 /// How a session uses its cache.
 enum class KvUse : unsigned char {
   decoding,         ///< as a host does: a prompt in pieces, then token by token

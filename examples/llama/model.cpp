@@ -427,7 +427,7 @@ Result<Session> Session::create(const Model& model, std::size_t capacity, const 
   Result<cbq::ModelCache<LayerKv>> cache = make_kv_cache(model.config(), capacity, kv);
   if (!cache) return cache.error();
   state->cache = *std::move(cache);
-  if (kv.scheme.bits < 16 && kv.use == KvUse::decoding) state->piece = prompt_piece;
+  if (kv.scheme.bits < 16 && kv.use == KvUse::decoding) state->piece = kv_prompt_piece;
   return Session(std::move(state));
 }
 

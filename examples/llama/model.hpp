@@ -72,9 +72,6 @@ class Model {
 
 class Session {
  public:
-  /// Tokens that a quantized cache takes at once, at most: what came before them is attended to as it is stored.
-  static constexpr std::size_t prompt_piece = 512;
-
   /// Sees the embeddings (0) and the result of each block (1, 2, ...).
   using Observer = std::function<void(std::size_t, const cbq::MatrixView<const float>&)>;
 
@@ -104,7 +101,7 @@ class Session {
   /// logits [rows x vocabulary] of hidden states. Errors of the head.
   [[nodiscard]] cbq::Status logits(const cbq::MatrixView<const float>& hidden, const cbq::MatrixView<float>& logits);
 
-  /// Appends tokens, pieces of prompt_piece where the cache is quantized, and returns the logits after the last one,
+  /// Appends tokens, pieces of kv_prompt_piece where the cache is quantized, and returns the logits after the last one,
   /// valid until the next call. Errors as above; the tokens are then not appended.
   [[nodiscard]] cbq::Result<std::span<const float>> next_logits(std::span<const std::int32_t> tokens);
 

@@ -23,16 +23,18 @@ cbq::RowTransform as_keys(const cbq::RowTransform& transform) {
 
 }  // namespace
 
-Result<RoundedKvCache> RoundedKvCache::create(const cbq::KvScheme& scheme, const cbq::KvLayout& layout,
-                                              const cbq::RowTransform& transform, std::size_t capacity) {
-  Result<cbq::FloatKvCache> floats = cbq::FloatKvCache::create(layout.heads, layout.width, capacity);
+Result<RoundedKvCache> RoundedKvCache::create(const cbq::QuantizedKvOptions& options,
+                                              const cbq::RowTransform& transform) {
+  const Result<cbq::KvLayout> layout = cbq::kv_layout(options.scheme, options.heads, options.width);
+  if (!layout) return layout.error();
+  Result<cbq::FloatKvCache> floats = cbq::FloatKvCache::create(options.heads, options.width, options.capacity);
   if (!floats) return floats.error();
-  Result<cbq::AlignedBuffer<std::byte>> page = cbq::AlignedBuffer<std::byte>::allocate(layout.head_bytes);
+  Result<cbq::AlignedBuffer<std::byte>> page = cbq::AlignedBuffer<std::byte>::allocate(layout->head_bytes);
   if (!page) return page.error();
-  std::memset(page->data(), 0, layout.head_bytes);
+  std::memset(page->data(), 0, layout->head_bytes);
   RoundedKvCache cache;
-  cache.scheme_ = scheme;
-  cache.layout_ = layout;
+  cache.scheme_ = options.scheme;
+  cache.layout_ = *layout;
   cache.transform_ = transform;
   cache.floats_ = *std::move(floats);
   cache.page_ = *std::move(page);

@@ -11,22 +11,23 @@
 #include <cbq/core/aligned.hpp>
 #include <cbq/core/result.hpp>
 #include <cbq/core/view.hpp>
-#include <cbq/kv/attention.hpp>
 #include <cbq/kv/float_kv_cache.hpp>
 #include <cbq/kv/kv_layout.hpp>
-#include <cbq/kv/row_transform.hpp>
+#include <cbq/kv/quantized_kv_options.hpp>
 
 namespace cbq_llama {
 
 class RoundedKvCache {
  public:
-  /// For schemes of 2, 3, 4, 8 and 16 bits. `transform` is applied to rows before they are rounded and undone after; it
-  /// must outlive the cache where it points to factors. Errc::bad_shape, Errc::unsupported, Errc::out_of_memory.
-  [[nodiscard]] static cbq::Result<RoundedKvCache> create(const cbq::KvScheme& scheme, const cbq::KvLayout& layout,
-                                                          const cbq::RowTransform& transform, std::size_t capacity);
+  /// `transform` is applied to rows before they are rounded and undone after; the factors it points to must outlive
+  /// the cache. Policies are not looked at. Errc::bad_shape, Errc::unsupported, Errc::out_of_memory.
+  [[nodiscard]] static cbq::Result<RoundedKvCache> create(const cbq::QuantizedKvOptions& options,
+                                                          const cbq::RowTransform& transform);
 
   [[nodiscard]] std::size_t size() const { return floats_.size(); }
   [[nodiscard]] std::size_t capacity() const { return floats_.capacity(); }
+  /// All rows, the past ones rounded.
+  [[nodiscard]] const cbq::FloatKvCache& floats() const { return floats_; }
 
   /// Appends rows [tokens x heads * width]. With past_only they stay exact until the next call. Errc::bad_shape,
   /// Errc::not_finite.
@@ -35,14 +36,6 @@ class RoundedKvCache {
   /// Forgets all positions from `size` on. Of what is left, rows of a page that is no longer whole become exact again
   /// where whole pages are rounded.
   void truncate(std::size_t size);
-
-  /// Attention in float.
-  template <cbq::Executor E>
-  [[nodiscard]] friend cbq::Status attend(const cbq::MatrixView<const float>& q, const RoundedKvCache& cache,
-                                          float scale, const cbq::MatrixView<float>& out,
-                                          cbq::ExecutionContext<E>& context) {
-    return attend(q, cache.floats_, scale, out, context);
-  }
 
  private:
   struct Rows {

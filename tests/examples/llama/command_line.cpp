@@ -148,6 +148,10 @@ TEST_CASE("errors end with 1 and say in a line what and where") {
       {{"generate", pocket_llama(), "--prompt", ""}, "prompt"},
       {{"generate", pocket_llama(), "--prompt", "a", "--pre-tokenizer", "gpt-2"}, "tokenizer.json"},
       {{"bench", pocket_llama(), "--prompt-tokens", "2000"}, "1024"},
+      {{"bench", pocket_llama(), "--kv", "kv4", "--calibration", text}, "_2d"},
+      {{"perplexity", pocket_llama(), "--kv", "kv4_2d", "--calibration", missing}, missing},
+      {{"generate", pocket_llama(), "--prompt", "a", "--kv", "kv4_2d", "--calibration", scratch / "short.txt"},
+       "shorter than one sequence"},
       {{"sample", pocket_llama(), "-o", missing + "/x.txt", "--tokens", "10"}, missing},
   };
   for (const Case& one : cases) {

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "quantized_kv_forms.hpp"
+
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include <cbq/core/aligned.hpp>
+#include <cbq/kv/packed_attention.hpp>
+#include <cbq/kv/page_pool.hpp>
+#include <cbq/kv/quantized_kv_cache.hpp>
+#include <cbq/kv/teacher_forced_attention.hpp>
+
+#include "rounded_kv_cache.hpp"
+
+namespace cbq_llama {
+
+using cbq::MatrixView;
+using cbq::Result;
+using cbq::Status;
+
+namespace {
+
+using Rows = MatrixView<const float>;
+using FormPointer = std::unique_ptr<LayerKv::Form>;
+
+// A cache with its own pages.
+struct PackedCache {
+  cbq::AlignedBuffer<std::byte> memory;
+  cbq::KvPagePool pool;
+  cbq::QuantizedKvCache cache;
+
+  static Result<PackedCache> create(const cbq::QuantizedKvOptions& options, const cbq::RowTransform& transform) {
+    const Result<cbq::KvLayout> layout = cbq::kv_layout(options.scheme, options.heads, options.width);
+    if (!layout) return layout.error();
+    const auto bytes =
+        cbq::checked_product(cbq::divide_up(options.capacity, cbq::kv_page_positions), layout->page_bytes);
+    if (!bytes) return bytes.error();
+    auto memory = cbq::AlignedBuffer<std::byte>::allocate(*bytes);
+    if (!memory) return memory.error();
+    auto pool = cbq::KvPagePool::create({memory->data(), *bytes}, layout->page_bytes);
+    if (!pool) return pool.error();
+    auto cache = cbq::QuantizedKvCache::create(*pool, options, transform);
+    if (!cache) return cache.error();
+    return PackedCache{*std::move(memory), *std::move(pool), *std::move(cache)};
+  }
+
+  std::size_t size() const { return cache.size(); }
+  std::size_t capacity() const { return cache.capacity(); }
+  void truncate(std::size_t size) { cache.truncate(size); }
+  Status append(const Rows& keys, const Rows& values) { return cache.append(keys, values); }
+};
+
+Status attend_decoding(const Rows& q, const PackedCache& cache, float scale, const MatrixView<float>& out,
+                       LayerKv::Context& context) {
+  return cbq::attend(q, cache.cache.view(), scale, out, context);
+}
+Status attend_decoding(const Rows& q, const RoundedKvCache& cache, float scale, const MatrixView<float>& out,
+                       LayerKv::Context& context) {
+  return cbq::attend(q, cache.floats(), scale, out, context);
+}
+Status attend_text(const Rows& q, const PackedCache& cache, const cbq::TeacherForcing& forcing,
+                   const MatrixView<float>& out, LayerKv::Context& context) {
+  return cbq::attend_teacher_forced(q, cache.cache.view(), forcing, out, context);
+}
+Status attend_text(const Rows& q, const RoundedKvCache& cache, const cbq::TeacherForcing& forcing,
+                   const MatrixView<float>& out, LayerKv::Context& context) {
+  return cbq::attend_teacher_forced(q, cache.floats().view(), forcing, out, context);
+}
+
+// A cache as a host uses it.
+template <class Cache>
+class DecodingForm final : public LayerKv::Form {
+ public:
+  explicit DecodingForm(Cache cache) : cache_(std::move(cache)) {}
+  std::size_t size() const override { return cache_.size(); }
+  std::size_t capacity() const override { return cache_.capacity(); }
+  void truncate(std::size_t size) override { cache_.truncate(size); }
+  Status append(const Rows& keys, const Rows& values) override { return cache_.append(keys, values); }
+  Status attend(const Rows& q, float scale, const MatrixView<float>& out, LayerKv::Context& context) override {
+    return attend_decoding(q, cache_, scale, out, context);
+  }
+
+ private:
+  Cache cache_;
+};
+
+// All rows twice, quantized and exact in the same space; each query sees of either what decoding would have found.
+template <class Cache>
+class TextForm final : public LayerKv::Form {
+ public:
+  TextForm(Cache past, cbq::FloatKvCache exact, const cbq::KvScheme& scheme, const cbq::RowTransform& transform)
+      : past_(std::move(past)), exact_(std::move(exact)), scheme_(scheme), transform_(transform) {}
+  std::size_t size() const override { return past_.size(); }
+  std::size_t capacity() const override { return past_.capacity(); }
+  void truncate(std::size_t size) override {
+    past_.truncate(size);
+    exact_.truncate(size);
+  }
+  Status append(const Rows& keys, const Rows& values) override {
+    if (const Status done = past_.append(keys, values); !done) return done;
+    const cbq::FloatKvView shape = exact_.view();
+    const MatrixView<float> exact_keys = copy(keys, keys_);
+    const MatrixView<float> exact_values = copy(values, values_);
+    if (const Status done = transform_keys(transform_, {shape.heads, shape.width}, exact_keys); !done) return done;
+    if (const Status done = transform_values(transform_, {shape.heads, shape.width}, exact_values); !done) return done;
+    return exact_.append(as_const(exact_keys), as_const(exact_values));
+  }
+  Status attend(const Rows& q, float scale, const MatrixView<float>& out, LayerKv::Context& context) override {
+    return attend_text(q, past_, {.scheme = scheme_, .exact = exact_.view(), .scale = scale}, out, context);
+  }
+
+ private:
+  static MatrixView<float> copy(const Rows& from, std::vector<float>& memory) {
+    memory.resize(from.rows * from.columns);
+    const MatrixView<float> to = cbq::matrix_view(memory.data(), from.rows, from.columns);
+    for (std::size_t t = 0; t < from.rows; ++t) std::memcpy(row(to, t), row(from, t), from.columns * sizeof(float));
+    return to;
+  }
+
+  Cache past_;
+  cbq::FloatKvCache exact_;
+  cbq::KvScheme scheme_;
+  cbq::RowTransform transform_;  // of exact rows
+  std::vector<float> keys_;
+  std::vector<float> values_;
+};
+
+template <class Cache>
+Result<FormPointer> decoding_form(Result<Cache> cache) {
+  if (!cache) return cache.error();
+  return FormPointer(std::make_unique<DecodingForm<Cache>>(*std::move(cache)));
+}
+
+template <class Cache>
+Result<FormPointer> text_form(Result<Cache> past, const cbq::QuantizedKvOptions& options,
+                              const cbq::RowTransform& transform) {
+  if (!past) return past.error();
+  Result<cbq::FloatKvCache> exact = cbq::FloatKvCache::create(options.heads, options.width, options.capacity);
+  if (!exact) return exact.error();
+  return FormPointer(std::make_unique<TextForm<Cache>>(*std::move(past), *std::move(exact), options.scheme, transform));
+}
+
+}  // namespace
+
+Result<FormPointer> make_quantized_form(const cbq::QuantizedKvOptions& cache, const cbq::RowTransform& transform,
+                                        const KvOptions& options) {
+  const bool packed = options.operators == Operators::packed;
+  if (options.use == KvUse::decoding) {
+    return packed ? decoding_form(PackedCache::create(cache, transform))
+                  : decoding_form(RoundedKvCache::create(cache, transform));
+  }
+  // Everything is quantized at once; which queries see it is decided later.
+  cbq::QuantizedKvOptions whole = cache;
+  whole.scheme.past_only = false;
+  whole.largest_append = cache.capacity;
+  return packed ? text_form(PackedCache::create(whole, transform), cache, transform)
+                : text_form(RoundedKvCache::create(whole, transform), cache, {});
+}
+
+}  // namespace cbq_llama
