@@ -7,6 +7,7 @@
 #include <cbq/kv/affine_group.hpp>
 #include <cbq/kv/affine_refinement.hpp>
 #include <cbq/kv/attention.hpp>
+#include <cbq/kv/channel_statistics.hpp>
 #include <cbq/kv/encodable.hpp>
 #include <cbq/kv/float_kv_cache.hpp>
 #include <cbq/kv/key_block.hpp>
@@ -24,6 +25,7 @@
 #include <cbq/kv/row_transform.hpp>
 #include <cbq/kv/saved_sequence.hpp>
 #include <cbq/kv/saved_sequence_format.hpp>
+#include <cbq/kv/smoothing.hpp>
 #include <cbq/kv/softmax.hpp>
 #include <cbq/kv/teacher_forced_attention.hpp>
 #include <cbq/kv/value_block.hpp>
