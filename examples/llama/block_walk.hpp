@@ -15,10 +15,10 @@ namespace cbq_llama {
 /// of the block's layers learn anything.
 enum class Advance : unsigned char { states, observers_only };
 
-/// Some thousand tokens at a time. Errors of the block; Errc::interrupted.
-template <class Block>
+/// Some thousand tokens at a time, `see(tape)` after each. Errors of the block; Errc::interrupted.
+template <class Block, class See>
 [[nodiscard]] cbq::Status pass(const Block& block, const cbq::MatrixView<float>& states, std::size_t length,
-                               Advance advance, cbq::ExecutionContext<ToolExecutor>& context) {
+                               Advance advance, cbq::ExecutionContext<ToolExecutor>& context, const See& see) {
   typename Block::Tape tape;
   cbq::TapeMatrix<float> out;
   const std::size_t step = length * (length < 4096 ? 4096 / length : 1);
@@ -29,9 +29,15 @@ template <class Block>
     const auto part = cbq::rows(states, first, count);
     const cbq::Status done = block.forward(cbq::as_const(part), length, out.view(), tape, context);
     if (!done) return done;
+    see(tape);
     if (advance == Advance::states) std::memcpy(part.data, out.view().data, count * states.columns * sizeof(float));
   }
   return {};
+}
+template <class Block>
+[[nodiscard]] cbq::Status pass(const Block& block, const cbq::MatrixView<float>& states, std::size_t length,
+                               Advance advance, cbq::ExecutionContext<ToolExecutor>& context) {
+  return pass(block, states, length, advance, context, [](const auto&) {});
 }
 
 }  // namespace cbq_llama

@@ -154,6 +154,19 @@ void apply_preset(const CLI::App& app, const std::string& name, QuantizeCommand&
   command.reconstruction.epochs = training.epochs;
 }
 
+// The paper's settings, which `--method wkvquant` is; what the command line names stays as it names it.
+void apply_wkvquant(const CLI::App& app, QuantizeCommand& command) {
+  ReconstructionSettings& training = command.reconstruction;
+  if (app.count("--kv") == 0) command.cache.scheme = {.bits = 4, .smoothed = true, .past_only = true};
+  if (app.count("--samples") == 0) command.calibration.samples = 128;
+  if (app.count("--window") == 0) training.windows.size = 3;
+  if (app.count("--batch") == 0) training.batch = 1;
+  if (app.count("--steps") == 0 && app.count("--epochs") == 0) training.epochs = 5;
+  if (app.count("--loss") == 0) training.loss = ReconstructionLoss::mae;
+  if (app.count("--logits-weight") == 0) training.logits_weight = 0;
+  if (app.count("--rounding") == 0) training.rounding.method = cbq::RoundingMethod::clipping;
+}
+
 void add_calibration(CLI::App& app, CalibrationSettings& settings) {
   app.add_option("--calibration", settings.texts, "texts for methods that need them, equal parts of each")
       ->type_name("FILE");
@@ -180,8 +193,10 @@ void add_rounding(CLI::App& app, cbq::RoundingChoiceOptions& rounding) {
               {"straight_through_low_rank", cbq::RoundingMethod::straight_through_low_rank},
               {"lora", cbq::RoundingMethod::lora},
               {"ada", cbq::RoundingMethod::ada},
-              {"nearest", cbq::RoundingMethod::nearest}},
-             "straight_through (default), straight_through_low_rank, lora, ada, or nearest: steps alone are trained");
+              {"nearest", cbq::RoundingMethod::nearest},
+              {"clipping", cbq::RoundingMethod::clipping}},
+             "straight_through (default), straight_through_low_rank, lora, ada, nearest: steps alone are trained, or "
+             "clipping: ends of ranges are");
   app.add_option("--rank", rounding.rank, "of methods of low rank; default: 32 (straight_through_low_rank), 5 (lora)")
       ->check(CLI::PositiveNumber)
       ->type_name("N");
@@ -214,8 +229,11 @@ void add_reconstruction(CLI::App& app, ReconstructionSettings& settings) {
       ->type_name("N");
   number("--batch", settings.batch, "sequences per step");
   add_choice(app, "--loss", settings.loss,
-             {{"l2", ReconstructionLoss::l2}, {"l2+kl", ReconstructionLoss::l2_kl}, {"kl", ReconstructionLoss::kl}},
-             "l2 (default), l2+kl (the paper's), or kl, over features");
+             {{"l2", ReconstructionLoss::l2},
+              {"l2+kl", ReconstructionLoss::l2_kl},
+              {"kl", ReconstructionLoss::kl},
+              {"mae", ReconstructionLoss::mae}},
+             "l2 (default), l2+kl (CBQ's paper), kl, over features, or mae (wkvquant)");
   weight("--logits-weight", settings.logits_weight, "of the divergence of the logits in the last window");
   weight("--same-input-weight", settings.same_input_weight, "of the loss against float blocks with the same input");
   app.add_option("--clip-rate", settings.clip_rate,
@@ -242,8 +260,10 @@ void add_quantize(CLI::App& app, Commands& commands) {
   added->add_option("--scheme", command.scheme, "for example w4a8_g128; required but where a recipe lists schemes")
       ->check(CLI::Validator(check_scheme, "", ""))
       ->type_name("NAME");
-  added->add_option("--method", command.method, "how weights are rounded: rtn, smoothquant, gptq, adaround or cbq")
-      ->check(CLI::IsMember({"rtn", "smoothquant", "gptq", "adaround", "cbq"}).description(""))
+  added
+      ->add_option("--method", command.method,
+                   "how weights are rounded: rtn, smoothquant, gptq, adaround, cbq, or wkvquant")
+      ->check(CLI::IsMember({"rtn", "smoothquant", "gptq", "adaround", "cbq", "wkvquant"}).description(""))
       ->capture_default_str()
       ->type_name("NAME");
   const std::map<std::string, RangeSearch> ranges = {{"mse", RangeSearch::mse}, {"minmax", RangeSearch::minmax}};
@@ -269,6 +289,19 @@ void add_quantize(CLI::App& app, Commands& commands) {
       ->check(CLI::IsMember({"paper", "fast", "best"}).description(""))
       ->type_name("NAME");
   add_reconstruction(*added, command.reconstruction);
+  added
+      ->add_option_function<std::string>(
+          "--kv",
+          [&command](const std::string& name) {
+            if (const auto scheme = cbq::parse_kv_scheme(name)) command.cache.scheme = *scheme;
+          },
+          "cache that training simulates; wkvquant: kv4_2d_past unless named, cbq and adaround: none unless named")
+      ->check(CLI::Validator(check_kv_scheme, "", ""))
+      ->type_name("SCHEME");
+  added->add_option("--smoothing-rate", command.cache.rate, "learning rate of the smoothing of _2d")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str()
+      ->type_name("R");
   add_gptq(*added, command.gptq);
   added->add_flag("--resume", command.resume, "continue a cbq run that was cut off, from DIR.checkpoint");
   added->add_option("--memory-budget", command.memory_budget, "of calibration, for example 4G or 500M; default: none")
@@ -295,6 +328,11 @@ void add_quantize(CLI::App& app, Commands& commands) {
     if (command.output.empty()) throw CLI::RequiredError("--output");
     if (command.scheme.empty() && command.schemes.empty()) throw CLI::RequiredError("--scheme");
     if (!commands.preset.empty()) apply_preset(*added, commands.preset, command);
+    const bool trains = command.method == "cbq" || command.method == "adaround" || command.method == "wkvquant";
+    if (!trains && added->count("--kv") != 0) {
+      throw CLI::ValidationError("--kv", "goes with a method that trains: wkvquant, cbq or adaround");
+    }
+    if (command.method == "wkvquant") apply_wkvquant(*added, command);
     commands.chosen = [&command](const Console& console) { return run(command, console); };
   });
 }

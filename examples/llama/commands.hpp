@@ -60,6 +60,7 @@ struct QuantizeCommand {
   std::optional<Rotation> rotation = {};  ///< nothing: see rotation_of()
   CalibrationSettings calibration = {};
   ReconstructionSettings reconstruction = {};
+  CacheSettings cache = {};
   GptqSettings gptq = {};
   bool resume = false;
   std::size_t memory_budget = 0;  ///< bytes; 0: no limit

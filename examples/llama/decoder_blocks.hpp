@@ -94,6 +94,11 @@ class OwningBlock {
   void for_each_activation(F&& f) {
     block_.for_each_activation(f);
   }
+  template <class F>
+  void for_each_cache(F&& f) {
+    block_.for_each_cache(f);
+  }
+  [[nodiscard]] Block& inner() noexcept { return block_; }
 
  private:
   std::vector<FloatMatrix> memory_;

@@ -9,6 +9,7 @@
 #include "calibration_text.hpp"
 #include "commands.hpp"
 #include "kv_smoothing.hpp"
+#include "kv_smoothing_files.hpp"
 
 namespace cbq_llama {
 
@@ -52,14 +53,26 @@ Result<KvSetup> KvSetup::create(const KvArguments& arguments, const LoadedModel&
   setup.scheme_ = *scheme;
   setup.bytes_per_token_ = *bytes;
   if (!scheme->smoothed) return setup;
+  if (arguments.calibration.empty()) {
+    auto stored = read_smoothing(loaded.source);
+    if (!stored) return stored.error();
+    if (*stored) {
+      setup.use(**std::move(stored));
+      return setup;
+    }
+  }
   const std::size_t length = std::min(calibration_length, loaded.model.config().context);
   const auto tokens = smoothing_tokens(arguments, loaded.source, length);
   if (!tokens) return tokens.error();
   auto found = find_smoothing(loaded.model, {.tokens = *tokens, .length = length}, *scheme, machine);
   if (!found) return cbq::in_context(found.error(), "calibration");
-  setup.smoothing_ = *std::move(found);
-  for (const cbq::KvSmoothing& layer : setup.smoothing_) setup.transforms_.push_back(layer.transform(*scheme));
+  setup.use(*std::move(found));
   return setup;
+}
+
+void KvSetup::use(std::vector<cbq::KvSmoothing> smoothing) {
+  smoothing_ = std::move(smoothing);
+  for (const cbq::KvSmoothing& layer : smoothing_) transforms_.push_back(layer.transform(scheme_));
 }
 
 KvOptions KvSetup::options() const {

@@ -22,7 +22,8 @@ struct LoadedModel;
 /// Options of commands that run a model with a cache of a chosen form.
 struct KvArguments {
   std::string scheme = "f32";
-  std::vector<std::string> calibration;  ///< texts to find smoothing factors with; empty: the text built in
+  /// Texts to find smoothing factors with; empty: those that the model has, or the text built in.
+  std::vector<std::string> calibration;
 };
 
 /// The form of a cache, and factors that sessions point to.
@@ -38,6 +39,8 @@ class KvSetup {
   void describe(Report& report) const;
 
  private:
+  void use(std::vector<cbq::KvSmoothing> smoothing);
+
   cbq::KvScheme scheme_ = {.bits = 32};
   std::vector<cbq::KvSmoothing> smoothing_;  // of each layer; transforms_ point into it
   std::vector<cbq::RowTransform> transforms_;

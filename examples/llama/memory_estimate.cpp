@@ -47,6 +47,8 @@ std::size_t trained(const MatrixModule& module, std::size_t groups, const cbq::R
       return groups + sides * (given != 0 ? given : cbq::LoraRounding<float>::Options{}.rank);
     case Method::nearest:
       return groups;
+    case Method::clipping:
+      return 2 * groups;
     case Method::straight_through:
     case Method::ada:
       break;
@@ -150,19 +152,21 @@ MemoryEstimate estimate_reconstruction(const ModelConfig& config, const BlockSiz
                                        const QuantizationOptions& options) {
   const ReconstructionSettings& settings = options.reconstruction;
   const Sizes sizes = sizes_of(config, block, options);
-  const std::size_t open = std::min(settings.windows.size, config.layers);
+  const std::size_t blocks = std::min(settings.windows.size, config.layers);
+  const std::size_t open = settings.trained == cbq::TrainedBlocks::all ? blocks : 1;  // the others stay in float
   const std::size_t tape = sizes.tokens * tape_bytes(config, block.activations);
   MemoryEstimate estimate;
-  estimate.weights = open * (2 * sizeof(float) * block.weights + block.rounding - sizeof(float) * block.parameters);
+  estimate.weights = open * (2 * sizeof(float) * block.weights + block.rounding - sizeof(float) * block.parameters) +
+                     (blocks - open) * sizeof(float) * block.weights;
   estimate.gradients = open * sizeof(float) * (block.weights + block.parameters);
   // Not there while a float block passes the targets on, or while the state is written.
   const std::size_t teacher = sizeof(float) * block.weights + tape + sizes.tokens * config.hidden * sizeof(float);
   const std::size_t state = 2 * sizes.codes;
   estimate.optimizer = std::max({3 * sizeof(float) * open * block.parameters, teacher, state});
   estimate.activations = 2 * sizes.streams;
-  estimate.batch = open * tape + (open + 4) * sizes.tokens * config.hidden * sizeof(float) +
+  estimate.batch = blocks * tape + (blocks + 4) * sizes.tokens * config.hidden * sizeof(float) +
                    working_bytes(config, block, sizes.tokens, options.calibration.sequence) +
-                   alignment_bytes(config, sizes.tokens, open + 1, open + 4);
+                   alignment_bytes(config, sizes.tokens, blocks + 1, blocks + 4);
   // Head, and the embedding while it is looked up; codes for the result and for the state.
   estimate.rest = program + 2 * sizes.embedding + 5 * sizes.codes / 2 + sizes.changed;
   if (settings.same_input_weight > 0) estimate.rest += sizes.streams;  // a third, which goes to no file
@@ -242,7 +246,7 @@ MemoryEstimate estimate_memory(const ModelConfig& config, std::span<const Module
                                const QuantizationOptions& options) {
   const BlockSize block = largest_block(config, plan, options);
   const MemoryEstimate walk = estimate_walk(config, block, options);
-  if (options.method != "cbq") return walk;
+  if (!reconstructs(options.method)) return walk;
   const MemoryEstimate loop = estimate_reconstruction(config, block, options);
   return options.preprocessing != Preprocessing::none && walk.total() > loop.total() ? walk : loop;
 }
@@ -256,7 +260,7 @@ Result<MemoryEstimate> plan_memory(const ModelConfig& config, std::span<const Mo
   if (smallest.total() <= options.memory_budget) return smallest;
   ErrorText wanted;
   wanted << budget_text(smallest.total());
-  if (options.method == "cbq") {
+  if (reconstructs(options.method)) {
     const std::string settings = smaller_settings(config, plan, options);
     if (!settings.empty()) wanted << ", or " << settings;
   }

@@ -235,6 +235,16 @@ class FloatCopy {
     return copy;
   }
 
+  static Result<FloatCopy> of(const std::string& name, std::span<const float> values) {
+    auto memory = cbq::AlignedBuffer<float>::allocate(values.size());
+    if (!memory) return memory.error();
+    std::copy(values.begin(), values.end(), memory->begin());
+    FloatCopy copy;
+    copy.plan_ = {.name = name, .dtype = cbq::Dtype::f32, .shape = {.rank = 1, .sizes = {values.size()}}};
+    copy.values_.memory = *std::move(memory);
+    return copy;
+  }
+
   [[nodiscard]] const cbq::TensorPlan& plan() const { return plan_; }
 
   static cbq::Dtype dtype_of(const ChangedWeights& weights, const std::string& name, bool vector) {
@@ -331,6 +341,18 @@ Result<Content> quantize_all(const ChangedWeights& source, const QuantizationOpt
   return content;
 }
 
+Status add_smoothing(const ModelConfig& config, std::span<const cbq::KvSmoothing> layers, Content& content) {
+  for (std::size_t i = 0; i < layers.size(); ++i) {
+    for (const SmoothingTensor& tensor : smoothing_tensors(config, i)) {
+      const cbq::AlignedBuffer<float>& values = layers[i].*tensor.values;
+      Result<FloatCopy> copy = FloatCopy::of(tensor.name, {values.data(), values.size()});
+      if (!copy) return copy.error();
+      content.floats.push_back(*std::move(copy));
+    }
+  }
+  return {};
+}
+
 Status write_tensors(const std::string& path, const Content& content) {
   std::vector<cbq::TensorPlan> plan;
   for (const Content::Codes& entry : content.codes) {
@@ -367,6 +389,9 @@ Status write_config(const std::string& path, const ChangedWeights& weights, cons
     record.notes["preprocess"] = preprocessing_names[static_cast<std::size_t>(options.preprocessing)];
   }
   if (options.attention_bits != 16) record.notes[attention_bits_key] = options.attention_bits;
+  if (!cbq::is_float(options.cache.scheme)) {
+    record.notes["kv_scheme"] = cbq::kv_scheme_name(options.cache.scheme).c_str();
+  }
   if (report.rotation != Rotation::none) {
     record.notes["rotation"] = rotation_name(report.rotation);
     record.notes["rotation_seed"] = options.calibration.seed;
@@ -462,12 +487,13 @@ Status calibrate(std::span<const ModuleReport> plan, const std::string& output, 
     Result<CodesByModule> codes = gptq_blocks(result.weights, plan, tokens, options);
     if (!codes) return codes.error();
     result.codes = *std::move(codes);
-  } else if (options.method == "cbq") {
+  } else if (reconstructs(options.method)) {
     Result<Reconstructed> done = reconstruct_blocks(result.weights, plan, tokens, checkpoint_path(output), options);
     if (!done) return done.error();
     result.codes = std::move(done->codes);
     report.windows = std::move(done->windows);
     report.clips = std::move(done->clips);
+    report.smoothing = std::move(done->smoothing);
     report.trained_parameters = done->trained_parameters;
   }
   return {};
@@ -496,8 +522,9 @@ Result<QuantizationReport> quantize(const ModelSource& source, const std::string
   const Status done = needs_calibration(options) ? calibrate(*plan, output, settled, calibrated, report)
                                                  : rotate(options, report.rotation, calibrated.weights);
   if (!done) return done.error();
-  const Result<Content> content = quantize_all(calibrated.weights, options, std::move(calibrated.codes), *plan);
+  Result<Content> content = quantize_all(calibrated.weights, options, std::move(calibrated.codes), *plan);
   if (!content) return content.error();
+  if (const Status ok = add_smoothing(source.config(), report.smoothing, *content); !ok) return ok.error();
   report.modules = *std::move(plan);
   if (const Status ok = write_tensors(folder->file("model.safetensors"), *content); !ok) return ok.error();
   if (const Status ok = write_config(folder->file("config.json"), calibrated.weights, options, report); !ok)
@@ -505,7 +532,7 @@ Result<QuantizationReport> quantize(const ModelSource& source, const std::string
   if (const Status ok = copy_companions(*folder, source); !ok) return ok.error();
   if (const Status ok = check_interrupt(); !ok) return ok.error();
   if (const Status ok = folder->commit(); !ok) return ok.error();
-  if (options.method == "cbq") (void)std::remove(checkpoint_path(output).c_str());
+  if (reconstructs(options.method)) (void)std::remove(checkpoint_path(output).c_str());
 
   const Result<ModelSource> written = ModelSource::open(output);
   if (!written) return written.error();

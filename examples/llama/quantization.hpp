@@ -16,12 +16,14 @@
 
 #include <cbq/core/result.hpp>
 #include <cbq/io/quantization_config.hpp>
+#include <cbq/kv/kv_scheme.hpp>
 #include <cbq/quant/quantized_matrix.hpp>
 #include <cbq/reconstruct/options.hpp>
 #include <cbq/reconstruct/rounding_choice.hpp>
 #include <cbq/scheme.hpp>
 #include <cbq/transform/input_rotation.hpp>
 
+#include "kv_smoothing_files.hpp"
 #include "model_layout.hpp"
 #include "model_source.hpp"
 #include "threads.hpp"
@@ -60,6 +62,7 @@ enum class ReconstructionLoss : unsigned char {
   l2,     ///< squared error over the variance of the targets
   l2_kl,  ///< the paper's: squared error summed over channels, and the divergence of softmaxes over features
   kl,     ///< the latter alone
+  mae,    ///< mean absolute error over the mean deviation of the targets; WKVQuant's
 };
 
 /// What is done to weights before they are rounded.
@@ -83,6 +86,7 @@ enum class Rotation : unsigned char {
 /// How `--method cbq` trains; see cbq::ReconstructionOptions.
 struct ReconstructionSettings {
   cbq::WindowOptions windows = {};
+  cbq::TrainedBlocks trained = cbq::TrainedBlocks::all;
   std::size_t steps = 400;  ///< per window
   std::size_t epochs = 0;   ///< if not 0: steps are this many passes over the samples
   std::size_t batch = 8;    ///< sequences per step
@@ -91,6 +95,12 @@ struct ReconstructionSettings {
   double clip_rate = 3e-3;  ///< of the clip multipliers of 4-bit activations; 0: they stay 1
   ReconstructionLoss loss = ReconstructionLoss::l2;
   cbq::RoundingChoiceOptions rounding = {};
+};
+
+/// The quantized cache that reconstruction simulates.
+struct CacheSettings {
+  cbq::KvScheme scheme = {.bits = 32};
+  double rate = 5e-3;  ///< learning rate of the smoothing, of schemes with `_2d`; 0: it stays as it was found
 };
 
 /// How `--method gptq` rounds; see cbq::GptqOptions.
@@ -123,17 +133,23 @@ struct QuantizationOptions {
   int head_bits = 8;              ///< of embedding and head: 16, 8 (per row) or 4 (groups of 32)
   int attention_bits = 16;        ///< of queries, keys and values: 16, 8 or 4, per token and head
   RangeSearch range = RangeSearch::mse;
-  std::string method = "rtn";  ///< of the linear layers of the blocks: rtn, gptq, or cbq
+  std::string method = "rtn";  ///< of the linear layers of the blocks: rtn, gptq, cbq, or wkvquant: cbq by its settings
   Preprocessing preprocessing = Preprocessing::none;
   std::optional<Rotation> rotation = {};  ///< nothing: see rotation_of()
   CalibrationSettings calibration = {};
   ReconstructionSettings reconstruction = {};
+  CacheSettings cache = {};
   GptqSettings gptq = {};
   Resume resume = Resume::no;                                ///< `method` cbq: from OUTPUT.checkpoint, if there is one
   std::size_t memory_budget = 0;                             ///< of calibration, in bytes; 0: no limit
   std::function<void(const MemoryEstimate&)> announce = {};  ///< called before calibration
   std::size_t threads = 1;
 };
+
+/// Whether a method trains blocks.
+[[nodiscard]] inline bool reconstructs(const std::string& method) {
+  return method == "cbq" || method == "wkvquant";
+}
 
 /// "none", "offline" or "full".
 [[nodiscard]] const char* rotation_name(Rotation rotation);
@@ -154,9 +170,10 @@ struct QuantizationReport {
   Rotation rotation = Rotation::none;
   std::size_t calibration_tokens = 0;
   std::size_t file_bytes = 0;
-  std::vector<cbq::WindowReport> windows;  ///< of reconstruction
-  ClipsByModule clips;                     ///< that it learned
-  std::size_t trained_parameters = 0;      ///< by reconstruction, of all blocks
+  std::vector<cbq::WindowReport> windows;   ///< of reconstruction
+  ClipsByModule clips;                      ///< that it learned
+  std::vector<cbq::KvSmoothing> smoothing;  ///< of the cache, where there is one with `_2d`
+  std::size_t trained_parameters = 0;       ///< by reconstruction, of all blocks
 };
 
 /// Average bits per weight of a model's matrices as its files store them: linear layers, embedding, head (tied ones

@@ -63,6 +63,7 @@ void set_method(const QuantizeCommand& command, QuantizationOptions& options) {
   options.reconstruction = command.reconstruction;
   options.gptq = command.gptq;
   options.resume = command.resume ? Resume::yes : Resume::no;
+  options.cache = command.cache;
   if (command.method == "smoothquant") {
     options.method = "rtn";
     options.preprocessing = Preprocessing::smoothquant;
@@ -72,6 +73,12 @@ void set_method(const QuantizeCommand& command, QuantizationOptions& options) {
     options.reconstruction.logits_weight = 0;
     options.reconstruction.clip_rate = 0;
     options.reconstruction.rounding.method = cbq::RoundingMethod::ada;
+  } else if (command.method == "wkvquant") {
+    cbq::WindowOptions& windows = options.reconstruction.windows;
+    windows.overlap = windows.size - 1;
+    windows.ends = cbq::WindowEnds::shrinking;
+    options.reconstruction.trained = cbq::TrainedBlocks::first;
+    options.reconstruction.clip_rate = 0;
   }
 }
 
@@ -191,6 +198,7 @@ Status run(const QuantizeCommand& command, const Console& console) {
   cbq::Json json = to_json(report);
   if (memory) json["memory_estimate"] = memory_json(*memory);
   json["rotation"] = rotation_name(done->rotation);
+  if (!cbq::is_float(options->cache.scheme)) json["kv_scheme"] = cbq::kv_scheme_name(options->cache.scheme).c_str();
   for (const cbq::WindowReport& entry : done->windows) json["reconstruction"].push_back(window_json(entry));
   if (!done->windows.empty()) json["trained_parameters"] = done->trained_parameters;
   if (command.explain) {

@@ -2,6 +2,7 @@
 #include "reconstruction.hpp"
 
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -12,15 +13,17 @@
 
 #include <cbq/io/atomic_file.hpp>
 #include <cbq/io/mapped_file.hpp>
+#include <cbq/loss/absolute.hpp>
 #include <cbq/loss/softmax_kl.hpp>
 #include <cbq/loss/squared.hpp>
 #include <cbq/loss/weighted_sum.hpp>
 #include <cbq/reconstruct/reconstruction.hpp>
 
-#include "decoder_blocks.hpp"
 #include "interrupt.hpp"
+#include "kv_training.hpp"
 #include "model_rotation.hpp"
 #include "progress.hpp"
+#include "student_blocks.hpp"
 
 namespace cbq_llama {
 
@@ -31,21 +34,27 @@ using cbq::Status;
 
 namespace {
 
-using Loss = cbq::WeightedSum<cbq::SquaredLoss, cbq::FeatureKl>;
+using Loss = cbq::WeightedSum<cbq::SquaredLoss, cbq::FeatureKl, cbq::AbsoluteLoss>;
 
 // Makes the loss of a window; a term of weight 0 costs nothing.
 struct LossOf {
   ReconstructionLoss kind = ReconstructionLoss::l2;
   [[nodiscard]] Loss operator()(double variance, std::size_t channels) const {
+    const auto sum = [](const std::array<double, 3>& weights, const cbq::SquaredLoss& squared = {},
+                        const cbq::AbsoluteLoss& absolute = {}) {
+      return Loss(weights, squared, cbq::FeatureKl(), absolute);
+    };
     switch (kind) {
       case ReconstructionLoss::l2_kl:
-        return Loss(std::array{1.0, 1.0}, cbq::SquaredLoss(), cbq::FeatureKl());
+        return sum({1, 1, 0});
       case ReconstructionLoss::kl:
-        return Loss(std::array{0.0, 1.0}, cbq::SquaredLoss(), cbq::FeatureKl());
+        return sum({0, 1, 0});
+      case ReconstructionLoss::mae:
+        return sum({0, 0, 1 / std::sqrt(variance > 0 ? variance : 1.0)}, {}, cbq::AbsoluteLoss::per_element(channels));
       case ReconstructionLoss::l2:
         break;
     }
-    return Loss(std::array{1.0, 0.0}, cbq::SquaredLoss::normalized(variance, channels), cbq::FeatureKl());
+    return sum({1, 0, 0}, cbq::SquaredLoss::normalized(variance, channels));
   }
 };
 
@@ -63,16 +72,17 @@ class Host {
   using Opener = BlockOpener<A>;
   using Norm = typename Opener::Norm;
   using Trained = cbq::TrainableLinear<cbq::RoundingChoice<float>>;
+  using Layer = StudentLinear<Trained>;
 
  public:
   using Scalar = float;
-  using Student = typename Opener::template Block<Trained>;
+  using Student = StudentBlock<typename Opener::template Block<Layer>>;
   using Teacher = typename Opener::template Block<ObservedLinear>;
   using Head = cbq::HeadGradient<Norm, cbq::DenseGradient<float>>;
 
-  static Result<std::unique_ptr<Host>> create(const Model& model, std::size_t length) {
+  static Result<std::unique_ptr<Host>> create(const Model& model, const CalibrationTokens& tokens) {
     const ModelConfig& config = model.original.config();
-    Result<Opener> opener = Opener::create(config, length);
+    Result<Opener> opener = Opener::create(config, tokens.length);
     if (!opener) return opener.error();
     auto host = std::make_unique<Host>(model, *std::move(opener));
     host->memory_.reserve(8);
@@ -82,6 +92,11 @@ class Host {
     auto head = Opener::template dense<cbq::DenseGradient<float>>(model.original, module, host->memory_);
     if (!head) return head.error();
     host->head_.emplace(*norm, *head);
+    if (model.options.cache.scheme.smoothed) {
+      auto smoothing = first_smoothing(model.changed, model.plan, tokens, model.options);
+      if (!smoothing) return smoothing.error();
+      host->smoothing_ = *std::move(smoothing);
+    }
     return host;
   }
 
@@ -92,6 +107,7 @@ class Host {
   [[nodiscard]] Head* head() { return &*head_; }
   [[nodiscard]] CodesByModule take_codes() { return std::move(codes_); }
   [[nodiscard]] ClipsByModule take_clips() { return std::move(clips_); }
+  [[nodiscard]] std::vector<cbq::KvSmoothing> take_smoothing() { return std::move(learned_); }
   [[nodiscard]] std::size_t trained_parameters() const { return trained_parameters_; }
 
   [[nodiscard]] Result<Teacher> open_teacher(std::size_t layer) {
@@ -103,22 +119,48 @@ class Host {
   }
 
   [[nodiscard]] Result<Student> open_student(std::size_t layer) {
-    const auto linear = [&](const MatrixModule& module, std::vector<FloatMatrix>&) { return trained(module); };
+    const auto linear = [&](const MatrixModule& module, std::vector<FloatMatrix>& memory) -> Result<Layer> {
+      if (stays_float(module)) {
+        auto dense = Opener::template dense<ObservedLinear>(model_.changed, module, memory);
+        return dense ? Result<Layer>(Layer(*std::move(dense))) : dense.error();
+      }
+      Result<Trained> made = trained(module);
+      return made ? Result<Layer>(Layer(*std::move(made))) : made.error();
+    };
     const bool learned = model_.options.reconstruction.clip_rate > 0;
     const auto clip = learned ? cbq::ClipMultiplier::learned : cbq::ClipMultiplier::fixed;
-    const auto site = [&](const MatrixModule& module) { return site_of(model_.plan, module, clip); };
+    const auto site = [&](const MatrixModule& module) -> Result<Site> {
+      return stays_float(module) ? float_site_of(model_.plan, module) : site_of(model_.plan, module, clip);
+    };
     const Result<Site> heads = head_site(model_.options);
     if (!heads) return heads.error();
-    return opener_.template open<Trained>(model_.changed, layer, linear, site, *heads);
+    auto block = opener_.template open<Layer>(model_.changed, layer, linear, site, *heads);
+    if (!block) return block.error();
+    Student student(*std::move(block));
+    if (cbq::is_float(model_.options.cache.scheme)) return student;
+    auto sites =
+        cache_sites(model_.original.config(), model_.options.cache, smoothing_.empty() ? nullptr : &smoothing_[layer]);
+    if (!sites) return sites.error();
+    student.inner().attention().parts().cache = *std::move(sites);
+    return student;
   }
 
   [[nodiscard]] Status finish(std::size_t layer, Student& student) {
     const std::vector<MatrixModule> modules = block_modules(model_.original.config(), layer);
     std::size_t next = 0;
-    student.for_each_linear([&](const char*, Trained& linear) {
-      trained_parameters_ += linear.rounding().trained_parameters();
-      codes_.emplace(modules[next++].name, linear.take_codes());
+    student.for_each_layer([&](Trained* linear) {
+      const MatrixModule& module = modules[next++];
+      if (linear == nullptr) return;
+      trained_parameters_ += linear->rounding().trained_parameters();
+      codes_.emplace(module.name, linear->take_codes());
     });
+    if (model_.options.cache.scheme.smoothed) {
+      const cbq::KvSites<float>& sites = student.inner().attention().parts().cache;
+      Result<cbq::KvSmoothing> smoothing = smoothing_of(sites);
+      if (!smoothing) return smoothing.error();
+      learned_.push_back(*std::move(smoothing));
+      if (sites.keys.is_trained()) trained_parameters_ += 4 * sites.keys.channels();
+    }
     std::size_t reader = 0;  // sites come in the order of the layers that read them
     student.for_each_activation([&](const char*, Site& site) {
       const std::size_t first = reader;
@@ -130,6 +172,10 @@ class Host {
   }
 
  private:
+  // Layers without a scheme, where what is trained is the cache.
+  [[nodiscard]] bool stays_float(const MatrixModule& module) const {
+    return !cbq::is_float(model_.options.cache.scheme) && !scheme_of(model_.plan, module);
+  }
   [[nodiscard]] Result<Trained> trained(const MatrixModule& module) const {
     const Result<cbq::Scheme> scheme = scheme_of(model_.plan, module);
     if (!scheme) return scheme.error();
@@ -152,6 +198,7 @@ class Host {
   std::optional<Head> head_;
   CodesByModule codes_;
   ClipsByModule clips_;
+  std::vector<cbq::KvSmoothing> smoothing_, learned_;
   std::size_t trained_parameters_ = 0;
 };
 
@@ -180,6 +227,10 @@ Result<std::uint64_t> fingerprint(const Model& model) {
   add_number(rounding.step_rate.value_or(-1));
   add_number(static_cast<double>(model.options.reconstruction.loss));
   add_number(model.options.attention_bits);
+  if (const CacheSettings& cache = model.options.cache; !cbq::is_float(cache.scheme)) {
+    add(cbq::kv_scheme_name(cache.scheme).characters, sizeof(cbq::KvSchemeName::characters));
+    add_number(cache.rate);
+  }
   for (const ModuleReport& entry : model.plan) {
     const std::string name = entry.scheme ? cbq::scheme_name(*entry.scheme).c_str() : "float";
     add(name.data(), name.size());
@@ -237,6 +288,7 @@ Result<cbq::ReconstructionOptions> loop_options(const QuantizationOptions& optio
   const ReconstructionSettings& settings = options.reconstruction;
   cbq::ReconstructionOptions loop;
   loop.windows = settings.windows;
+  loop.trained = settings.trained;
   loop.steps = settings.steps;
   loop.batch = settings.batch;
   if (settings.epochs != 0) {
@@ -262,7 +314,7 @@ Result<Reconstructed> run(const Model& model, const CalibrationTokens& tokens, c
   if (!file) return file.error();
   const Result<std::uint64_t> identity = fingerprint(model);
   if (!identity) return identity.error();
-  Result<std::unique_ptr<Host<A>>> host = Host<A>::create(model, tokens.length);
+  Result<std::unique_ptr<Host<A>>> host = Host<A>::create(model, tokens);
   if (!host) return host.error();
   Result<FirstStates> states = FirstStates::create(model.original, model.plan, tokens, model.options);
   if (!states) return states.error();
@@ -284,7 +336,7 @@ Result<Reconstructed> run(const Model& model, const CalibrationTokens& tokens, c
     const bool state = model.options.resume == Resume::yes && windows.error().code != Errc::interrupted;
     return state ? cbq::in_context(windows.error(), checkpoint) : windows.error();
   }
-  return Reconstructed{(*host)->take_codes(), (*host)->take_clips(), *std::move(windows),
+  return Reconstructed{(*host)->take_codes(), (*host)->take_clips(), (*host)->take_smoothing(), *std::move(windows),
                        (*host)->trained_parameters()};
 }
 

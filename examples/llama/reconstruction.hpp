@@ -14,6 +14,7 @@ namespace cbq_llama {
 struct Reconstructed {
   CodesByModule codes;  ///< of the linear layers of all blocks, by module name
   ClipsByModule clips;
+  std::vector<cbq::KvSmoothing> smoothing;  ///< of caches with `_2d`
   std::vector<cbq::WindowReport> windows;
   std::size_t trained_parameters = 0;  ///< of all blocks
 };

@@ -30,6 +30,7 @@ TEST_CASE("A method as a value is the method") {
   CHECK(trained({}) == rows * columns + steps);
   CHECK(trained({.method = RoundingMethod::ada}) == rows * columns + steps);
   CHECK(trained({.method = RoundingMethod::nearest}) == steps);
+  CHECK(trained({.method = RoundingMethod::clipping}) == 2 * steps);
   CHECK(trained({.method = RoundingMethod::lora}) == 5 * (rows + columns) + steps);
   CHECK(trained({.method = RoundingMethod::lora, .rank = 2}) == 2 * (rows + columns) + steps);
   CHECK(trained({.method = RoundingMethod::straight_through_low_rank, .rank = 3}) == 3 * (rows + columns) + steps);
@@ -53,8 +54,9 @@ TEST_CASE("A method as a value is the method") {
 }
 
 TEST_CASE("Every method reconstructs: a loss that falls, codes that threads do not change, checkpoints that continue") {
-  for (const auto method : {RoundingMethod::straight_through, RoundingMethod::straight_through_low_rank,
-                            RoundingMethod::lora, RoundingMethod::ada, RoundingMethod::nearest}) {
+  for (const auto method :
+       {RoundingMethod::straight_through, RoundingMethod::straight_through_low_rank, RoundingMethod::lora,
+        RoundingMethod::ada, RoundingMethod::nearest, RoundingMethod::clipping}) {
     CAPTURE(static_cast<int>(method));
     const RoundingChoiceOptions choice = {.method = method, .rank = 4};
     cbq::ReconstructionOptions options = {.steps = 40, .batch = 4, .hardened_share = cbq::hardened_share(method)};

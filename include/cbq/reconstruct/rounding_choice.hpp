@@ -15,6 +15,7 @@
 #include <cbq/rounding/learned_steps.hpp>
 #include <cbq/rounding/lora.hpp>
 #include <cbq/rounding/straight_through.hpp>
+#include <cbq/rounding/weight_clipping.hpp>
 
 namespace cbq {
 
@@ -24,6 +25,7 @@ enum class RoundingMethod : unsigned char {
   lora,                       ///< LoRA-Rounding, the paper's
   ada,                        ///< AdaRound
   nearest,                    ///< learned steps alone
+  clipping,                   ///< nearest, with learned ends of the range of each group (OmniQuant, WKVQuant)
 };
 
 /// What is empty is the method's own default.
@@ -124,13 +126,17 @@ class RoundingChoice {
         return call(std::type_identity<AdaRound<T>>());
       case RoundingMethod::nearest:
         return call(std::type_identity<LearnedSteps<T>>());
+      case RoundingMethod::clipping:
+        return call(std::type_identity<WeightClipping<T>>());
       case RoundingMethod::straight_through:
         break;
     }
     return call(std::type_identity<StraightThrough<T>>());
   }
 
-  std::variant<StraightThrough<T>, StraightThroughLowRank<T>, LoraRounding<T>, AdaRound<T>, LearnedSteps<T>> rounding_;
+  std::variant<StraightThrough<T>, StraightThroughLowRank<T>, LoraRounding<T>, AdaRound<T>, LearnedSteps<T>,
+               WeightClipping<T>>
+      rounding_;
 };
 
 static_assert(TrainableRounding<RoundingChoice<float>>);
