@@ -127,10 +127,18 @@ class KvSequence {
     const std::size_t group = columns / shape_.width / shape_.heads;
     oracle::Matrix out(tokens, columns);
     for (std::size_t head = 0; head < shape_.heads; ++head) {
+      const oracle::KvRows exact = rows(head, [](std::size_t) { return false; });
+      const oracle::KvRows codes = rows(head, [this](std::size_t p) { return p < shape_.packed; });
       for (std::size_t t = 0; t < tokens; ++t) {
         const std::size_t position = shape_.size - tokens + t;
-        // Rows depend on the query only where decoding is simulated.
-        const oracle::KvRows rows = this->rows(head, [&](std::size_t p) { return packed(position, p); });
+        oracle::KvRows rows = exact;
+        for (std::size_t p = 0; p < shape_.size; ++p) {
+          if (!packed(position, p)) continue;
+          for (std::size_t c = 0; c < shape_.width; ++c) {
+            rows.keys(p, c) = codes.keys(p, c);
+            rows.values(p, c) = codes.values(p, c);
+          }
+        }
         oracle::Matrix queries(group, shape_.width);
         for (std::size_t i = 0; i < queries.values.size(); ++i) {
           queries.values[i] = static_cast<double>(q[t * columns + head * group * shape_.width + i]);
