@@ -18,6 +18,7 @@
 #include <cbq/kv/packed_attention.hpp>
 #include <cbq/nn/causal_model.hpp>
 
+#include "support/failing_memory.hpp"
 #include "support/kernels.hpp"
 #include "support/kv_kernels.hpp"
 #include "support/kv_row_model.hpp"
@@ -384,6 +385,44 @@ TEST_CASE("A refused append leaves the cache as it was") {
     REQUIRE(cache->append_at(67, five.k(), five.v()));
     expected.append(five);
     expected.check(cache->view());
+  }
+}
+
+TEST_CASE("Only creation and forks allocate, and every allocation that fails there is an error") {
+  for (const char* scheme : {"kv3_2d_past_hadamard", "kv2_kivi_past"}) {
+    const QuantizedKvOptions options = small(scheme, {.recent = 5, .sinks = 2});
+    KvHost host(options, 4);
+    std::mt19937 random(1);
+    const KvRows rows(70, 24, random);
+    std::size_t allocations = 0;
+    for (bool failed = true; failed; ++allocations) {
+      support::fail_allocation_after(allocations);
+      const auto cache = QuantizedKvCache::create(host.pool, options, host.transform);
+      failed = support::stop_failing_allocations();
+      REQUIRE(cache.has_value() != failed);
+      if (failed) CHECK(cache.error().code == cbq::Errc::out_of_memory);
+    }
+    CHECK(allocations > 5);
+    auto cache = QuantizedKvCache::create(host.pool, options, host.transform);
+    support::fail_allocation_after(0);
+    for (const std::size_t count : {70u, 70u, 1u}) {
+      const bool done = cache->append(cbq::rows(rows.k(), 0, count), cbq::rows(rows.v(), 0, count)).has_value();
+      cache->truncate(cache->size() - 1);
+      if (!done) FAIL("an append of " << count << " rows failed");
+    }
+    CHECK_FALSE(support::stop_failing_allocations());
+    const std::size_t free = host.pool.free_pages();
+    REQUIRE(free < 4);
+    for (std::size_t count = 0; count < 5; ++count) {
+      support::fail_allocation_after(count);
+      const auto fork = cache->fork();
+      REQUIRE(support::stop_failing_allocations());
+      REQUIRE_FALSE(fork);
+      CHECK(fork.error().code == cbq::Errc::out_of_memory);
+      CHECK(cache->bytes().shared == 0);
+    }
+    cache->reset();
+    CHECK(host.pool.free_pages() == 4);
   }
 }
 
