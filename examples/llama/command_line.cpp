@@ -413,7 +413,7 @@ void add_bench(CLI::App& app, Commands& commands) {
   BenchCommand& command = commands.bench;
   CLI::App* added = add_command(app, commands, command, "bench", "measure tokens per second");
   add_packed_cache(*added, command.common);
-  added->add_option("--prompt-tokens", command.prompt_tokens, "length of the prompt")
+  added->add_option("--prompt-tokens,--prompt", command.prompt_tokens, "length of the prompt")
       ->capture_default_str()
       ->type_name("N");
   added->add_option("--new-tokens", command.new_tokens, "tokens after it")->capture_default_str()->type_name("N");
