@@ -14,6 +14,8 @@
 #include <cbq/kv/kernels_portable.hpp>
 #include <cbq/kv/kernels_scalar.hpp>
 #include <cbq/kv/kv_tile.hpp>
+#include <cbq/kv/weight_kernels_avx2.hpp>
+#include <cbq/kv/weight_kernels_avx512.hpp>
 
 namespace cbq {
 inline namespace CBQ_ABI {
