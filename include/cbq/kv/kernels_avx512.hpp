@@ -4,10 +4,10 @@
 // AVX-512 F, BW, DQ, VL, VNNI: the kernels of kv_tile.hpp. One panel at a time, so that a page is one sequential
 // stream; 1, 2, 3, 4 or 8 rows share a decoded vector. Keys: codes are the unsigned operand of vpdpbusd, queries are
 // broadcast inside the instruction. Values: weights are the unsigned operand and codes the signed one, 8-bit codes
-// minus 128. A line of 4-bit codes costs a row 2 products, and all rows together 1 load, 1 shift and 2 ands; a panel
-// costs a row 5 more instructions.
+// minus 128. A line of 4-bit codes costs a row 2 products, and all rows together 2 ands and a shift; keys of at most 4
+// rows no shift. A panel costs a row 5 more instructions.
 //
-// Pages lie anywhere in memory, and 4 KiB of keys are too few for the processor to recognize a stream: every kernel
+// Pages lie anywhere in memory, and a head of one is too short for the processor to recognize a stream: every kernel
 // asks for as many lines of what is read next as it reads itself.
 
 #if defined(__x86_64__)

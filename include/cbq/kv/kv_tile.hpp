@@ -5,14 +5,15 @@
 // so that kernels compiled inside a target region share nothing with the rest of the program. Everything was checked
 // before; kernels check nothing. All integer sums are exact, so every instruction set gives the same ones.
 //
-//   score[r][p]  = query_scale[r] * sum_g scale[p][g] * (sum_c code[p][c] query[r][c]) + sum_g offset[p][g]
-//   query_sum[r][g] out[r][c]   += weight_scale[r] * sum_p code[p][c] weight[r][p] + offset_sum[r]
+//   score[r][p]  = query_scale[r] * sum_g scale[p][g] * (sum_c code[p][c] query[r][c])
+//                + sum_g offset[p][g] query_sum[r][g]
+//   out[r][c]   += weight_scale[r] * sum_p code[p][c] weight[r][p] + offset_sum[r]
 //
 // Order decides the speed: page by page with the heads inside, each head's keys, weights, values, is one sequential
-// stream of a whole page, and a single row runs at 80 to 90 % of the DRAM rate. Head by head, with 8 KiB here and
+// stream of a whole page, and a single row runs at 75 to 90 % of the DRAM rate. Head by head, with 8 KiB here and
 // there, it is 60 %, however far ahead is asked for. `next` is then what lies two tiles further on (the same head's
 // part of the next head; behind the last one, of the next page). A kernel asks for as many bytes from there on as it
-// reads itself; a single row only for some of them, because the processor follows its stream.
+// reads itself (<cbq/kv/lines_ahead.hpp>).
 
 #include <cstddef>
 #include <cstdint>
