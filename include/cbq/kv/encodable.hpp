@@ -4,6 +4,8 @@
 // The one condition under which keys and values can be quantized, so that a cache can refuse a row when it is appended
 // instead of failing when it becomes past.
 
+#include <xsimd/xsimd.hpp>
+
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -27,13 +29,19 @@ inline constexpr float largest_kv_element = 65504.0f;
 
 /// Index of the first element that is NaN or beyond `largest` in magnitude, or row.size().
 [[nodiscard]] inline std::size_t first_beyond(std::span<const float> row, float largest) noexcept {
-  // By its bits, so that -ffast-math cannot remove the test; one pass without branches, a second only for an error.
-  constexpr std::uint32_t magnitude = 0x7fffffffu;
-  const auto most = __builtin_bit_cast(std::uint32_t, largest);
-  bool beyond = false;
-  for (const float x : row) beyond |= (__builtin_bit_cast(std::uint32_t, x) & magnitude) > most;
-  std::size_t i = beyond ? 0 : row.size();
-  while (i < row.size() && (__builtin_bit_cast(std::uint32_t, row[i]) & magnitude) <= most) ++i;
+  // By its bits, so that -ffast-math cannot remove the test. A difference below 0 is an element beyond.
+  using Ints = xsimd::batch<std::int32_t>;
+  constexpr std::int32_t magnitude = 0x7fffffff;
+  const auto most = __builtin_bit_cast(std::int32_t, largest);
+  const auto below = [=](float x) { return most - (__builtin_bit_cast(std::int32_t, x) & magnitude); };
+  Ints differences(0);
+  std::size_t i = 0;
+  for (; row.size() - i >= Ints::size; i += Ints::size) {
+    const auto bits = xsimd::bitwise_cast<std::int32_t>(xsimd::batch<float>::load_unaligned(row.data() + i));
+    differences = differences | (Ints(most) - (bits & Ints(magnitude)));
+  }
+  if (xsimd::any(differences < Ints(0))) i = 0;
+  while (i < row.size() && below(row[i]) >= 0) ++i;
   return i;
 }
 

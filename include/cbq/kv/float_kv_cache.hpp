@@ -123,6 +123,7 @@ class FloatKvCache {
       }
     }
     view_.size += keys.rows;
+    if (view_.size > written_) written_ = view_.size;
     return {};
   }
 
@@ -135,7 +136,7 @@ class FloatKvCache {
   void store_key(std::size_t head, std::size_t position, const float* key) noexcept {
     float* to = key_in(keys_.data() + head * view_.capacity * view_.width, position);
     // Tiles read whole panels: positions that do not exist yet must at least be numbers of this program.
-    if (position % panel == 0) __builtin_memset(to, 0, panel * view_.width * sizeof(float));
+    if (position % panel == 0 && position >= written_) __builtin_memset(to, 0, panel * view_.width * sizeof(float));
     for (std::size_t i = 0; i < view_.width; ++i) to[i * panel] = key[i];
   }
   void store_value(std::size_t head, std::size_t position, const float* value) noexcept {
@@ -151,6 +152,7 @@ class FloatKvCache {
   FloatKvView view_ = {};
   std::size_t value_width_ = 0;
   std::size_t limit_ = 0;
+  std::size_t written_ = 0;  ///< the most positions there ever were
 };
 
 }  // namespace CBQ_ABI
