@@ -20,14 +20,14 @@ namespace cbq {
 inline namespace CBQ_ABI {
 namespace isa::portable {
 
-using Floats = xsimd::batch<float>;
+using FloatLanes = xsimd::batch<float>;
 using Words = xsimd::batch<std::uint16_t>;
 
 /// `lane_outputs` halves.
-inline Floats load_kv_halves(const std::byte* from) noexcept {
+inline FloatLanes load_kv_halves(const std::byte* from) noexcept {
   float values[lane_outputs];
   for (std::size_t c = 0; c < lane_outputs; ++c) values[c] = isa::scalar::load_kv_half(from + c * sizeof(half));
-  return Floats::load_unaligned(values);
+  return FloatLanes::load_unaligned(values);
 }
 
 /// Sum of code * query over `blocks` blocks for `lane_outputs` positions and one row.
@@ -44,15 +44,15 @@ Ints key_product(const std::byte* block, std::size_t blocks, const std::int8_t* 
 
 /// Scores of one row and `lane_outputs` positions of a panel from `first` on.
 template <int Bits>
-Floats key_scores(const KeyTile& tile, const std::byte* panel, std::size_t first, std::size_t row) noexcept {
+FloatLanes key_scores(const KeyTile& tile, const std::byte* panel, std::size_t first, std::size_t row) noexcept {
   const std::byte* header = panel + first * sizeof(half);
   const std::byte* codes = panel + tile.key_header_bytes + first * step_inputs;
-  Floats total(0.0f);
-  Floats offsets(0.0f);
+  FloatLanes total(0.0f);
+  FloatLanes offsets(0.0f);
   for (std::size_t group = 0; group < tile.groups; ++group) {
     const std::size_t block = group * tile.blocks_per_group;
     const std::size_t left = tile.key_blocks - block;
-    const Floats sum = xsimd::to_float(key_product<Bits>(
+    const FloatLanes sum = xsimd::to_float(key_product<Bits>(
         codes + block * block_bytes(Bits), left < tile.blocks_per_group ? left : tile.blocks_per_group,
         tile.queries + (row * tile.key_blocks + block) * block_inputs));
     if (tile.channel_keys) {
@@ -62,9 +62,9 @@ Floats key_scores(const KeyTile& tile, const std::byte* panel, std::size_t first
     const std::byte* scales = header + 2 * group * group_scales_bytes;
     total = xsimd::fma(load_kv_halves(scales), sum, total);
     offsets = xsimd::fma(load_kv_halves(scales + group_scales_bytes),
-                         Floats(tile.query_sums[row * tile.groups + group]), offsets);
+                         FloatLanes(tile.query_sums[row * tile.groups + group]), offsets);
   }
-  return xsimd::fma(Floats(tile.query_scales[row]), total, offsets);
+  return xsimd::fma(FloatLanes(tile.query_scales[row]), total, offsets);
 }
 
 /// See KeyTile.
@@ -120,9 +120,9 @@ void value_tile(const ValueTile& tile) noexcept {
         if constexpr (Bits != 8) sum += widen_unsigned_pairs(pairs);
       }
       float* out = tile.out + row * tile.out_stride + column;
-      const Floats added =
-          xsimd::fma(Floats(tile.weight_scales[row]), xsimd::to_float(sum), Floats(tile.offset_sums[row]));
-      (Floats::load_unaligned(out) + added).store_unaligned(out);
+      const FloatLanes added =
+          xsimd::fma(FloatLanes(tile.weight_scales[row]), xsimd::to_float(sum), FloatLanes(tile.offset_sums[row]));
+      (FloatLanes::load_unaligned(out) + added).store_unaligned(out);
     }
   }
 }
@@ -131,25 +131,25 @@ void value_tile(const ValueTile& tile) noexcept {
 inline void weight_row(WeightRow& row) noexcept {
   const std::byte* offsets = row.scales + kv_page_positions * sizeof(half);
   float weights[kv_page_positions];
-  Floats most(0.0f);
-  Floats offset_sum(0.0f);
+  FloatLanes most(0.0f);
+  FloatLanes offset_sum(0.0f);
   for (std::size_t p = 0; p < kv_page_positions; p += lane_outputs) {
-    const Floats softmax = Floats::load_unaligned(row.softmax + p);
-    const Floats weight = softmax * load_kv_halves(row.scales + p * sizeof(half));
+    const FloatLanes softmax = FloatLanes::load_unaligned(row.softmax + p);
+    const FloatLanes weight = softmax * load_kv_halves(row.scales + p * sizeof(half));
     weight.store_unaligned(weights + p);
     most = xsimd::max(most, weight);
     offset_sum = xsimd::fma(softmax, load_kv_halves(offsets + p * sizeof(half)), offset_sum);
-    offset_sum = xsimd::fma(Floats(row.middle), weight, offset_sum);
+    offset_sum = xsimd::fma(FloatLanes(row.middle), weight, offset_sum);
   }
   row.offset_sum = xsimd::reduce_add(offset_sum);
   const float largest = xsimd::reduce_max(most);
   const bool none = !(largest >= smallest_kv_weight);
-  const Floats inverse(none ? 0.0f : 255.0f / largest);
+  const FloatLanes inverse(none ? 0.0f : 255.0f / largest);
   row.step = none ? 0.0f : largest / 255.0f;
   row.code_sum = 0;
   for (std::size_t p = 0; p < kv_page_positions; p += lane_outputs) {
     std::int32_t codes[lane_outputs];
-    xsimd::nearbyint_as_int(Floats::load_unaligned(weights + p) * inverse).store_unaligned(codes);
+    xsimd::nearbyint_as_int(FloatLanes::load_unaligned(weights + p) * inverse).store_unaligned(codes);
     for (std::size_t c = 0; c < lane_outputs; ++c) {
       row.codes[p + c] = static_cast<std::uint8_t>(codes[c]);
       row.code_sum += row.codes[p + c];
