@@ -11,7 +11,7 @@
 #include <span>
 
 #include <cbq/core/context.hpp>
-#include <cbq/kv/attention.hpp>
+#include <cbq/kv/attention_checks.hpp>
 #include <cbq/kv/attention_spans.hpp>
 #include <cbq/kv/attention_tile.hpp>
 #include <cbq/kv/dispatch.hpp>
@@ -30,55 +30,12 @@ static_assert(few_tiles <= most_units);
   return sequence.tiles <= few_tiles;
 }
 
-/// Bundles of heads, each of at most `most_units` units.
+/// Bundles of heads, each of at most `most_units` units: where there are few spans so many that there are 8 tasks, as
+/// long as a bundle keeps 4 heads, which are still a long stream of each page.
 [[nodiscard]] constexpr std::size_t bundles_of(const Sequence& sequence) noexcept {
-  return sequence.tiles == 0 ? 0 : divide_up(sequence.heads, most_units / sequence.tiles);
-}
-
-[[nodiscard]] inline Error misfit(const Sequence& sequence, const char* what) noexcept {
-  return Error{Errc::bad_shape, what, "q, out, positions",
-               ErrorText(sequence.q.rows) << " x " << sequence.q.columns << ", " << sequence.out.rows << " x "
-                                          << sequence.out.columns << ", " << sequence.cache.size,
-               ErrorText(sequence.heads) << " heads of " << sequence.width};
-}
-
-/// Whether `floats` has `positions` positions of the sequence's heads.
-[[nodiscard]] inline bool holds(const FloatKvView& floats, const Sequence& sequence, std::size_t positions) noexcept {
-  return positions == 0 || (floats.keys != nullptr && floats.values != nullptr && floats.heads == sequence.heads &&
-                            floats.width == sequence.width && floats.size >= positions);
-}
-
-[[nodiscard]] inline Status check_shapes(const Sequence& sequence) noexcept {
-  const std::size_t columns = sequence.q.columns;
-  if (sequence.width == 0 || columns % sequence.width != 0) return misfit(sequence, "attention needs whole heads");
-  const AttentionShape shape{columns / sequence.width, sequence.heads, sequence.width};
-  if (const Status valid = check_attention(shape); !valid) return valid;
-  if (sequence.out.rows != sequence.q.rows || sequence.out.columns != columns ||
-      sequence.q.rows > sequence.cache.size) {
-    return misfit(sequence, "attention needs a result of the shape of the queries, and cached keys");
-  }
-  if (!(sequence.scale > 0.0f)) return Error{Errc::bad_argument, "the scale of scores must be above 0", "scale"};
-  return {};
-}
-
-/// Whether the cache has what queries see, of which `all` is the extent.
-[[nodiscard]] inline Status check_sources(const Sequence& sequence, const Sight& all) noexcept {
-  const QuantizedKvView& cache = sequence.cache;
-  const FloatKvView& sinks = sequence.time == Time::decoding ? cache.exact : cache.sinks;
-  if (!holds(cache.exact, sequence, all.exact.end) || !holds(sinks, sequence, all.sinks.end)) {
-    return misfit(sequence, "the cache lacks exact positions that queries see");
-  }
-  if (sequence.past.size != 0) {
-    if (holds(sequence.past, sequence, all.past.end)) return {};
-    return misfit(sequence, "the cache lacks past positions that queries see");
-  }
-  if (all.past.end > cache.packed) return misfit(sequence, "the cache lacks past positions that queries see");
-  for (std::size_t p = all.past.first / kv_page_positions; p < divide_up(all.past.end, kv_page_positions); ++p) {
-    if (cache.pages[p] == nullptr) {
-      return Error{Errc::bad_argument, "the cache lacks a page that queries see", "page", p};
-    }
-  }
-  return {};
+  if (sequence.tiles == 0) return 0;
+  const std::size_t wanted = smaller(divide_up(8, sequence.spans), divide_up(sequence.heads, 4));
+  return larger(wanted, divide_up(sequence.heads, most_units / sequence.tiles));
 }
 
 /// Checks a sequence and fills its derived members. Errors of attend_batch(), but for what queries hold. A
@@ -90,6 +47,21 @@ template <std::same_as<Isa> I>
   if (const Status sources = check_sources(sequence, all); !sources) return sources;
   plan(sequence, all);
   if (sequence.past.size == 0 && all.past.end != 0) sequence.kernels = kv_kernels(isa, sequence.cache.layout->bits);
+  return {};
+}
+
+/// make_ready() for all; an error says which sequence.
+template <std::same_as<Isa> I>
+[[nodiscard]] Status make_all_ready(std::span<Sequence> sequences, I isa) noexcept {
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    const Status fits = make_ready(sequences[i], isa);
+    if (fits) continue;
+    Error error = fits.error();
+    ErrorText where = ErrorText("sequence ") << i;
+    where << ", " << error.where.c_str();
+    error.where = where;
+    return error;
+  }
   return {};
 }
 
@@ -243,18 +215,19 @@ struct Work {
                ErrorText("sequence ") << sequence - sequences.data() << ", key/value head " << head};
 }
 
+/// Calls task(i) for all i in [0, count), on the calling thread where `floats`, what all of them together write, is
+/// less than waking others costs.
+template <Executor E, class F>
+void for_each_unit(const E& executor, std::size_t count, std::size_t floats, const F& task) {
+  constexpr std::size_t worth_waking = 16384;
+  if (floats >= worth_waking) return executor.for_each_index(count, task);
+  for (std::size_t i = 0; i < count; ++i) task(i);
+}
+
 /// Computes all sequences; their derived members are filled here.
 template <Executor E>
 [[nodiscard]] Status compute(std::span<Sequence> sequences, ExecutionContext<E>& context) noexcept {
-  for (std::size_t i = 0; i < sequences.size(); ++i) {
-    const Status fits = make_ready(sequences[i], context.isa());
-    if (fits) continue;
-    Error error = fits.error();
-    ErrorText where = ErrorText("sequence ") << i;
-    where << ", " << error.where.c_str();
-    error.where = where;
-    return error;
-  }
+  if (const Status ready = make_all_ready(sequences, context.isa()); !ready) return ready;
   const Workspace::Frame frame(context.workspace());
   const Result<Work> work = list_work(sequences, context.workspace());
   if (!work) return work.error();
@@ -262,14 +235,20 @@ template <Executor E>
   const std::span<Task> tasks = work->tasks;
   const Machine machine{float_tiles(context.isa()), context.isa()};
   const E& executor = context.executor();
-  executor.for_each_index(units.size(), [&](std::size_t i) { prepare(units[i], machine.isa); });
+  std::size_t queries = 0;
+  std::size_t parts = 0;
+  for (const Sequence& sequence : sequences) {
+    queries += streams(sequence) ? sequence.q.rows * sequence.q.columns : 0;
+    parts += streams(sequence) ? sequence.q.rows * sequence.q.columns * sequence.spans : 0;
+  }
+  for_each_unit(executor, units.size(), 2 * queries, [&](std::size_t i) { prepare(units[i], machine.isa); });
   for (const Unit& unit : units) {
     if (!unit.finite) return infinite_query(unit.sequence, sequences, unit.head);
   }
   executor.for_each_index(tasks.size(), [&](std::size_t i) {
     tasks[i].units.empty() ? run_tile(tasks[i], machine) : gather_span(tasks[i], machine);
   });
-  executor.for_each_index(units.size(), [&](std::size_t i) { merge_spans(units[i], machine); });
+  for_each_unit(executor, units.size(), parts, [&](std::size_t i) { merge_spans(units[i], machine); });
   for (const Task& task : tasks) {
     if (!task.finite) return infinite_query(task.sequence, sequences, task.head);
   }

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Whether shapes fit and a cache has all that queries see, before anything is computed: what follows checks nothing.
+
+#include <cstddef>
+
+#include <cbq/core/checked.hpp>
+#include <cbq/core/result.hpp>
+#include <cbq/kv/attention.hpp>
+#include <cbq/kv/attention_spans.hpp>
+
+namespace cbq {
+inline namespace CBQ_ABI {
+namespace attention {
+
+[[nodiscard]] inline Error misfit(const Sequence& sequence, const char* what) noexcept {
+  return Error{Errc::bad_shape, what, "q, out, positions",
+               ErrorText(sequence.q.rows) << " x " << sequence.q.columns << ", " << sequence.out.rows << " x "
+                                          << sequence.out.columns << ", " << sequence.cache.size,
+               ErrorText(sequence.heads) << " heads of " << sequence.width};
+}
+
+/// Whether `floats` has `positions` positions of the sequence's heads.
+[[nodiscard]] inline bool holds(const FloatKvView& floats, const Sequence& sequence, std::size_t positions) noexcept {
+  return positions == 0 || (floats.keys != nullptr && floats.values != nullptr && floats.heads == sequence.heads &&
+                            floats.width == sequence.width && floats.size >= positions);
+}
+
+[[nodiscard]] inline Status check_shapes(const Sequence& sequence) noexcept {
+  const std::size_t columns = sequence.q.columns;
+  if (sequence.width == 0 || columns % sequence.width != 0) return misfit(sequence, "attention needs whole heads");
+  const AttentionShape shape{columns / sequence.width, sequence.heads, sequence.width};
+  if (const Status valid = check_attention(shape); !valid) return valid;
+  if (sequence.out.rows != sequence.q.rows || sequence.out.columns != columns ||
+      sequence.q.rows > sequence.cache.size) {
+    return misfit(sequence, "attention needs a result of the shape of the queries, and cached keys");
+  }
+  if (!(sequence.scale > 0.0f)) return Error{Errc::bad_argument, "the scale of scores must be above 0", "scale"};
+  return {};
+}
+
+/// Whether the cache has what queries see, of which `all` is the extent.
+[[nodiscard]] inline Status check_sources(const Sequence& sequence, const Sight& all) noexcept {
+  const QuantizedKvView& cache = sequence.cache;
+  const FloatKvView& sinks = sequence.time == Time::decoding ? cache.exact : cache.sinks;
+  if (!holds(cache.exact, sequence, all.exact.end) || !holds(sinks, sequence, all.sinks.end)) {
+    return misfit(sequence, "the cache lacks exact positions that queries see");
+  }
+  if (sequence.past.size != 0) {
+    if (holds(sequence.past, sequence, all.past.end)) return {};
+    return misfit(sequence, "the cache lacks past positions that queries see");
+  }
+  if (all.past.end > cache.packed) return misfit(sequence, "the cache lacks past positions that queries see");
+  for (std::size_t p = all.past.first / kv_page_positions; p < divide_up(all.past.end, kv_page_positions); ++p) {
+    if (cache.pages[p] == nullptr) {
+      return Error{Errc::bad_argument, "the cache lacks a page that queries see", "page", p};
+    }
+  }
+  return {};
+}
+
+}  // namespace attention
+}  // namespace CBQ_ABI
+}  // namespace cbq
