@@ -6,7 +6,7 @@
 // together, up to 16 rows at a time, so a page is read once for them. Work is cut into (key/value head, 16 rows), and
 // into spans of 2048 positions too where there are few of those; spans are merged in a second call of the executor.
 // Cost at 4 bits: the pages' bytes up to 4 rows, integer products beyond; 90 KiB of stack per task. What 8-bit queries
-// and weights cost in quality is in docs/kv_cache.md.
+// and weights cost in quality is in docs/kv_attention.md.
 
 #include <concepts>
 #include <cstddef>
