@@ -3,10 +3,9 @@
 
 // Causal attention of grouped queries over a quantized cache: o = softmax(scale q K^T) V, with integer products against
 // the codes of what is past and float products against what is exact. All query heads that share a key/value head go
-// together, up to 16 rows at a time, so a page is read once for them. Work is cut into (key/value head, 16 rows), and
-// into spans of 2048 positions too where there are few of those; spans are merged in a second call of the executor.
-// Cost at 4 bits: the pages' bytes up to 4 rows, integer products beyond; 90 KiB of stack per task. What 8-bit queries
-// and weights cost in quality is in docs/kv_attention.md.
+// together, up to 16 rows at a time. Few rows are cut into spans of 512 positions, read page by page with the heads
+// inside, and merged; many rows into tiles of one head. Cost at 4 bits: the pages' bytes up to about 4 rows, integer
+// products beyond; 80 KiB of stack per task. What 8-bit queries and weights cost in accuracy: docs/kv_attention.md.
 
 #include <concepts>
 #include <cstddef>
