@@ -154,7 +154,9 @@ MemoryEstimate estimate_reconstruction(const ModelConfig& config, const BlockSiz
   const Sizes sizes = sizes_of(config, block, options);
   const std::size_t blocks = std::min(settings.windows.size, config.layers);
   const std::size_t open = settings.trained == cbq::TrainedBlocks::all ? blocks : 1;  // the others stay in float
-  const std::size_t tape = sizes.tokens * tape_bytes(config, block.activations);
+  // What is left of keys and values, and gradients of those that are exact.
+  const std::size_t cached = cbq::is_float(options.cache.scheme) ? 0 : 4 * config.kv_heads * config.head_width;
+  const std::size_t tape = sizes.tokens * (tape_bytes(config, block.activations) + sizeof(float) * cached);
   MemoryEstimate estimate;
   estimate.weights = open * (2 * sizeof(float) * block.weights + block.rounding - sizeof(float) * block.parameters) +
                      (blocks - open) * sizeof(float) * block.weights;

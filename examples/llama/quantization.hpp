@@ -100,7 +100,7 @@ struct ReconstructionSettings {
 /// The quantized cache that reconstruction simulates.
 struct CacheSettings {
   cbq::KvScheme scheme = {.bits = 32};
-  double rate = 5e-3;  ///< learning rate of the smoothing, of schemes with `_2d`; 0: it stays as it was found
+  double rate = 5e-4;  ///< learning rate of the smoothing, of schemes with `_2d`; 0: it stays as it was found
 };
 
 /// How `--method gptq` rounds; see cbq::GptqOptions.
