@@ -90,6 +90,12 @@ void add_kv(CLI::App& app, KvArguments& kv) {
       ->check(CLI::Validator(check_kv_scheme, "", ""))
       ->capture_default_str()
       ->type_name("SCHEME");
+  app.add_option("--kv-sinks", kv.policy.sinks, "first positions that a quantized cache keeps exact")
+      ->capture_default_str()
+      ->type_name("N");
+  app.add_option("--kv-recent", kv.policy.recent, "last positions that it keeps exact; more are quantized 64 at a time")
+      ->capture_default_str()
+      ->type_name("N");
   app.add_option("--calibration", kv.calibration, "texts for smoothing factors of _2d; default: a text built in")
       ->type_name("FILE");
 }

@@ -92,6 +92,7 @@ Result<std::unique_ptr<LayerKv::Form>> make_form(const ModelConfig& config, std:
   const cbq::KvScheme& scheme = options.scheme;
   if (!cbq::is_float(scheme)) {
     const cbq::QuantizedKvOptions cache{.scheme = scheme,
+                                        .policy = options.policy,
                                         .heads = config.kv_heads,
                                         .width = config.head_width,
                                         .capacity = capacity,

@@ -15,6 +15,7 @@
 #include <cbq/core/result.hpp>
 #include <cbq/core/view.hpp>
 #include <cbq/kv/channel_statistics.hpp>
+#include <cbq/kv/kv_policy.hpp>
 #include <cbq/kv/kv_scheme.hpp>
 #include <cbq/kv/row_transform.hpp>
 #include <cbq/nn/causal_model.hpp>
@@ -38,6 +39,7 @@ struct KvOptions {
   cbq::KvScheme scheme = {.bits = 32};
   Operators operators = Operators::packed;  ///< fake_quantized: rounded rows, attention in float
   KvUse use = KvUse::decoding;
+  cbq::KvPolicy policy = {};  ///< of quantized caches; fake_quantized decoding has none
   /// Per layer, for schemes with `_2d`; what they point to outlives the caches. Otherwise none.
   std::span<const cbq::RowTransform> transforms = {};
   /// Per layer; the caches add all queries, keys and values to them. Null: nobody asks.

@@ -51,6 +51,7 @@ Result<KvSetup> KvSetup::create(const KvArguments& arguments, const LoadedModel&
   const Result<std::size_t> bytes = kv_bytes_per_token(loaded.model.config(), *scheme);
   if (!bytes) return cbq::in_context(bytes.error(), "--kv");
   setup.scheme_ = *scheme;
+  if (!cbq::is_float(*scheme)) setup.policy_ = arguments.policy;
   setup.bytes_per_token_ = *bytes;
   if (!scheme->smoothed) return setup;
   if (arguments.calibration.empty()) {
@@ -76,12 +77,14 @@ void KvSetup::use(std::vector<cbq::KvSmoothing> smoothing) {
 }
 
 KvOptions KvSetup::options() const {
-  return {.scheme = scheme_, .transforms = transforms_};
+  return {.scheme = scheme_, .policy = policy_, .transforms = transforms_};
 }
 
 void KvSetup::describe(Report& report) const {
   report.kv_scheme = cbq::kv_scheme_name(scheme_).c_str();
   report.kv_bytes_per_token = bytes_per_token_;
+  report.kv_sinks = policy_.sinks;
+  report.kv_recent = policy_.recent;
 }
 
 std::string kv_text(const Report& report) {

@@ -22,6 +22,7 @@ struct LoadedModel;
 /// Options of commands that run a model with a cache of a chosen form.
 struct KvArguments {
   std::string scheme = "f32";
+  cbq::KvPolicy policy = {.sinks = 1};  ///< of quantized caches
   /// Texts to find smoothing factors with; empty: those that the model has, or the text built in.
   std::vector<std::string> calibration;
 };
@@ -42,6 +43,7 @@ class KvSetup {
   void use(std::vector<cbq::KvSmoothing> smoothing);
 
   cbq::KvScheme scheme_ = {.bits = 32};
+  cbq::KvPolicy policy_ = {};
   std::vector<cbq::KvSmoothing> smoothing_;  // of each layer; transforms_ point into it
   std::vector<cbq::RowTransform> transforms_;
   std::size_t bytes_per_token_ = 0;

@@ -89,8 +89,9 @@ class DecodingForm final : public LayerKv::Form {
 template <class Cache>
 class TextForm final : public LayerKv::Form {
  public:
-  TextForm(Cache past, cbq::FloatKvCache exact, const cbq::KvScheme& scheme, const cbq::RowTransform& transform)
-      : past_(std::move(past)), exact_(std::move(exact)), scheme_(scheme), transform_(transform) {}
+  TextForm(Cache past, cbq::FloatKvCache exact, const cbq::QuantizedKvOptions& options,
+           const cbq::RowTransform& transform)
+      : past_(std::move(past)), exact_(std::move(exact)), options_(options), transform_(transform) {}
   std::size_t size() const override { return past_.size(); }
   std::size_t capacity() const override { return past_.capacity(); }
   void truncate(std::size_t size) override {
@@ -107,7 +108,8 @@ class TextForm final : public LayerKv::Form {
     return exact_.append(as_const(exact_keys), as_const(exact_values));
   }
   Status attend(const Rows& q, float scale, const MatrixView<float>& out, LayerKv::Context& context) override {
-    return attend_text(q, past_, {.scheme = scheme_, .exact = exact_.view(), .scale = scale}, out, context);
+    const cbq::TeacherForcing forcing{options_.scheme, options_.policy, exact_.view(), scale};
+    return attend_text(q, past_, forcing, out, context);
   }
 
  private:
@@ -120,7 +122,7 @@ class TextForm final : public LayerKv::Form {
 
   Cache past_;
   cbq::FloatKvCache exact_;
-  cbq::KvScheme scheme_;
+  cbq::QuantizedKvOptions options_;
   cbq::RowTransform transform_;  // of exact rows
   std::vector<float> keys_;
   std::vector<float> values_;
@@ -138,7 +140,7 @@ Result<FormPointer> text_form(Result<Cache> past, const cbq::QuantizedKvOptions&
   if (!past) return past.error();
   Result<cbq::FloatKvCache> exact = cbq::FloatKvCache::create(options.heads, options.width, options.capacity);
   if (!exact) return exact.error();
-  return FormPointer(std::make_unique<TextForm<Cache>>(*std::move(past), *std::move(exact), options.scheme, transform));
+  return FormPointer(std::make_unique<TextForm<Cache>>(*std::move(past), *std::move(exact), options, transform));
 }
 
 }  // namespace
@@ -147,12 +149,16 @@ Result<FormPointer> make_quantized_form(const cbq::QuantizedKvOptions& cache, co
                                         const KvOptions& options) {
   const bool packed = options.operators == Operators::packed;
   if (options.use == KvUse::decoding) {
+    if (!packed && cache.policy != cbq::KvPolicy()) {
+      return cbq::Error{cbq::Errc::unsupported, "rounded rows know no sinks, recent rows or windows", "--kv"};
+    }
     return packed ? decoding_form(PackedCache::create(cache, transform))
                   : decoding_form(RoundedKvCache::create(cache, transform));
   }
   // Everything is quantized at once; which queries see it is decided later.
   cbq::QuantizedKvOptions whole = cache;
   whole.scheme.past_only = false;
+  whole.policy = {};
   whole.largest_append = cache.capacity;
   return packed ? text_form(PackedCache::create(whole, transform), cache, transform)
                 : text_form(RoundedKvCache::create(whole, transform), cache, {});

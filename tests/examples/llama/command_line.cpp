@@ -70,6 +70,8 @@ const std::vector<std::string> json_keys = {"perplexity",
                                             "calibration_tokens",
                                             "kv_scheme",
                                             "kv_bytes_per_token",
+                                            "kv_sinks",
+                                            "kv_recent",
                                             "seconds",
                                             "probability_error_rms"};
 
