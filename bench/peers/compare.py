@@ -220,9 +220,11 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def programs_in(folder):
+def programs_in(folder, ending=""):
+    """The programs that measure products, or with "-attention" those that measure that; and the ceilings."""
+    wanted = lambda name: name == "peer-ceilings" or name.endswith("-attention") == (ending == "-attention")
     return [os.path.join(folder, name) for name in sorted(os.listdir(folder))
-            if name.startswith("peer-") and os.access(os.path.join(folder, name), os.X_OK)]
+            if name.startswith("peer-") and wanted(name) and os.access(os.path.join(folder, name), os.X_OK)]
 
 
 def main():
