@@ -5,6 +5,9 @@
 #include <string>
 #include <utility>
 
+#include "interrupt.hpp"
+#include "progress.hpp"
+
 namespace cbq_llama {
 
 using cbq::Errc;
@@ -38,9 +41,12 @@ Result<std::vector<cbq::KvSmoothing>> find_smoothing(const Model& model, const S
   const std::size_t length = std::min({text.length, text.tokens.size(), model.config().context});
   auto session = Session::create(model, length, machine, {.statistics = &*statistics});
   if (!session) return session.error();
+  Progress progress("smoothing", "tokens", text.tokens.size() / length * length);
   for (std::size_t first = 0; text.tokens.size() - first >= length; first += length) {
     session->reset();
     if (const auto hidden = session->forward(text.tokens.subspan(first, length)); !hidden) return hidden.error();
+    if (const cbq::Status ok = check_interrupt(); !ok) return ok.error();
+    progress.update(first + length);
   }
   std::vector<cbq::KvSmoothing> layers;
   for (std::size_t i = 0; i < statistics->size(); ++i) {

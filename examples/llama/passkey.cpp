@@ -77,14 +77,13 @@ std::string prompt_text(const std::vector<std::string>& sentences, std::size_t c
   return text;
 }
 
-// The first digits of an answer are what it says.
+}  // namespace
+
 bool says(const std::string& answer, const std::string& key) {
   const auto is_digit = [](unsigned char c) { return std::isdigit(c) != 0; };
   const auto first = std::find_if(answer.begin(), answer.end(), is_digit);
   return std::string(first, std::find_if_not(first, answer.end(), is_digit)) == key;
 }
-
-}  // namespace
 
 Result<PasskeyItem> make_passkey_item(const Tokenizer& tokenizer, const PasskeyOptions& options, std::size_t index) {
   std::mt19937_64 random(options.seed * 1000003 + index);

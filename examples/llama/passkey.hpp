@@ -37,6 +37,9 @@ struct PasskeyItem {
 [[nodiscard]] cbq::Result<PasskeyItem> make_passkey_item(const Tokenizer& tokenizer, const PasskeyOptions& options,
                                                          std::size_t index);
 
+/// Whether the first digits of an answer are `key`.
+[[nodiscard]] bool says(const std::string& answer, const std::string& key);
+
 struct PasskeyAnswer {
   PasskeyItem item;
   std::string answer;  ///< what the model wrote

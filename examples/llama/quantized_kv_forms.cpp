@@ -99,13 +99,11 @@ class TextForm final : public LayerKv::Form {
     exact_.truncate(size);
   }
   Status append(const Rows& keys, const Rows& values) override {
+    const std::size_t before = past_.size();
     if (const Status done = past_.append(keys, values); !done) return done;
-    const cbq::FloatKvView shape = exact_.view();
-    const MatrixView<float> exact_keys = copy(keys, keys_);
-    const MatrixView<float> exact_values = copy(values, values_);
-    if (const Status done = transform_keys(transform_, {shape.heads, shape.width}, exact_keys); !done) return done;
-    if (const Status done = transform_values(transform_, {shape.heads, shape.width}, exact_values); !done) return done;
-    return exact_.append(as_const(exact_keys), as_const(exact_values));
+    const Status done = append_exact(keys, values);
+    if (!done) past_.truncate(before);
+    return done;
   }
   Status attend(const Rows& q, float scale, const MatrixView<float>& out, LayerKv::Context& context) override {
     const cbq::TeacherForcing forcing{options_.scheme, options_.policy, exact_.view(), scale};
@@ -113,6 +111,14 @@ class TextForm final : public LayerKv::Form {
   }
 
  private:
+  Status append_exact(const Rows& keys, const Rows& values) {
+    const cbq::FloatKvView shape = exact_.view();
+    const MatrixView<float> exact_keys = copy(keys, keys_);
+    const MatrixView<float> exact_values = copy(values, values_);
+    if (const Status done = transform_keys(transform_, {shape.heads, shape.width}, exact_keys); !done) return done;
+    if (const Status done = transform_values(transform_, {shape.heads, shape.width}, exact_values); !done) return done;
+    return exact_.append(as_const(exact_keys), as_const(exact_values));
+  }
   static MatrixView<float> copy(const Rows& from, std::vector<float>& memory) {
     memory.resize(from.rows * from.columns);
     const MatrixView<float> to = cbq::matrix_view(memory.data(), from.rows, from.columns);

@@ -47,6 +47,16 @@ TEST_CASE("a passkey's text fills the context, with the number at its depth") {
   CHECK(make_passkey_item(tokenizer, options, 0).error().code == cbq::Errc::bad_argument);
 }
 
+TEST_CASE("an answer says the digits it begins with") {
+  CHECK(says(" 12345.", "12345"));
+  CHECK(says(": it is 12345, not 54321", "12345"));
+  CHECK_FALSE(says(" 54321, not 12345", "12345"));
+  CHECK_FALSE(says(" 123456", "12345"));
+  CHECK_FALSE(says(" 1234", "12345"));
+  CHECK_FALSE(says("no number", "12345"));
+  CHECK_FALSE(says("", "12345"));
+}
+
 TEST_CASE("passkey reports each answer and the share retrieved") {
   const auto run = run_tool({"passkey", pocket_llama(), "--context", "200", "--items", "2", "--seed", "3", "--threads",
                              "1", "--kv", "kv4_past", "--json", "-"});
