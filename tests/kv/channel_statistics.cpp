@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "support/nn.hpp"
@@ -103,4 +104,15 @@ TEST_CASE("rows that do not fit or are not finite leave statistics as they are",
   CHECK(statistics.add(x, x, fewer, "layer").error().code == Errc::bad_shape);
   CHECK(statistics.add(fewer, x, x, "layer").error().code == Errc::bad_shape);
   CHECK(KvChannelStatistics::create({.heads = 0, .width = 3}).error().code == Errc::bad_shape);
+}
+
+TEST_CASE("statistics of no channel take no rows", "[kv]") {
+  const Rows rows(1);
+  KvChannelStatistics statistics = KvChannelStatistics::create(heads).value();
+  const KvChannelStatistics taken = std::move(statistics);
+  const auto none = matrix_view<const float>(rows.keys.data(), 1, 0);
+  const auto queries = matrix_view<const float>(rows.queries.data(), 1, channels);
+  KvChannelStatistics fresh;
+  CHECK(statistics.add(queries, none, none, "layer").error().code == Errc::bad_shape);
+  CHECK(fresh.add(queries, none, none, "layer").error().code == Errc::bad_shape);
 }

@@ -103,12 +103,12 @@ class KvChannelStatistics {
   [[nodiscard]] const RowMoments& values() const noexcept { return values_; }
 
   /// Adds queries [tokens x query heads * width], keys and values [tokens x heads * width]; as many consecutive query
-  /// heads read each key/value head. `layer` names them in errors. Errc::bad_shape, and Errc::not_finite naming layer,
-  /// channel and token; nothing is added then.
+  /// heads read each key/value head. `layer` names them in errors. Errc::bad_shape, also for statistics that were moved
+  /// from, and Errc::not_finite naming layer, channel and token; nothing is added then.
   [[nodiscard]] Status add(const MatrixView<const float>& queries, const MatrixView<const float>& keys,
                            const MatrixView<const float>& values, const ErrorText& layer) noexcept {
     const std::size_t channels = keys_.channels();
-    if (keys.columns != channels || values.columns != channels || queries.columns == 0 ||
+    if (channels == 0 || keys.columns != channels || values.columns != channels || queries.columns == 0 ||
         queries.columns % channels != 0 || values.rows != keys.rows || queries.rows != keys.rows) {
       return Error{Errc::bad_shape, "queries, keys and values do not fit the statistics", layer, keys.columns,
                    channels};
