@@ -109,6 +109,24 @@ TEST_CASE("pages are still there when their pool has moved") {
   CHECK(cbq::KvPages().empty());
 }
 
+TEST_CASE("a pool that was moved from has no pages") {
+  alignas(64) std::byte memory[2 * page_bytes];
+  auto created = cbq::KvPagePool::create(memory, page_bytes);
+  REQUIRE(created.has_value());
+  const cbq::KvPagePool moved = *std::move(created);
+  CHECK(moved.size() == 2);
+  CHECK(created->size() == 0);
+  CHECK(created->page_bytes() == 0);
+  CHECK(created->free_pages() == 0);
+  CHECK(created->acquire().error().code == cbq::Errc::out_of_memory);
+  const cbq::KvPages none;
+  CHECK(none.size() == 0);
+  CHECK(none.page_bytes() == 0);
+  CHECK(none.acquire().error().code == cbq::Errc::out_of_memory);
+  CHECK(none.check_free(0).has_value());
+  CHECK(none.check_free(1).error().code == cbq::Errc::out_of_memory);
+}
+
 TEST_CASE("a pool refuses memory and pages that do not fit each other") {
   alignas(64) std::byte memory[512];
   const auto code = [](std::span<std::byte> bytes, std::size_t size) {

@@ -28,14 +28,14 @@ class KvPages {
   KvPages() = default;  ///< of no pool
 
   [[nodiscard]] bool empty() const noexcept { return state_ == nullptr; }
-  [[nodiscard]] std::size_t page_bytes() const noexcept { return state_->page_bytes; }
-  /// All pages, and those that nobody holds.
-  [[nodiscard]] std::size_t size() const noexcept { return state_->size; }
-  [[nodiscard]] std::size_t free_pages() const noexcept { return state_->free; }
+  [[nodiscard]] std::size_t page_bytes() const noexcept { return empty() ? 0 : state_->page_bytes; }
+  /// All pages, and those that nobody holds; 0 of no pool.
+  [[nodiscard]] std::size_t size() const noexcept { return empty() ? 0 : state_->size; }
+  [[nodiscard]] std::size_t free_pages() const noexcept { return empty() ? 0 : state_->free; }
 
   /// A page of zeros with one reference. Errc::out_of_memory: no page is free.
   [[nodiscard]] Result<std::byte*> acquire() const noexcept {
-    if (state_->free == 0) return full(1);
+    if (free_pages() == 0) return full(1);
     const std::size_t index = state_->first_free;
     state_->first_free = state_->entries[index].next_free;
     state_->entries[index].references = 1;
@@ -45,7 +45,7 @@ class KvPages {
     return page;
   }
 
-  /// One reference more to a page that somebody holds.
+  /// One reference more to a page of this pool that somebody holds; so, too, for the next two.
   void retain(const std::byte* page) const noexcept { state_->entries[index_of(page)].references += 1; }
 
   /// One reference less; without any the page is free.
@@ -66,7 +66,7 @@ class KvPages {
 
   /// Errc::out_of_memory unless `wanted` pages are free.
   [[nodiscard]] Status check_free(std::size_t wanted) const noexcept {
-    if (wanted > state_->free) return full(wanted);
+    if (wanted > free_pages()) return full(wanted);
     return {};
   }
 
@@ -92,7 +92,7 @@ class KvPages {
   [[nodiscard]] Error full(std::size_t wanted) const noexcept {
     return Error{Errc::out_of_memory,
                  "the page pool is full: truncate or destroy a sequence, or create the pool with more memory",
-                 "free pages", ErrorText(state_->free) << " of " << state_->size, wanted};
+                 "free pages", ErrorText(free_pages()) << " of " << size(), wanted};
   }
 
   State* state_ = nullptr;
@@ -136,9 +136,10 @@ class KvPagePool {
   /// What caches keep of their pool; a moved-from pool gives one of no pool.
   [[nodiscard]] KvPages pages() noexcept { return KvPages(state_.data()); }
 
-  [[nodiscard]] std::size_t page_bytes() const noexcept { return state_[0].page_bytes; }
-  [[nodiscard]] std::size_t size() const noexcept { return state_[0].size; }
-  [[nodiscard]] std::size_t free_pages() const noexcept { return state_[0].free; }
+  /// 0 for a pool that was moved from, all three.
+  [[nodiscard]] std::size_t page_bytes() const noexcept { return gone() ? 0 : state_[0].page_bytes; }
+  [[nodiscard]] std::size_t size() const noexcept { return gone() ? 0 : state_[0].size; }
+  [[nodiscard]] std::size_t free_pages() const noexcept { return gone() ? 0 : state_[0].free; }
   /// See KvPages.
   [[nodiscard]] Result<std::byte*> acquire() noexcept { return pages().acquire(); }
   void retain(const std::byte* page) noexcept { pages().retain(page); }
@@ -149,6 +150,7 @@ class KvPagePool {
   using State = KvPages::State;
   KvPagePool(AlignedBuffer<State> state, AlignedBuffer<Entry> entries) noexcept
       : state_(std::move(state)), entries_(std::move(entries)) {}
+  [[nodiscard]] bool gone() const noexcept { return state_.data() == nullptr; }
 
   AlignedBuffer<State> state_;  // on the heap: KvPages point to it
   AlignedBuffer<Entry> entries_;
