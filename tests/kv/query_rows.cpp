@@ -49,19 +49,30 @@ TEST_CASE("A query becomes 8-bit codes in the places of its channels, with the s
   }
 }
 
-TEST_CASE("Queries without a largest element, and those that are no numbers, become 0") {
+TEST_CASE("Queries without a largest element, and those that are no numbers or too large, become 0") {
   const KvLayout layout = *kv_layout(KvScheme{.bits = 8}, 1, 80);
-  for (const float value : {0.0f, 1e-38f, -1e-45f, 1e38f, NAN, INFINITY}) {
+  for (const float value : {0.0f, 1e-38f, -1e-45f, 1.2e30f, -1.3e30f, 1e38f, NAN, INFINITY}) {
     CAPTURE(value);
     std::vector<float> x(80, 0.0f);
     x[70] = value;
     Row to(layout);
-    const bool finite = std::isfinite(value);
+    const bool finite = std::fabs(value) <= 0x1p100f;
     const bool zero = !finite || std::fabs(value) < 1e-30f;
     CHECK(attention::quantize_query(layout, x, 0, to.view()) == finite);
     for (std::size_t i = 0; i < 96; ++i) REQUIRE(int{to.codes[i]} == (i == 70 && !zero ? 127 : 0));
     CHECK((to.scales[0] == 0.0f) == zero);
     CHECK((to.sums[0] == 0.0f) == zero);
     CHECK(std::isfinite(to.sums[0]));
+  }
+}
+
+TEST_CASE("Sums of the largest queries are finite") {
+  const KvLayout layout = *kv_layout(KvScheme{.bits = 8}, 1, 256);
+  for (const float most : {attention::largest_query, attention::largest_folded_query}) {
+    const std::vector<float> largest(256, -most), larger(256, std::nextafter(most, INFINITY));
+    Row to(layout);
+    CHECK(attention::quantize_query(layout, largest, 0, to.view(), most));
+    for (std::size_t g = 0; g < layout.groups; ++g) CHECK(to.sums[g] == Catch::Approx(-128.0f * most));
+    CHECK_FALSE(attention::quantize_query(layout, larger, 0, to.view(), most));
   }
 }

@@ -3,8 +3,8 @@
 
 // How attention over quantized caches becomes tasks. With few rows, as in decoding, memory is what counts: a task is a
 // span of some heads, and a second call of the executor merges what spans gathered. With many rows, as in a prompt, a
-// task is 16 rows of one head, which visits all spans. The bits are the same. Tasks and what they share lie in the
-// context's workspace.
+// task is 16 rows of one head, which visits all spans. Of the same rows both make the same bits. Tasks and what they
+// share lie in the context's workspace.
 
 #include <concepts>
 #include <cstddef>
@@ -211,7 +211,7 @@ struct Work {
 
 [[nodiscard]] inline Error infinite_query(const Sequence* sequence, std::span<const Sequence> sequences,
                                           std::size_t head) noexcept {
-  return Error{Errc::not_finite, "a query is NaN or infinite",
+  return Error{Errc::not_finite, "a query is NaN, infinite or beyond 2^100",
                ErrorText("sequence ") << sequence - sequences.data() << ", key/value head " << head};
 }
 

@@ -37,7 +37,7 @@ struct Unit {
   RowSums sums = {};            ///< of the span at hand
   float* parts = nullptr;       ///< memory of the sums of all spans, where they are tasks of their own
   std::size_t part_floats = 0;  ///< from one span to the next
-  bool finite = true;           ///< all queries are
+  bool finite = true;           ///< all queries are numbers up to largest_query
 };
 
 /// Query or result of row r of a tile.
@@ -67,7 +67,7 @@ inline void prepare(Unit& unit, Isa isa) noexcept {
     transform_query(transform_of(sequence.cache), unit.head, query, isa);
     const bool packed = sequence.kernels.keys != nullptr;
     const bool finite =
-        packed ? quantize_query(*sequence.cache.layout, query, r, unit.queries) : is_finite(max_abs(query));
+        packed ? quantize_query(*sequence.cache.layout, query, r, unit.queries) : max_abs(query) <= largest_query;
     unit.finite = unit.finite && finite;
   }
 }

@@ -67,7 +67,7 @@ inline void score_channel_keys(const PackedPage& page, const QueryRows& queries,
       constants[r] += query * offsets[i];
       lost += product[i];
     }
-    const bool finite = quantize_query(layout, {product, layout.width}, r, folded);
+    const bool finite = quantize_query(layout, {product, layout.width}, r, folded, largest_folded_query);
     for (std::size_t g = 0; g < layout.groups; ++g) lost -= folded.sums[r * layout.groups + g];
     constants[r] = finite ? constants[r] + middle_code(layout) * lost : __builtin_nanf("");  // scores beyond float
   }
@@ -81,7 +81,7 @@ inline void score_channel_keys(const PackedPage& page, const QueryRows& queries,
   }
 }
 
-/// scores [row][64] of the first `panels` panels.
+/// scores [row][64] of the first `panels` panels; 0 behind them, as softmax reads whole pages.
 inline void score_page(const PackedPage& page, const QueryRows& queries, std::size_t rows, std::size_t panels,
                        float* scores) noexcept {
   const KvLayout& layout = page.layout;
@@ -101,6 +101,11 @@ inline void score_page(const PackedPage& page, const QueryRows& queries, std::si
                      .score_stride = kv_page_positions,
                      .next = page.next};
   layout.channel_keys ? score_channel_keys(page, queries, tile) : page.kernels.keys(tile);
+  const std::size_t end = panels * panel_outputs;
+  if (end == kv_page_positions) return;
+  for (std::size_t r = 0; r < rows; ++r) {
+    std::memset(scores + r * kv_page_positions + end, 0, (kv_page_positions - end) * sizeof(float));
+  }
 }
 
 /// What PageWeights asks for, row by row, for instruction sets without a kernel for all of it.

@@ -21,6 +21,10 @@ inline namespace CBQ_ABI {
 namespace attention {
 
 inline constexpr std::size_t most_groups = most_width / kv_longest_group;
+/// Elements of queries up to here leave scores with keys within half finite.
+inline constexpr float largest_query = 0x1p100f;
+/// The same, once multiplied with scales of keys, which are halves.
+inline constexpr float largest_folded_query = 0x1p117f;
 
 /// Queries of one tile; memory of somebody else.
 struct QueryRows {
@@ -62,12 +66,12 @@ inline std::int32_t encode_channels(std::span<const float> x, float inverse, std
   return sum;
 }
 
-/// Codes, scale and sums of row r for the query `x` [width]; all 0, and false, where x is not finite.
+/// Codes, scale and sums of row r for the query `x` [width]; all 0, and false, where x is NaN or beyond `most`.
 [[nodiscard]] inline bool quantize_query(const KvLayout& layout, std::span<const float> x, std::size_t r,
-                                         const QueryRows& to) noexcept {
+                                         const QueryRows& to, float most = largest_query) noexcept {
   constexpr float smallest = 0x1p-100f;  // of all scores of a smaller query, softmax makes the same weight
   const float largest = max_abs(x);
-  const bool finite = is_finite(largest);
+  const bool finite = is_finite(largest) && largest <= most;
   const bool any = finite && largest >= smallest;
   const float inverse = any ? 127.0f / largest : 0.0f;
   const float step = any ? largest / 127.0f : 0.0f;
