@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cbq/kv/packed_attention.hpp>
 
+#include <algorithm>
 #include <catch2/catch_all.hpp>
 #include <cmath>
 #include <limits>
 #include <vector>
 
+#include "support/failing_memory.hpp"
 #include "support/isas.hpp"
 #include "support/kernels.hpp"
 #include "support/kv_kernels.hpp"
@@ -149,37 +151,88 @@ TEST_CASE("Where 8 bits are exact, so is attention but for the rounding of float
   }
 }
 
-TEST_CASE("The same bits for any threads, in any company, row by row or at once, and no memory the second time") {
-  const Case one{{kv4, 2, 64, 1200, 1200}, 6, 30}, other{{kv4, 2, 64, 700, 650, 5}, 4, 1};
+TEST_CASE("The same bits for any threads and in any company, and no memory the second time") {
+  // Spans as tasks and tiles as tasks, with sinks, a window and exact rows.
+  const Case one{{kv4, 2, 64, 1200, 1100, 3, 600}, 6, 30}, other{{kv4, 2, 64, 700, 650, 5}, 4, 1};
   const Problem problem(one), company(other);
-  const auto alone = problem.run(SerialExecutor{}, detect());
-  for (const std::size_t threads : {2u, 16u}) {
-    CHECK(problem.run(support::ThreadExecutor{threads}, detect()) == alone);
-    CHECK(company.run(support::ThreadExecutor{threads}, detect()) == company.run(SerialExecutor{}, detect()));
-  }
-  const SerialExecutor serial;
-  ExecutionContext<> context(serial);
   std::vector<float> out(problem.q.size()), beside(company.q.size());
-  const std::size_t columns = 6 * 64;
-  const auto q = support::input(problem.q, columns);
   const AttentionItem items[] = {
       {support::input(company.q, 256), company.sequence.cache(), company.scale, support::view(beside, 256)},
-      {q, problem.sequence.cache(), problem.scale, support::view(out, columns)}};
-  REQUIRE(attend_batch(items, context));
-  REQUIRE(context.workspace().bytes() != 0);
-  const std::size_t bytes = context.workspace().bytes();
-  CHECK(out == alone);
-  CHECK(beside == company.run(serial, detect()));
-  REQUIRE(attend_batch(items, context));
-  CHECK(context.workspace().bytes() == bytes);
-
-  // 30 tokens of 3 heads are 6 tiles, whole tasks each; one token is a task per span.
-  for (const std::size_t t : {0u, 13u, 29u}) {
-    QuantizedKvView cache = problem.sequence.cache();
-    cache.size = cache.packed = 1200 - 29 + t;
-    REQUIRE(attend(rows(q, t, 1), cache, problem.scale, rows(support::view(out, columns), t, 1), context));
+      {support::input(problem.q, 384), problem.sequence.cache(), problem.scale, support::view(out, 384)}};
+  for (const Isa isa : support::machine_isas()) {
+    CAPTURE(isa_name(isa));
+    const SerialExecutor serial;
+    const auto alone = problem.run(serial, isa), company_alone = company.run(serial, isa);
+    for (const std::size_t threads : {2u, 16u}) {
+      CHECK(problem.run(support::ThreadExecutor{threads}, isa) == alone);
+      CHECK(company.run(support::ThreadExecutor{threads}, isa) == company_alone);
+    }
+    ExecutionContext<> context(serial, isa);
+    REQUIRE(attend_batch(items, context));
+    CHECK(out == alone);
+    CHECK(beside == company_alone);
+    support::fail_allocation_after(0);
+    const Status again = attend_batch(items, context);
+    CHECK_FALSE(support::stop_failing_allocations());
+    REQUIRE(again);
+    CHECK(out == alone);
   }
-  CHECK(out == alone);
+}
+
+TEST_CASE("Where queries see codes alone, the same bits row by row or at once; otherwise but for rounding") {
+  // 30 tokens of 3 heads are 6 tiles, whole tasks each; one token is a task per span.
+  for (const Case& c : {Case{{kv4, 2, 64, 1200, 1200}, 6, 30}, Case{{kivi, 2, 64, 1216, 1216, 0, 700}, 6, 30},
+                        Case{{kv4, 2, 64, 1200, 1200, 3, 600}, 6, 30}}) {
+    const Problem problem(c);
+    const std::size_t columns = c.heads * c.shape.width;
+    for (const Isa isa : support::machine_isas()) {
+      CAPTURE(isa_name(isa), c.shape.sinks, c.shape.window);
+      const SerialExecutor serial;
+      ExecutionContext<> context(serial, isa);
+      const auto whole = problem.run(serial, isa);
+      for (const std::size_t t : {0u, 13u, 29u}) {
+        std::vector<float> out(columns);
+        QuantizedKvView cache = problem.sequence.cache();
+        cache.size = cache.packed = c.shape.size - 29 + t;
+        REQUIRE(attend(rows(support::input(problem.q, columns), t, 1), cache, problem.scale,
+                       support::view(out, columns), context));
+        const std::vector<float> part(whole.begin() + static_cast<std::ptrdiff_t>(t * columns),
+                                      whole.begin() + static_cast<std::ptrdiff_t>((t + 1) * columns));
+        if (c.shape.sinks == 0) {
+          CHECK(out == part);
+        } else {
+          CHECK(relative_error(out, oracle::Matrix(1, columns, part)) < 1e-5);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("Scores behind the panels of a page that queries see are 0, not what lay in memory") {
+  for (const KvScheme& scheme : {kv8, kivi}) {
+    const std::size_t size = scheme.channel_keys ? 64 : 20;
+    const Problem problem({{scheme, 1, 64, size, size}, 2, 1});
+    const QuantizedKvView cache = problem.sequence.cache();
+    attention::QueryRowsMemory memory;
+    attention::QueryRows queries = attention::query_rows(memory);
+    for (std::size_t r = 0; r < 2; ++r) {
+      const std::span<float> query(queries.floats + r * 64, 64);
+      std::copy_n(problem.q.begin() + static_cast<std::ptrdiff_t>(r * 64), 64, query.begin());
+      REQUIRE(attention::quantize_query(*cache.layout, query, r, queries));
+    }
+    for (const Isa isa : support::machine_isas()) {
+      CAPTURE(isa_name(isa), scheme.channel_keys);
+      const KvKernels kernels = kv_kernels(isa, cache.layout->bits);
+      const attention::PackedPage page{
+          .layout = *cache.layout, .kernels = kernels, .bytes = cache.pages[0] + kv_keys_offset(*cache.layout, 0)};
+      std::vector<float> scores(2 * 64, NAN);
+      attention::score_page(page, queries, 2, 2, scores.data());
+      for (std::size_t i = 0; i < scores.size(); ++i) {
+        REQUIRE(std::isfinite(scores[i]));
+        if (i % 64 >= 32) REQUIRE(scores[i] == 0.0f);
+      }
+    }
+  }
 }
 
 TEST_CASE("Pages before the window may be gone") {
@@ -207,18 +260,33 @@ TEST_CASE("Attention refuses what does not fit, and queries that are not numbers
   CHECK(refused(good, 192, 1.0f) == Errc::bad_shape);
   CHECK(refused(good, 250, 1.0f) == Errc::bad_shape);
   CHECK(refused(good, 256, 0.0f) == Errc::bad_argument);
-  CHECK(refused(good, 256, NAN) == Errc::bad_argument);
+  for (const float scale : {-1.0f, 1e-38f, NAN, INFINITY}) CHECK(refused(good, 256, scale) == Errc::bad_argument);
   QuantizedKvView bad = good;
   bad.size = 1;
   CHECK(refused(bad, 256, 1.0f) == Errc::bad_shape);
   bad = good;
   bad.exact = {};
   CHECK(refused(bad, 256, 1.0f) == Errc::bad_shape);
+  bad = good;
+  bad.pages = nullptr;
+  CHECK(refused(bad, 256, 1.0f) == Errc::bad_shape);
+  // Queries at 198 and 199.
+  for (const std::size_t first : {199u, 200u}) {
+    bad = good;
+    bad.first = first;
+    CHECK(refused(bad, 256, 1.0f) == Errc::bad_argument);
+  }
+  for (const std::size_t stride : {0u, 255u}) {
+    const MatrixView<const float> q{problem.q.data(), 2, 256, stride};
+    const MatrixView<float> to{out.data(), 2, 256, stride};
+    CHECK_FALSE(attend(q, good, 1.0f, matrix_view(out.data(), 2, 256), context));
+    CHECK_FALSE(attend(matrix_view<const float>(problem.q.data(), 2, 256), good, 1.0f, to, context));
+  }
   problem.sequence.forget_before(64);
   bad = problem.sequence.cache();
   bad.first = 0;
   CHECK(refused(bad, 256, 1.0f) == Errc::bad_argument);
-  for (const float value : {NAN, INFINITY}) {
+  for (const float value : {NAN, INFINITY, 1e37f}) {
     Problem spoiled(c);
     spoiled.q[300] = value;
     const auto q = support::input(spoiled.q, 256);

@@ -4,8 +4,9 @@
 // Causal attention of grouped queries over a float cache: o = softmax(scale q K^T) V. Keys are visited in blocks of 256
 // positions with a running maximum, so no matrix of scores ever exists; products run on the dispatched float tiles,
 // straight from the cache. Work is cut into (head, 16 queries); a single query takes the heads that share keys and
-// values together. Blocks begin at fixed positions, so a row's result does not depend on how many rows came before it
-// in the same call. Cost: 4 * width multiply-adds per query, head and visible position pair; 34 KiB of stack per task.
+// values together. Blocks begin at fixed positions, so the other rows of a call change a row's result by no more than
+// rounding (up to four rows go through tiles that sum in another order), and executors do not change it at all. Cost:
+// 4 * width multiply-adds per query, head and visible position pair; 34 KiB of stack per task.
 
 #include <cstddef>
 
@@ -13,6 +14,7 @@
 #include <cbq/kv/float_kv_cache.hpp>
 #include <cbq/kv/float_source.hpp>
 #include <cbq/kv/online_softmax.hpp>
+#include <cbq/quant/scale.hpp>
 
 namespace cbq {
 
@@ -37,7 +39,30 @@ inline namespace CBQ_ABI {
   return {};
 }
 
+/// Errc::bad_argument for a factor of scores that softmax cannot work with: NaN, infinite, not above 0 or so small that
+/// its product with differences of scores is lost.
+[[nodiscard]] constexpr Status check_score_scale(float scale) noexcept {
+  if (is_finite(scale) && scale >= 0x1p-100f) return {};
+  return Error{Errc::bad_argument, "the scale of scores must be finite and at least 2^-100", "scale"};
+}
+
 namespace attention {
+
+/// Errors of attend().
+[[nodiscard]] constexpr Status check_call(const MatrixView<const float>& q, const FloatKvView& cache, float scale,
+                                          const MatrixView<float>& out) noexcept {
+  const AttentionShape shape{cache.width == 0 ? 0 : q.columns / cache.width, cache.heads, cache.width};
+  if (const Status valid = check_attention(shape); !valid) return valid;
+  if (q.columns % cache.width != 0 || out.columns != q.columns || out.rows != q.rows || q.rows > cache.size) {
+    return Error{Errc::bad_shape, "attention needs whole heads, a result of the shape of the queries, and cached keys",
+                 "q", ErrorText(q.rows) << " x " << q.columns, ErrorText(out.rows) << " x " << out.columns};
+  }
+  if (q.rows > 1 && (q.stride < q.columns || out.stride < q.columns)) {
+    return Error{Errc::bad_shape, "rows of queries and of results must not overlap", "q, out",
+                 ErrorText("strides ") << q.stride << ", " << out.stride, q.columns};
+  }
+  return check_score_scale(scale);
+}
 
 /// Some queries that read the same key/value head.
 struct Job {
@@ -68,17 +93,14 @@ inline void run(const Job& job, const FloatKvView& cache, const Tiles& tiles) no
 
 /// out [tokens x heads * width] = attention of the queries q of the same shape, which belong to the last `tokens`
 /// positions of the cache: query t sees positions 0 .. size - tokens + t. `scale` multiplies scores, usually 1 /
-/// sqrt(width); > 0. Allocates nothing. The same bits for any executor. Errc::bad_shape, Errc::unsupported.
+/// sqrt(width). Allocates nothing. The same bits for any executor. Errc::bad_shape, Errc::unsupported,
+/// Errc::bad_argument (the scale: check_score_scale()).
 template <Executor E>
 [[nodiscard]] Status attend(const MatrixView<const float>& q, const FloatKvCache& cache, float scale,
                             const MatrixView<float>& out, ExecutionContext<E>& context) noexcept {
   const FloatKvView view = cache.view();
-  const AttentionShape shape{view.width == 0 ? 0 : q.columns / view.width, view.heads, view.width};
-  if (const Status valid = check_attention(shape); !valid) return valid;
-  if (q.columns % view.width != 0 || out.columns != q.columns || out.rows != q.rows || q.rows > view.size) {
-    return Error{Errc::bad_shape, "attention needs whole heads, a result of the shape of the queries, and cached keys",
-                 "q", ErrorText(q.rows) << " x " << q.columns, ErrorText(out.rows) << " x " << out.columns};
-  }
+  if (const Status valid = attention::check_call(q, view, scale, out); !valid) return valid;
+  const AttentionShape shape{q.columns / view.width, view.heads, view.width};
   const attention::Tiles tiles = attention::float_tiles(context.isa());
   const std::size_t group = shape.heads / shape.kv_heads;
   const std::size_t past = view.size - q.rows;

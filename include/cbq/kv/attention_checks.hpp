@@ -36,13 +36,28 @@ namespace attention {
       sequence.q.rows > sequence.cache.size) {
     return misfit(sequence, "attention needs a result of the shape of the queries, and cached keys");
   }
-  if (!(sequence.scale > 0.0f)) return Error{Errc::bad_argument, "the scale of scores must be above 0", "scale"};
-  return {};
+  if (sequence.q.rows > 1 && (sequence.q.stride < columns || sequence.out.stride < columns)) {
+    return Error{Errc::bad_shape, "rows of queries and of results must not overlap", "q, out",
+                 ErrorText("strides ") << sequence.q.stride << ", " << sequence.out.stride, columns};
+  }
+  return check_score_scale(sequence.scale);
+}
+
+/// Whether every query sees its own position. After a rollback into what the window had given back, it would see
+/// nothing, or sinks alone, and the result would be NaN, or wrong.
+[[nodiscard]] inline Status check_own_positions(const Sequence& sequence) noexcept {
+  const QuantizedKvView& cache = sequence.cache;
+  if (sequence.time == Time::decoding) return {};
+  const std::size_t own = larger(position_of(sequence, 0), cache.sinks.size);
+  if (own >= cache.size || own >= cache.first) return {};
+  return Error{Errc::bad_argument, "the position of a query was given back with its window", "position", own,
+               ErrorText("at least ") << cache.first};
 }
 
 /// Whether the cache has what queries see, of which `all` is the extent.
 [[nodiscard]] inline Status check_sources(const Sequence& sequence, const Sight& all) noexcept {
   const QuantizedKvView& cache = sequence.cache;
+  if (const Status own = check_own_positions(sequence); !own) return own;
   const FloatKvView& sinks = sequence.time == Time::decoding ? cache.exact : cache.sinks;
   if (!holds(cache.exact, sequence, all.exact.end) || !holds(sinks, sequence, all.sinks.end)) {
     return misfit(sequence, "the cache lacks exact positions that queries see");
@@ -51,7 +66,9 @@ namespace attention {
     if (holds(sequence.past, sequence, all.past.end)) return {};
     return misfit(sequence, "the cache lacks past positions that queries see");
   }
-  if (all.past.end > cache.packed) return misfit(sequence, "the cache lacks past positions that queries see");
+  if (all.past.end > cache.packed || (all.past.end != 0 && cache.pages == nullptr)) {
+    return misfit(sequence, "the cache lacks past positions that queries see");
+  }
   for (std::size_t p = all.past.first / kv_page_positions; p < divide_up(all.past.end, kv_page_positions); ++p) {
     if (cache.pages[p] == nullptr) {
       return Error{Errc::bad_argument, "the cache lacks a page that queries see", "page", p};

@@ -5,7 +5,9 @@
 // long context is cut. Sources in their order: sinks (exact), past (pages of codes, or floats that stand for them),
 // exact rows. A span is 512 positions of the past, or of the exact rows; the last of the past takes the first exact
 // ones with it. Every span is gathered by itself and they are merged in their order, whoever computes them: the result
-// depends neither on the number of threads nor on what else is computed in the same call.
+// depends neither on the number of threads nor on other sequences. Nor, where pages are all that queries see, on how
+// many tokens come at once; sinks and exact rows are multiplied by tiles whose order of sums depends on the number of
+// rows, and sinks join the first span that any query of the call sees: there it changes the rounding.
 
 #include <cstddef>
 

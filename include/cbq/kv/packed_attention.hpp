@@ -5,7 +5,7 @@
 // the codes of what is past and float products against what is exact. All query heads that share a key/value head go
 // together, up to 16 rows at a time. Few rows are cut into spans of 512 positions, read page by page with the heads
 // inside, and merged; many rows into tiles of one head. Cost at 4 bits: the pages' bytes up to about 4 rows, integer
-// products beyond; 80 KiB of stack per task. What 8-bit queries and weights cost in accuracy: docs/kv_attention.md.
+// products beyond; 96 KiB of stack per task. What 8-bit queries and weights cost in accuracy: docs/kv_attention.md.
 
 #include <concepts>
 #include <cstddef>
@@ -22,7 +22,7 @@ namespace cbq {
 struct AttentionItem {
   MatrixView<const float> q = {};
   QuantizedKvView cache = {};
-  float scale = 1.0f;  ///< of scores, > 0; usually 1 / sqrt(width)
+  float scale = 1.0f;  ///< of scores, see check_score_scale(); usually 1 / sqrt(width)
   MatrixView<float> out = {};
 };
 
@@ -43,8 +43,9 @@ namespace attention {
 /// Attention of the queries of several sequences, each over its own cache: query t of a sequence sees its positions up
 /// to size - tokens + t, within the cache's window, and the sinks. Allocates nothing once the context's workspace has
 /// grown to the shape. The same bits for any executor and any other sequences. Errc::bad_shape, Errc::bad_argument (a
-/// visible page is missing, a scale that is not above 0), Errc::unsupported, Errc::not_finite (queries; results are
-/// then partly written), Errc::out_of_memory.
+/// visible page is missing, a query's own position was given back with its window before a rollback,
+/// check_score_scale()), Errc::unsupported, Errc::not_finite (queries that are NaN or, transformed as the keys, beyond
+/// 2^100; results are then partly written), Errc::out_of_memory.
 template <Executor E>
 [[nodiscard]] Status attend_batch(std::span<const AttentionItem> items, ExecutionContext<E>& context) noexcept {
   const Workspace::Frame frame(context.workspace());

@@ -21,7 +21,7 @@ struct TeacherForcing {
   KvScheme scheme = {};    ///< past_only, channel_keys: which positions were quantized when
   KvPolicy policy = {};    ///< likewise
   FloatKvView exact = {};  ///< all positions, transformed as the quantized ones; none where nothing is seen exactly
-  float scale = 1.0f;      ///< of scores, > 0
+  float scale = 1.0f;      ///< of scores, see check_score_scale()
 };
 
 inline namespace CBQ_ABI {
