@@ -105,6 +105,30 @@ TEST_CASE("statistics that tell nothing are errors", "[kv]") {
   CHECK(find_kv_smoothing(example(), {.largest_factor = std::nan("")}).error().code == Errc::bad_argument);
 }
 
+TEST_CASE("scales that leave float are errors, not factors of 0 or infinity", "[kv]") {
+  const auto spread = [](float low, float high) {
+    const std::vector<float> rows = {low, high, -low, -high};
+    const auto x = matrix_view(rows.data(), 2, 2);
+    KvChannelStatistics statistics = KvChannelStatistics::create({.heads = 1, .width = 2}).value();
+    REQUIRE(statistics.add(x, x, x, "layer 0"));
+    return statistics;
+  };
+  const auto code = [](const KvChannelStatistics& statistics, const cbq::KvSmoothingOptions& options) {
+    const auto found = find_kv_smoothing(statistics, options);
+    REQUIRE_FALSE(found);
+    return found.error().code;
+  };
+  const KvChannelStatistics wide = spread(1e-30f, 1e30f);  // squares are 60 digits apart from their geometric mean
+  CHECK(code(wide, {.key_exponent = 2, .largest_factor = 1e300}) == Errc::bad_argument);
+  CHECK(code(wide, {.value_exponent = 2, .largest_factor = INFINITY}) == Errc::bad_argument);
+  const std::vector<float> rows = {1e-20f, 1e-20f, 1e-20f, 1e20f, -1e-20f, -1e-20f, -1e-20f, -1e20f};
+  const auto x = matrix_view(rows.data(), 2, 4);
+  KvChannelStatistics loud = KvChannelStatistics::create({.heads = 1, .width = 4}).value();
+  REQUIRE(loud.add(x, x, x, "layer 0"));  // scales 1e-20, 1e60
+  CHECK(code(loud, {.key_exponent = 2, .largest_factor = 1e300}) == Errc::not_finite);
+  CHECK(find_kv_smoothing(wide, {.key_exponent = 2, .value_exponent = 2, .largest_factor = 1e30}).has_value());
+}
+
 TEST_CASE("smoothing lowers the error of the scores of keys with loud channels and of values", "[kv]") {
   // Keys of 64 channels of which four are loud and far from zero, queries of equal size: the sum of squared errors of
   // scores, quantized to 4 bits per token with and without the recipe.

@@ -144,10 +144,22 @@ inline void set_weights(const RowMoments& queries, std::size_t first, std::size_
   return {};
 }
 
+/// Whether a cache takes them: scales that were not cut far enough leave float.
+[[nodiscard]] inline Status check_factors(const KvSmoothing& smoothing, const KvHeads& heads) noexcept {
+  return check_row_transform({.key_scales = smoothing.key_scales.data(),
+                              .key_offsets = smoothing.key_offsets.data(),
+                              .value_scales = smoothing.value_scales.data(),
+                              .value_offsets = smoothing.value_offsets.data(),
+                              .key_weights = smoothing.key_weights.data()},
+                             heads);
+}
+
 }  // namespace smoothing
 
 /// Scales, offsets and weights from statistics. Channels that never vary get scale 1. Errc::bad_argument (no tokens,
-/// exponents outside [0, 2], a largest factor below 1), Errc::not_finite naming the channel, Errc::out_of_memory.
+/// exponents outside [0, 2], a largest factor below 1), Errc::not_finite naming the channel, Errc::out_of_memory; with
+/// a largest factor beyond float also Errc::bad_argument for a scale that became 0, Errc::not_finite for an infinite
+/// one.
 [[nodiscard]] inline Result<KvSmoothing> find_kv_smoothing(const KvChannelStatistics& statistics,
                                                            const KvSmoothingOptions& options = {}) noexcept {
   if (statistics.tokens() == 0) return Error{Errc::bad_argument, "smoothing needs a token", "calibration tokens", 0};
@@ -177,6 +189,7 @@ inline void set_weights(const RowMoments& queries, std::size_t first, std::size_
     result->key_offsets[c] = static_cast<float>(statistics.keys().mean(c));
     result->value_offsets[c] = static_cast<float>(statistics.values().mean(c));
   }
+  if (const Status usable = smoothing::check_factors(*result, statistics.heads()); !usable) return usable.error();
   return result;
 }
 
