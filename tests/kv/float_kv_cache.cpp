@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <catch2/catch_all.hpp>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "support/nn.hpp"
@@ -104,6 +105,50 @@ TEST_CASE("A cache refuses what does not fit and keeps what it has") {
   CHECK(cache->append(support::input(four, 8), support::input(four, 8)).error().code == Errc::bad_shape);
   CHECK(cache->append(rows(support::input(four, 4), 0, 2), rows(support::input(four, 4), 0, 1)).error().code ==
         Errc::bad_shape);
+  const MatrixView<const float> two = rows(support::input(four, 4), 0, 2), overlapping{four.data(), 2, 4, 3};
+  const MatrixView<const float> nothing{nullptr, 2, 4, 4};
+  for (const MatrixView<const float>& bad : {overlapping, nothing}) {
+    CHECK(cache->append(bad, two).error().code == Errc::bad_shape);
+    CHECK(cache->append(two, bad).error().code == Errc::bad_shape);
+  }
   CHECK(cache->size() == 0);
-  CHECK(cache->append(rows(support::input(four, 4), 0, 3), rows(support::input(four, 4), 0, 3)));
+  CHECK(cache->append(rows(nothing, 0, 0), rows(nothing, 0, 0)));
+  CHECK(cache->append(rows(overlapping, 0, 1), rows(two, 0, 1)));  // a single row has no next one
+  CHECK(cache->append(two, two));
+}
+
+TEST_CASE("A cache that was moved from is empty and without room") {
+  const auto x = support::normal(16, 1);
+  const auto full = [&x] {
+    auto cache = FloatKvCache::create(1, 4, 4);
+    REQUIRE(cache->append(support::input(x, 4), support::input(x, 4)));
+    return *std::move(cache);
+  };
+  const auto check_gone = [&x](FloatKvCache& gone) {
+    CHECK(gone.size() == 0);
+    CHECK(gone.capacity() == 0);
+    CHECK(gone.view().keys == nullptr);
+    CHECK(gone.view().values == nullptr);
+    CHECK(gone.view().size == 0);
+    CHECK(gone.view().heads == 0);
+    CHECK(gone.append(support::input(x, 4), support::input(x, 4)).error().code == Errc::bad_shape);
+    CHECK(gone.append(matrix_view(x.data(), 1, 0), matrix_view(x.data(), 1, 0)).error().code == Errc::bad_shape);
+    gone.truncate(0);
+    gone.drop_front(0);
+  };
+  FloatKvCache first = full(), second = full();
+  FloatKvCache third(std::move(first));
+  check_gone(first);
+  CHECK(key(third.view(), 0, 3, 2) == x[14]);
+  third.truncate(2);
+  second = std::move(third);
+  check_gone(third);
+  CHECK(second.size() == 2);
+  CHECK(value(second.view(), 0, 1, 2) == x[6]);
+  first = std::move(second);  // and takes another one's place
+  CHECK(first.append(rows(support::input(x, 4), 0, 2), rows(support::input(x, 4), 0, 2)));
+  FloatKvCache& same = first;
+  first = std::move(same);
+  CHECK(first.size() == 4);
+  CHECK(key(first.view(), 0, 3, 2) == x[6]);
 }

@@ -373,6 +373,12 @@ TEST_CASE("A refused append leaves the cache as it was") {
     refuses(cache->append(wide.k(), wide.v()), cbq::Errc::bad_shape);
     refuses(cache->append(five.k(), wide.v()), cbq::Errc::bad_shape);
     refuses(cache->append(five.k(), cbq::rows(five.v(), 0, 4)), cbq::Errc::bad_shape);
+    const float* const memory = five.keys.data();
+    for (const cbq::MatrixView<const float>& bad :
+         {cbq::MatrixView<const float>{nullptr, 5, 24, 24}, {memory, 5, 24, 23}}) {
+      refuses(cache->append(bad, five.v()), cbq::Errc::bad_shape);
+      refuses(cache->append(five.k(), bad), cbq::Errc::bad_shape);
+    }
     const KvRows many(71, 24, random), full(64, 24, random);
     refuses(cache->append(many.k(), many.v()), cbq::Errc::bad_shape);  // beyond largest_append
     refuses(cache->append(full.k(), full.v()), cbq::Errc::bad_shape);  // 67 + 64 > 130

@@ -29,9 +29,47 @@ struct FloatKvView {
 
 inline namespace CBQ_ABI {
 
+/// Errc::bad_shape unless keys and values that are appended have memory, and rows that do not overlap.
+[[nodiscard]] inline Status check_kv_rows(const MatrixView<const float>& keys,
+                                          const MatrixView<const float>& values) noexcept {
+  if (keys.rows != 0 && (keys.data == nullptr || values.data == nullptr)) {
+    return Error{Errc::bad_shape, "keys and values have no memory", "rows", keys.rows};
+  }
+  if (keys.rows > 1 && (keys.stride < keys.columns || values.stride < values.columns)) {
+    return Error{Errc::bad_shape, "rows of keys or values overlap", "strides",
+                 ErrorText(keys.stride) << ", " << values.stride, ErrorText("at least ") << keys.columns};
+  }
+  return {};
+}
+
 class FloatKvCache {
  public:
   static constexpr std::size_t panel = 16;
+
+  FloatKvCache() = default;  ///< without room; what a cache becomes that is moved from
+  FloatKvCache(FloatKvCache&& other) noexcept
+      : keys_(std::move(other.keys_)),
+        values_(std::move(other.values_)),
+        view_(other.view_),
+        value_width_(other.value_width_),
+        limit_(other.limit_),
+        written_(other.written_) {
+    other.forget();
+  }
+  FloatKvCache& operator=(FloatKvCache&& other) noexcept {
+    if (this == &other) return *this;
+    keys_ = AlignedBuffer<float>(std::move(other.keys_));
+    values_ = AlignedBuffer<float>(std::move(other.values_));
+    view_ = other.view_;
+    value_width_ = other.value_width_;
+    limit_ = other.limit_;
+    written_ = other.written_;
+    other.forget();
+    return *this;
+  }
+  FloatKvCache(const FloatKvCache&) = delete;
+  FloatKvCache& operator=(const FloatKvCache&) = delete;
+  ~FloatKvCache() = default;
 
   /// Room for `capacity` positions of `heads` key/value heads of `width` elements; memory is touched only when it is
   /// used. Errc::bad_shape, Errc::out_of_memory.
@@ -112,6 +150,7 @@ class FloatKvCache {
                    ErrorText(keys.rows) << " x " << keys.columns << ", " << values.rows << " x " << values.columns,
                    ErrorText("tokens x ") << columns};
     }
+    if (const Status memory = check_kv_rows(keys, values); !memory) return memory;
     if (keys.rows > limit_ - view_.size) {
       return Error{Errc::bad_shape, "the key/value cache is full", "positions",
                    ErrorText(view_.size) << " + " << keys.rows, limit_};
@@ -128,6 +167,10 @@ class FloatKvCache {
   }
 
  private:
+  void forget() noexcept {
+    view_ = {};
+    value_width_ = limit_ = written_ = 0;
+  }
   /// First element of a position among the keys of one head; the next ones follow `panel` floats apart.
   template <class Float>
   [[nodiscard]] Float* key_in(Float* keys, std::size_t position) const noexcept {

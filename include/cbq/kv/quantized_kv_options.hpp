@@ -7,6 +7,7 @@
 
 #include <cbq/core/result.hpp>
 #include <cbq/core/view.hpp>
+#include <cbq/kv/float_kv_cache.hpp>
 #include <cbq/kv/kv_policy.hpp>
 #include <cbq/kv/kv_scheme.hpp>
 #include <cbq/kv/row_transform.hpp>
@@ -53,6 +54,7 @@ inline namespace CBQ_ABI {
                  ErrorText(keys.rows) << " x " << keys.columns << ", " << values.rows << " x " << values.columns,
                  ErrorText("tokens x ") << columns};
   }
+  if (const Status memory = check_kv_rows(keys, values); !memory) return memory;
   if (keys.rows > options.largest_append) {
     return Error{Errc::bad_shape, "more rows than the cache was created to append at once", "rows", keys.rows,
                  ErrorText("at most ") << options.largest_append};
