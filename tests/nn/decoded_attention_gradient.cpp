@@ -235,4 +235,63 @@ TEST_CASE("Own keys need own values, of their shape") {
   given = problem.apart();
   given.own_k.rows = 4;
   CHECK(attend_sequences(given, problem.shape(), matrix(out, q_width), context).error().code == Errc::bad_shape);
+  given = problem.exact();
+  given.v.columns = kv_width / 2;
+  CHECK(attend_sequences(given, problem.shape(), matrix(out, q_width), context).error().code == Errc::bad_shape);
+  given = problem.exact();
+  given.k.rows = 4;
+  CHECK(attend_sequences(given, problem.shape(), matrix(out, q_width), context).error().code == Errc::bad_shape);
+}
+
+TEST_CASE("Gradients have the shapes of operands; own keys and values need their own") {
+  const Problem<float> problem(1, 5);
+  const SerialExecutor serial;
+  ExecutionContext<> context(serial);
+  const std::vector<float> out = attend(problem, problem.apart());
+  const auto rows = matrix_view<const float>(out.data(), 5, q_width);
+  std::array<std::vector<float>, operands> all = problem.values;
+  const AttentionOperands<float> whole{matrix(all[q], q_width), matrix(all[k], kv_width), matrix(all[v], kv_width),
+                                       matrix(all[own_k], kv_width), matrix(all[own_v], kv_width)};
+  const auto code = [&](const AttentionOperands<float>& to) {
+    const Status done = attend_sequences_backward(problem.apart(), problem.shape(), rows, rows, to, context);
+    return done ? Errc{} : done.error().code;
+  };
+  CHECK(code(whole) == Errc{});
+  AttentionOperands<float> to = whole;
+  to.own_k = to.own_v = {};
+  CHECK(code(to) == Errc::bad_shape);
+  to = whole;
+  to.own_v = {};
+  CHECK(code(to) == Errc::bad_shape);
+  to = whole;
+  to.v.rows = 4;
+  CHECK(code(to) == Errc::bad_shape);
+}
+
+TEST_CASE("A cache of other heads than attention's is refused") {
+  const Problem<float> problem(1, 5);
+  const SerialExecutor serial;
+  ExecutionContext<> context(serial);
+  std::vector<float> out(problem.slopes.size());
+  std::array<std::vector<float>, operands> all = problem.values;
+  const AttentionOperands<float> to{matrix(all[q], q_width), matrix(all[k], kv_width), matrix(all[v], kv_width)};
+  const auto rows = matrix_view<const float>(problem.slopes.data(), 5, q_width);
+  struct Heads {
+    std::size_t channels, width;
+  };
+  for (const Heads other : {Heads{6, 6}, {24, 6}, {12, 12}, {12, 3}}) {
+    for (const Operand which : {k, v}) {
+      CAPTURE(other.channels, other.width, which);
+      KvSites<float> sites;
+      (which == k ? sites.keys : sites.values) =
+          *KvSite<float>::create({.width = other.width}, std::vector<float>(other.channels, 1.0f));
+      KvSitesTape<float> tape;
+      const Status done = sites.attend(problem.exact(), problem.shape(), tape, matrix(out, q_width), context);
+      REQUIRE_FALSE(done);
+      CHECK(done.error().code == Errc::bad_shape);
+      const Status back = sites.backward(problem.exact(), problem.shape(), tape, {rows, rows}, to, context);
+      REQUIRE_FALSE(back);
+      CHECK(back.error().code == Errc::bad_shape);
+    }
+  }
 }

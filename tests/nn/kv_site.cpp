@@ -5,9 +5,17 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <limits>
+#include <span>
 #include <string>
 #include <vector>
+
+#include <cbq/kv/key_block.hpp>
+#include <cbq/kv/kv_layout.hpp>
+#include <cbq/kv/kv_scheme.hpp>
+#include <cbq/kv/row_transform.hpp>
+#include <cbq/kv/value_block.hpp>
 
 #include "support/nn.hpp"
 
@@ -121,6 +129,45 @@ void check_differences(const Oracle& oracle, const std::vector<double>& x, std::
     CAPTURE(i);
     CHECK(gradient[i] == Catch::Approx((above - below) / (2 * h)).epsilon(1e-5).margin(1e-6));
   }
+}
+
+enum class CachePart : unsigned char { keys, values };
+
+// What a cache that has the site's smoothing makes of rows: transformed, encoded, decoded and restored.
+std::vector<float> cached(const KvSite<float>& site, const KvScheme& scheme, CachePart part, std::vector<float> x) {
+  const std::size_t channels = site.channels(), width = site.width();
+  std::vector<float> scales, offsets, weights;
+  for (std::size_t c = 0; c < channels; ++c) {
+    scales.push_back(site.scale(c));
+    offsets.push_back(site.offset(c));
+    weights.push_back(site.weight(c));
+  }
+  const RowTransform transform{.key_scales = scales.data(),
+                               .key_offsets = offsets.data(),
+                               .value_scales = scales.data(),  // restore_outputs() undoes either
+                               .value_offsets = offsets.data(),
+                               .hadamard = scheme.hadamard,
+                               .key_weights = scheme.hadamard ? nullptr : weights.data(),
+                               .refinements = 2};
+  const KvHeads heads{channels / width, width};
+  const auto rows = matrix_view(x.data(), x.size() / channels, channels);
+  const bool keys = part == CachePart::keys;
+  REQUIRE((keys ? transform_keys(transform, heads, rows) : transform_values(transform, heads, rows)));
+  const KvLayout layout = *kv_layout(scheme, 1, width);
+  std::vector<std::byte> page(layout.head_bytes);
+  std::byte* const values = page.data() + layout.key_bytes;
+  for (std::size_t first = 0; first < x.size(); first += width) {
+    const std::span<float> head(x.data() + first, width);
+    if (keys) {
+      REQUIRE(encode_key(layout, 0, head, page.data(), key_refinement(transform, first % channels / width, width)));
+      decode_key(layout, page.data(), 0, head.data());
+    } else {
+      REQUIRE(encode_value(layout, 0, head, values, value_refinement(transform)));
+      decode_value(layout, values, 0, head.data());
+    }
+  }
+  REQUIRE(restore_outputs(transform, heads, rows));
+  return x;
 }
 
 }  // namespace
@@ -238,35 +285,76 @@ TEST_CASE("Floats are stored in halves, and have the same bits for any executor"
   }
 }
 
-TEST_CASE("Refined groups are those of the cache, and their weights grow with the factors") {
-  const KvSiteOptions options{.bits = 3, .width = 32, .refinements = 2};
-  const std::vector<float> x = support::normal(4 * 64, 11), slopes = support::normal(4 * 64, 12);
+TEST_CASE("Refined groups are those of the cache after factors have moved") {
+  constexpr std::size_t heads = 2, width = 32;
+  const std::vector<float> x = support::normal(20 * heads * width, 11);
   std::vector<float> scales, weights;
-  for (const float v : support::normal(64, 13, 0.3f)) scales.push_back(std::exp(v));
-  for (const float v : support::normal(64, 14)) weights.push_back(std::fabs(v));
-  auto site = KvSite<float>::create(options, scales);
-  REQUIRE(site);
-  REQUIRE(site->set_weights(weights));
-  CHECK_FALSE(site->set_weights(scales = std::vector<float>(3)));
-  site->parameters()[0].values[5] += std::log(2.0f);
-  CHECK(site->weight(5) == Catch::Approx(4 * weights[5]));
-  weights[5] = site->weight(5);
-  const std::vector<float> out = forward(*site, x);
-  for (std::size_t first = 0; first < x.size(); first += 32) {
-    std::vector<float> w(32);
-    const std::size_t c = first % 64;
-    for (std::size_t i = 0; i < 32; ++i) w[i] = x[first + i] / site->scale(c + i);
-    const auto [low, high] = std::minmax_element(w.begin(), w.end());
-    const AffineGroup group = refine_affine_group(w, *fit_affine_group({*low, *high}, 3), 3, {2, weights.data() + c});
-    for (std::size_t i = 0; i < 32; ++i) {
-      const float place = (w[i] - to_float(group.offset)) / to_float(group.scale);
-      const float code = std::nearbyint(std::clamp(place, 0.0f, 7.0f));
-      const float kept = to_float(group.scale) * code + to_float(group.offset);
-      CHECK(out[first + i] == Catch::Approx(kept * site->scale(c + i)).margin(1e-5));
+  for (const float v : support::normal(heads * width, 13, 0.3f)) scales.push_back(std::exp(v));
+  for (const float v : support::normal(heads * width, 14)) weights.push_back(std::fabs(v));
+  for (const char* name : {"kv4_2d_past", "kv3_2d_past_hadamard"}) {
+    const KvScheme scheme = *parse_kv_scheme(name);
+    for (const CachePart part : {CachePart::keys, CachePart::values}) {
+      CAPTURE(name, part == CachePart::keys);
+      auto site = KvSite<float>::create({.bits = scheme.bits,
+                                         .width = width,
+                                         .rotation = scheme.hadamard ? InputRotation::hadamard : InputRotation::none,
+                                         .refinements = 2},
+                                        scales, support::normal(heads * width, 15));
+      REQUIRE(site);
+      if (part == CachePart::keys) REQUIRE(site->set_weights(weights));
+      const std::vector<float> moves = support::normal(heads * width, 16, 0.4f);
+      for (std::size_t c = 0; c < moves.size(); ++c) site->parameters()[0].values[c] += moves[c];
+      const std::vector<float> out = forward(*site, x), kept = cached(*site, scheme, part, x);
+      double apart = 0, lost = 0;
+      for (std::size_t i = 0; i < x.size(); ++i) {
+        apart += std::pow(static_cast<double>(out[i]) - static_cast<double>(kept[i]), 2);
+        lost += std::pow(static_cast<double>(x[i]) - static_cast<double>(kept[i]), 2);
+      }
+      CHECK(apart < 1e-4 * lost);
+      const std::vector<float> slopes = support::normal(x.size(), 12), dx = backward(*site, x, slopes);
+      for (std::size_t i = 0; i < dx.size(); ++i) CHECK(dx[i] == Catch::Approx(slopes[i]).margin(1e-5));
     }
   }
-  const std::vector<float> dx = backward(*site, x, slopes);
-  for (std::size_t i = 0; i < dx.size(); ++i) CHECK(dx[i] == Catch::Approx(slopes[i]).margin(1e-5));
+}
+
+TEST_CASE("Weights grow with the square of factors, and are finite and not negative") {
+  auto site = KvSite<float>::create({.width = 4}, std::vector<float>{1, 2, 3, 4});
+  REQUIRE(site);
+  REQUIRE(site->set_weights(std::vector<float>{1, 0, 3, 4}));
+  site->parameters()[0].values[2] += std::log(2.0f);
+  CHECK(site->weight(2) == Catch::Approx(12));
+  CHECK(site->set_weights(std::vector<float>(3)).error().code == Errc::bad_shape);
+  for (const float wrong : {-1.0f, std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    const Status set = site->set_weights(std::vector<float>{9, 9, 9, wrong});
+    REQUIRE_FALSE(set);
+    CHECK(set.error().code == Errc::bad_argument);
+    CHECK(site->weight(0) == 1);
+  }
+}
+
+TEST_CASE("Rows of other channels are refused; the identity copies") {
+  auto site = KvSite<float>::create({.width = 4}, std::vector<float>(8, 1.0f));
+  REQUIRE(site);
+  const SerialExecutor serial;
+  ExecutionContext<> context(serial);
+  for (const std::size_t columns : {4u, 16u}) {
+    const std::vector<float> x(2 * columns);
+    std::vector<float> out(2 * columns);
+    CHECK(site->forward(support::input(x, columns), support::view(out, columns), context).error().code ==
+          Errc::bad_shape);
+    CHECK(site->backward(support::view(out, columns), support::input(x, columns), {}, context).error().code ==
+          Errc::bad_shape);
+  }
+  const std::vector<float> x = support::normal(16, 17);
+  std::vector<float> out(24);
+  CHECK(site->forward(support::input(x, 8), support::view(out, 8), context).error().code == Errc::bad_shape);
+  CHECK(site->backward(support::view(out, 8), support::input(x, 8), {}, context).error().code == Errc::bad_shape);
+  out.resize(16);
+  KvSite<float> identity;
+  REQUIRE(identity.forward(support::input(x, 8), support::view(out, 8), context));
+  CHECK(out == x);
+  REQUIRE(identity.backward(support::view(out, 8), support::input(x, 8), {}, context));
+  CHECK(out == x);
 }
 
 TEST_CASE("What a site cannot do is an error") {
@@ -283,11 +371,13 @@ TEST_CASE("What a site cannot do is an error") {
   const SerialExecutor serial;
   ExecutionContext<> context(serial);
   for (const float wrong : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), 2e6f}) {
-    std::vector<float> x(3 * 8), out(3 * 8);
+    std::vector<float> x(3 * 8), out(3 * 8, 5.0f);
     x[17] = wrong;
     const Status done = site->forward(support::input(x, 8), support::view(out, 8), context);
     REQUIRE_FALSE(done);
     CHECK(done.error().code == Errc::not_finite);
     CHECK(std::string(done.error().where.c_str()) == "token 2");
+    CHECK(out[15] == 0.0f);
+    for (std::size_t i = 16; i < 24; ++i) CHECK(out[i] == 5.0f);  // nothing that was never computed
   }
 }

@@ -61,6 +61,7 @@ template <class T, Executor E>
   const std::size_t tokens = operands.q.rows;
   const std::size_t width = shape.heads.width;
   if (const Status fits = part::check(shape, operands); !fits) return fits;
+  if (const Status fits = part::check_gradients(operands, gradients); !fits) return fits;
   const Workspace::Frame frame(context.workspace());
   const std::size_t tasks = tokens / shape.length * shape.heads.kv_heads;
   const auto scratch = part::take_scratch<T>(tasks, shape.length, 2, context);

@@ -77,12 +77,27 @@ struct KvSites {
 
   [[nodiscard]] bool is_identity() const noexcept { return keys.is_identity() && values.is_identity(); }
 
+  /// Errc::bad_shape where a site is not one of these key/value heads.
+  [[nodiscard]] Status check(const AttentionShape& heads) const noexcept {
+    for (const KvSite<T>* site : {&keys, &values}) {
+      if (site->is_identity() || (site->width() == heads.width && site->channels() == heads.kv_heads * heads.width)) {
+        continue;
+      }
+      return Error{Errc::bad_shape, "the simulated cache has other heads than attention",
+                   site == &keys ? "keys of the cache" : "values of the cache",
+                   ErrorText(site->channels()) << " channels, heads of " << site->width(),
+                   ErrorText(heads.kv_heads) << " heads of " << heads.width};
+    }
+    return {};
+  }
+
   /// out [tokens x heads * width]; `exact` has queries, keys and values of all tokens (no own_k, own_v), `tape` keeps
-  /// what the backward pass needs. Errors of attend_sequences() and KvSite::forward().
+  /// what the backward pass needs. Errors of check(), attend_sequences() and KvSite::forward().
   template <Executor E>
   [[nodiscard]] Status attend(const Operands& exact, const SequenceAttention& shape, KvSitesTape<T>& tape,
                               const MatrixView<T>& out, ExecutionContext<E>& context) const noexcept {
     if (is_identity()) return attend_sequences(exact, shape, out, context);
+    if (const Status fits = check(shape.heads); !fits) return fits;
     namespace part = decoded_attention;
     if (const Status done = part::fill(keys, exact.k, tape.keys, context); !done) return done;
     if (const Status done = part::fill(values, exact.v, tape.values, context); !done) return done;
@@ -96,6 +111,7 @@ struct KvSites {
                                 const AttentionResult<T>& result, const AttentionOperands<T>& gradients,
                                 ExecutionContext<E>& context) noexcept {
     if (is_identity()) return attend_sequences_backward(exact, shape, result.out, result.dout, gradients, context);
+    if (const Status fits = check(shape.heads); !fits) return fits;
     namespace part = decoded_attention;
     const Workspace::Frame frame(context.workspace());
     AttentionOperands<T> all = gradients;

@@ -5,7 +5,8 @@
 // smoothed, heads rotated where the scheme says so, groups of each token quantized, and all of it undone. Factors and
 // offsets of the smoothing can be learned; gradients pass straight through the rounding (WKVQuant, Yue et al., 2024,
 // two-dimensional quantization). Groups are quantized as the cache does it (simulated_group.hpp); where it refines them
-// by least squares, the gradient of their range is left out. About 20 operations per element and pass.
+// by least squares, with weights for keys that are not rotated, the gradient of their range is left out. About 20
+// operations per element and pass.
 //
 //   u = (x - d) / s                 s = exp(sigma), d = d_0 + s_0 shift     sigma, shift per channel of each head
 //   w = H u                         H orthonormal and symmetric, or the identity
@@ -85,22 +86,30 @@ class KvSite {
     return !is_identity() && (options_.scale_rate != 0 || options_.offset_rate != 0);
   }
   [[nodiscard]] std::size_t channels() const noexcept { return channels_; }
+  [[nodiscard]] std::size_t width() const noexcept { return options_.width; }  ///< of a head
   /// The smoothing now.
   [[nodiscard]] T scale(std::size_t channel) const noexcept { return std::exp(part(sigmas)[channel]); }
   [[nodiscard]] T offset(std::size_t channel) const noexcept {
     return part(starts)[channel] + part(units)[channel] * part(shifts)[channel];
   }
-  /// What a squared error of the smoothed channel costs where groups are refined; grows with the square of its factor.
+  /// What a squared error of the smoothed channel costs; grows with the square of its factor.
   [[nodiscard]] T weight(std::size_t channel) const noexcept {
     const T grown = scale(channel) / part(units)[channel];
     return part(weights)[channel] * grown * grown;
   }
-  /// Weights at the start, which are 1 otherwise. Errc::bad_shape.
+  /// Weights at the start, which are 1 otherwise: those that key_refinement() has for a cache. Refined groups heed them
+  /// once they are set, and where heads are not rotated. Errc::bad_shape, Errc::bad_argument for one that is negative
+  /// or not finite.
   [[nodiscard]] Status set_weights(std::span<const T> values) noexcept {
     if (values.size() != channels_) {
       return Error{Errc::bad_shape, "there is one weight for each channel", "weights", values.size(), channels_};
     }
+    for (std::size_t c = 0; c < channels_; ++c) {
+      if (values[c] >= 0 && values[c] <= std::numeric_limits<T>::max()) continue;
+      return Error{Errc::bad_argument, "weights are finite and not negative", ErrorText("weight of channel ") << c};
+    }
     for (std::size_t c = 0; c < channels_; ++c) part(weights)[c] = values[c];
+    weighing_ = Weighing::given;
     return {};
   }
 
@@ -124,11 +133,13 @@ class KvSite {
     }
   }
 
-  /// x^ [tokens x channels] = site(x); out may be x. Errc::not_finite naming a token, also where scale or offset of a
-  /// group are beyond half.
+  /// x^ [tokens x channels] = site(x); out may be x. Errc::bad_shape; Errc::not_finite naming a token, also where scale
+  /// or offset of a group are beyond half: of this token nothing is written from the head of the group on.
   template <Executor E>
   [[nodiscard]] Status forward(const MatrixView<const T>& x, const MatrixView<T>& out,
                                ExecutionContext<E>& context) const noexcept {
+    if (const Status fits = check_shapes(x, as_const(out)); !fits) return fits;
+    if (is_identity()) return keep(x, out);
     const Workspace::Frame frame(context.workspace());
     const auto smoothing = smoothing_now(context);
     if (!smoothing) return smoothing.error();
@@ -141,7 +152,10 @@ class KvSite {
         const Channels head = smoothing->at(first);
         T u[widest_head];
         Head coded;
-        if (!encode(row(x, r) + first, head, u, coded, isa)) (*failed)[r] = 1;
+        if (!encode(row(x, r) + first, head, u, coded, isa)) {
+          (*failed)[r] = 1;
+          return;
+        }
         rotate(coded.values, isa);
         for (std::size_t i = 0; i < options_.width; ++i)
           row(out, r)[first + i] = coded.values[i] * head.s[i] + head.d[i];
@@ -155,10 +169,13 @@ class KvSite {
     return {};
   }
 
-  /// Replaces dL/dx^ by dL/dx, and adds dL/dsigma and dL/dshift to the gradients of parameters().
+  /// Replaces dL/dx^ by dL/dx, and adds dL/dsigma and dL/dshift to the gradients of parameters(). Heads that forward()
+  /// refuses pass their gradient as it is. Errc::bad_shape, Errc::out_of_memory.
   template <Executor E>
   [[nodiscard]] Status backward(const MatrixView<T>& gradient, const MatrixView<const T>& x, const MatrixView<const T>&,
                                 ExecutionContext<E>& context) noexcept {
+    if (const Status fits = check_shapes(x, as_const(gradient)); !fits) return fits;
+    if (is_identity()) return {};
     const Workspace::Frame frame(context.workspace());
     const auto smoothing = smoothing_now(context);
     if (!smoothing) return smoothing.error();
@@ -186,15 +203,17 @@ class KvSite {
   [[nodiscard]] std::size_t bytes() const noexcept { return memory_.size() * sizeof(T); }
 
  private:
+  enum class Weighing : unsigned char { equal, given };
   enum Part : std::size_t { sigmas, shifts, sigma_gradients, shift_gradients, units, starts, weights, parts };
   static constexpr std::size_t rows_per_chunk = 64;
 
-  /// s, d and weights of channels.
+  /// s, d and weights of channels; null weights: equal ones.
   struct Channels {
     const T* s = nullptr;
     const T* d = nullptr;
     const T* w = nullptr;
-    [[nodiscard]] Channels at(std::size_t first) const noexcept { return {s + first, d + first, w + first}; }
+    [[nodiscard]] Channels at(std::size_t first) const noexcept { return {s + first, d + first, weights_at(first)}; }
+    [[nodiscard]] const T* weights_at(std::size_t first) const noexcept { return w == nullptr ? nullptr : w + first; }
   };
   /// Sums over tokens of dL/ds and dL/dd.
   struct Sums {
@@ -229,6 +248,21 @@ class KvSite {
     return {};
   }
 
+  /// Rows of all channels; any of an identity.
+  [[nodiscard]] Status check_shapes(const MatrixView<const T>& x, const MatrixView<const T>& other) const noexcept {
+    if (x.rows == other.rows && x.columns == other.columns && (is_identity() || x.columns == channels_)) return {};
+    return Error{Errc::bad_shape, "rows do not have the channels of the cache", "keys or values",
+                 ErrorText(x.rows) << " x " << x.columns << ", " << other.rows << " x " << other.columns, channels_};
+  }
+
+  [[nodiscard]] static Status keep(const MatrixView<const T>& x, const MatrixView<T>& out) noexcept {
+    if (out.data == x.data) return {};
+    for (std::size_t r = 0; r < x.rows; ++r) {
+      for (std::size_t i = 0; i < x.columns; ++i) row(out, r)[i] = row(x, r)[i];
+    }
+    return {};
+  }
+
   /// Equal groups of at most 128 channels.
   [[nodiscard]] static std::size_t default_group(std::size_t width) noexcept {
     return width <= kv_longest_group ? width : kv_longest_group;
@@ -246,7 +280,9 @@ class KvSite {
       (*memory)[channels_ + c] = offset(c);
       (*memory)[2 * channels_ + c] = weight(c);
     }
-    return Channels{memory->data(), memory->data() + channels_, memory->data() + 2 * channels_};
+    // As key_refinement(): after a rotation every channel has the errors of all.
+    const bool weighs = weighing_ == Weighing::given && options_.rotation == InputRotation::none;
+    return Channels{memory->data(), memory->data() + channels_, weighs ? memory->data() + 2 * channels_ : nullptr};
   }
 
   /// Calls body(chunk, row) for all rows, those of a chunk in order.
@@ -273,7 +309,7 @@ class KvSite {
     bool good = true;
     for (std::size_t first = 0, group = 0; first < options_.width; first += options_.group, ++group) {
       const std::size_t rest = options_.width - first;
-      const WeightedGroup<T> part{{w + first, rest < options_.group ? rest : options_.group}, head.w + first};
+      const WeightedGroup<T> part{{w + first, rest < options_.group ? rest : options_.group}, head.weights_at(first)};
       coded.groups[group] = simulate_group(part, rule(), coded.values + first, coded.residues + first);
       good = good && coded.groups[group].good;
     }
@@ -284,7 +320,7 @@ class KvSite {
     const std::size_t width = options_.width;
     T u[widest_head], slopes[widest_head];
     Head coded;
-    (void)encode(x, head, u, coded, isa);  // the forward pass found it good
+    if (!encode(x, head, u, coded, isa)) return;
     for (std::size_t i = 0; i < width; ++i) slopes[i] = gradient[i] * head.s[i];
     rotate(slopes, isa);
     for (std::size_t first = 0, group = 0; first < width; first += options_.group, ++group) {
@@ -308,6 +344,7 @@ class KvSite {
   AlignedBuffer<T> memory_;
   KvSiteOptions options_ = {};
   std::size_t channels_ = 0;
+  Weighing weighing_ = Weighing::equal;
 };
 
 static_assert(DifferentiableActivation<KvSite<float>> && DifferentiableActivation<KvSite<double>>);

@@ -73,6 +73,7 @@ class SelfAttentionGradient {
                        << ", " << parts.key.outputs() << ", " << parts.value.outputs() << ", " << parts.output.inputs(),
                    ErrorText(q) << ", " << kv};
     }
+    if (const Status fits = parts.cache.check(heads); !fits) return fits.error();
     return SelfAttentionGradient(heads, rotary, std::move(parts));
   }
 

@@ -121,21 +121,36 @@ template <class T, Executor E>
 template <class T>
 [[nodiscard]] Status check(const SequenceAttention& shape, const AttentionOperands<const T>& operands) {
   const std::size_t tokens = operands.q.rows, q = operands.q.columns, kv = operands.k.columns;
+  const auto alike = [&](const MatrixView<const T>& x) { return x.rows == tokens && x.columns == kv; };
   if (const Status valid = check_attention(shape.heads); !valid) return valid;
   if (shape.length == 0 || tokens % shape.length != 0 || q != shape.heads.heads * shape.heads.width ||
-      kv != shape.heads.kv_heads * shape.heads.width) {
-    return Error{Errc::bad_shape, "attention needs whole sequences and whole heads", "q, k",
-                 ErrorText(tokens) << " tokens, " << q << ", " << kv, shape.length};
+      kv != shape.heads.kv_heads * shape.heads.width || !alike(operands.k) || !alike(operands.v)) {
+    return Error{Errc::bad_shape, "attention needs whole sequences and whole heads", "q, k, v",
+                 ErrorText(tokens) << " tokens, " << q << ", " << kv << ", " << operands.v.columns, shape.length};
   }
   for (const MatrixView<const T>& own : {operands.own_k, operands.own_v}) {
-    if ((own.data == nullptr) == (operands.own_k.data == nullptr) &&
-        (own.data == nullptr || (own.rows == tokens && own.columns == kv))) {
+    if ((own.data == nullptr) == (operands.own_k.data == nullptr) && (own.data == nullptr || alike(own))) {
       continue;
     }
     return Error{Errc::bad_shape, "what tokens attend to at their own positions has the shape of keys and values",
                  "own_k, own_v", ErrorText(own.rows) << " x " << own.columns, ErrorText(tokens) << " x " << kv};
   }
   return {};
+}
+
+/// Whether `gradients` have the shapes of `operands`, own_k and own_v where these have.
+template <class T>
+[[nodiscard]] Status check_gradients(const AttentionOperands<const T>& operands,
+                                     const AttentionOperands<T>& gradients) {
+  const auto alike = [](const MatrixView<const T>& x, const MatrixView<T>& gradient) {
+    return x.data == nullptr || (gradient.data != nullptr && gradient.rows == x.rows && gradient.columns == x.columns);
+  };
+  if (alike(operands.q, gradients.q) && alike(operands.k, gradients.k) && alike(operands.v, gradients.v) &&
+      alike(operands.own_k, gradients.own_k) && alike(operands.own_v, gradients.own_v)) {
+    return {};
+  }
+  return Error{Errc::bad_shape, "gradients have the shapes of what attention read, own_k and own_v with them",
+               "gradients"};
 }
 
 /// A head of some rows.
