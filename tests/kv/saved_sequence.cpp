@@ -3,6 +3,7 @@
 
 #include <catch2/catch_all.hpp>
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -198,6 +199,15 @@ TEST_CASE("Bytes that are not the cache's own sequence are refused, and the cach
       refuses(forged(bytes, [](Header&) {}), cbq::Errc::not_finite);
     }
   }
+  SECTION("with scales that no encoder writes") {
+    const cbq::KvLayout& layout = filled.cache.layout();
+    for (const std::size_t at : {cbq::key_affine(layout, 0, 0).scale, cbq::key_affine(layout, 63, 0).scale,
+                                 cbq::kv_values_offset(layout, 1) + cbq::value_affine(layout, 63, 0).scale}) {
+      std::vector<std::byte> bytes = good;
+      bytes[144 + layout.page_bytes + at + 1] |= std::byte{0x80};
+      CHECK(refuses(forged(bytes, [](Header&) {}), cbq::Errc::bad_file).find("negative") != std::string::npos);
+    }
+  }
   SECTION("without pages for them") {
     const Filled hungry(host, options, {70, 70, 70, 1}, 3);
     REQUIRE(host.pool.free_pages() == 1);
@@ -216,6 +226,50 @@ TEST_CASE("A cache for shorter appends refuses more exact rows than it has room 
   Filled filled(host, shorter, {2, 2}, 2);
   CHECK(cbq::load_sequence(saved(source.cache), filled.cache).error().code == cbq::Errc::bad_shape);
   filled.expected.check(filled.cache.view());
+}
+
+TEST_CASE("Scales per channel that could not be encoded again are refused, the largest that occur are not") {
+  const QuantizedKvOptions options = small("kv8_kivi");
+  KvHost host(options, 4);
+  std::mt19937 random(4);
+  KvRows rows(64, 24, random);
+  for (float& key : rows.keys) key = random() % 2 == 0 ? 65504.0f : 0.0f;
+  Filled source(host, options, {}, 1), other(host, options, {}, 1);
+  source.append(rows);
+  source.truncate(40);
+  const std::vector<std::byte> good = saved(source.cache);
+  REQUIRE(cbq::load_sequence(good, other.cache));
+  for (int round = 0; round < 20; ++round) {
+    // Positions that the rollback left are quantized again with another range, whose scale is rounded up again.
+    KvRows more(24, 24, random);
+    for (float& key : more.keys) key = static_cast<float>(-1000 * round - 100);
+    REQUIRE(other.cache.append(more.k(), more.v()));
+    REQUIRE(other.cache.view().packed == 64);
+    float key[12];
+    for (const std::size_t p : {0u, 39u, 50u}) {
+      cbq::decode_key(other.cache.layout(), other.cache.view().pages[0], p, key);
+      for (std::size_t c = 0; c < 12; ++c) {
+        const float wanted = p < 40 ? rows.keys[p * 24 + c] : more.keys[c];
+        CHECK(std::abs(key[c] - wanted) <= 200.0f * static_cast<float>(1 + round));
+      }
+    }
+    other.cache.truncate(40);
+    REQUIRE(cbq::load_sequence(saved(other.cache), source.cache));
+  }
+  const cbq::AffineOffsets at = cbq::key_channel_affine(source.cache.layout(), 7);
+  const auto refused = [&](float scale, float offset) {
+    const cbq::half halves[] = {cbq::to_half(scale), cbq::to_half(offset)};
+    std::vector<std::byte> bytes = good;
+    std::memcpy(bytes.data() + 144 + at.scale, &halves[0], sizeof(cbq::half));
+    std::memcpy(bytes.data() + 144 + at.offset, &halves[1], sizeof(cbq::half));
+    const cbq::Status loaded = cbq::load_sequence(forged(bytes, [](Header&) {}), other.cache);
+    return !loaded && loaded.error().code == cbq::Errc::bad_file;
+  };
+  CHECK(refused(65504.0f, 65504.0f));
+  CHECK(refused(1.0f, 65504.0f));
+  CHECK(refused(515.0f, -65504.0f));
+  CHECK_FALSE(refused(514.0f, -65504.0f));  // 65566: rounded up
+  CHECK_FALSE(refused(0.0f, 65504.0f));
 }
 
 TEST_CASE("A freed cache is neither saved nor loaded") {

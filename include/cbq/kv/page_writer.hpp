@@ -9,6 +9,7 @@
 #include <span>
 
 #include <cbq/core/view.hpp>
+#include <cbq/kv/encodable.hpp>
 #include <cbq/kv/float_kv_cache.hpp>
 #include <cbq/kv/key_block.hpp>
 #include <cbq/kv/row_transform.hpp>
@@ -53,8 +54,9 @@ inline void write_row(const KvLayout& layout, const RowTransform& transform, con
 }
 
 /// Writes all keys of a page with channel_keys; `memory` has room for 64 * width floats. Keys that the page held
-/// before, left there by a rollback, are quantized again from what they decode to. Hidden ones must not widen a
-/// channel's range: they become copies of the first that is seen.
+/// before, left there by a rollback, are quantized again from what they decode to, cut to half's largest number: scales
+/// are rounded up, and what reaches beyond it could not be encoded for ever. Hidden ones must not widen a channel's
+/// range: they become copies of the first that is seen.
 inline void write_page_keys(const KvLayout& layout, const FloatKvCache& exact, const PageKeys& from, float* memory,
                             std::byte* page) noexcept {
   const auto keys = matrix_view(memory, kv_page_positions, layout.width);
@@ -63,6 +65,10 @@ inline void write_page_keys(const KvLayout& layout, const FloatKvCache& exact, c
     for (std::size_t p = from.hidden; p < kv_page_positions; ++p) {
       if (p < from.before) {
         decode_key(layout, bytes, p, row(keys, p));
+        for (std::size_t c = 0; c < layout.width; ++c) {
+          const float x = row(keys, p)[c];
+          row(keys, p)[c] = x > largest_kv_element ? largest_kv_element : x;
+        }
       } else {
         exact.copy_key(head, from.row + p - from.before, row(keys, p));
       }

@@ -4,7 +4,7 @@
 // A QuantizedKvCache as bytes, for prompts that are kept on disk or sent to another process: pages as they are, exact
 // rows as floats (saved_sequence_format.hpp). Loading checks everything before the cache changes: that the bytes are
 // a saved sequence of this version, whole and undamaged, that scheme, shape, policy and factors are the cache's own,
-// that counts fit it, and that all numbers are finite. Costs a copy and two passes over the bytes.
+// that counts fit it, and that all numbers are such as encoders write. Costs a copy and two passes over the bytes.
 
 #include <cstddef>
 #include <cstring>
@@ -178,7 +178,8 @@ class SavedSequence {
 /// factors; what it held before is gone. On an error it is as before: Errc::bad_file (not a saved sequence, truncated,
 /// damaged), Errc::unsupported (another version), Errc::bad_shape (of another scheme, shape, policy or factors, or too
 /// long), Errc::not_finite (numbers), Errc::out_of_memory (a full pool), Errc::bad_argument (a cache that was moved
-/// from). Exact rows may not be more than appends to this cache leave.
+/// from). Errc::bad_file also for scales that no encoder writes. Exact rows may not be more than appends to this cache
+/// leave.
 [[nodiscard]] inline Status load_sequence(std::span<const std::byte> bytes, QuantizedKvCache& cache) noexcept {
   const Result<saved_sequence::Header> own = SavedSequence::describe(cache);
   if (!own) return own.error();

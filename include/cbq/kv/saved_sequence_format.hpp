@@ -13,9 +13,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <span>
 
 #include <cbq/core/checksum.hpp>
+#include <cbq/core/element.hpp>
 #include <cbq/kv/encodable.hpp>
 #include <cbq/kv/kv_layout.hpp>
 #include <cbq/kv/kv_page_table.hpp>
@@ -131,29 +133,51 @@ struct Parts {
   return parts;
 }
 
-/// Errc::not_finite where a scale or offset of a page is no number.
-[[nodiscard]] inline Status check_page(const KvLayout& layout, const std::byte* page) noexcept {
-  const auto finite = [](const std::byte* halves, std::size_t bytes) {
-    bool fine = true;
-    for (std::size_t i = 0; i < bytes; i += sizeof(half)) {
-      half value;
-      std::memcpy(&value, halves + i, sizeof value);
-      fine = fine && (value.bits & 0x7c00u) != 0x7c00u;
+/// Beyond what a code stands for in groups of numbers up to 65504, whose range is 2 * 65504 and whose scales are
+/// rounded up by less than 2^-10.
+inline constexpr double decoded_limit = 65504.0 + 2 * 65504.0 * 0x1p-10;
+
+/// Scales, and their offsets `offsets_at` bytes behind them, as encoders write them: Errc::not_finite, Errc::bad_file.
+/// `limit` is that of decoded numbers.
+[[nodiscard]] inline Status check_groups(std::span<const std::byte> scales, std::size_t offsets_at, std::size_t bits,
+                                         double limit) noexcept {
+  constexpr unsigned infinite = 0x7c00, negative = 0x8000;
+  const double top = static_cast<double>((1u << bits) - 1);
+  for (std::size_t i = 0; i < scales.size(); i += sizeof(half)) {
+    half scale, offset;
+    std::memcpy(&scale, scales.data() + i, sizeof scale);
+    std::memcpy(&offset, scales.data() + offsets_at + i, sizeof offset);
+    if ((scale.bits & infinite) == infinite || (offset.bits & infinite) == infinite) {
+      return Error{Errc::not_finite, "a saved scale or offset is NaN or infinite"};
     }
-    return fine;
+    if ((scale.bits & negative) != 0) return Error{Errc::bad_file, "a saved scale is negative"};
+    const double highest = static_cast<double>(to_float(offset)) + top * static_cast<double>(to_float(scale));
+    if (highest > limit) return Error{Errc::bad_file, "a saved scale and offset decode to more than was encoded"};
+  }
+  return {};
+}
+
+/// Errc::not_finite where a scale or offset of a page is no number, Errc::bad_file where no encoder writes it. Keys
+/// with scales per channel must be able to be encoded again; refined groups may reach beyond their numbers.
+[[nodiscard]] inline Status check_page(const KvLayout& layout, const std::byte* page) noexcept {
+  const double any = std::numeric_limits<double>::infinity();
+  const auto groups = [&layout](const std::byte* header, std::size_t bytes, double limit) {
+    return check_groups({header, bytes / 2}, bytes / 2, layout.bits, limit);
   };
-  const std::size_t key_panels = layout.channel_keys ? 1 : kv_page_positions / panel_outputs;
   for (std::size_t head = 0; head < layout.heads; ++head) {
     const std::byte* const keys = page + kv_keys_offset(layout, head);
     const std::byte* const values = page + kv_values_offset(layout, head);
-    bool fine = true;
-    for (std::size_t i = 0; i < key_panels; ++i) {
-      fine = fine && finite(keys + i * layout.key_panel_bytes, layout.key_header_bytes);
+    Status fine;
+    if (layout.channel_keys) fine = groups(keys, layout.key_header_bytes, decoded_limit);
+    for (std::size_t p = 0; fine && !layout.channel_keys && p < kv_page_positions; p += panel_outputs) {
+      for (std::size_t g = 0; fine && g < layout.groups; ++g) {
+        fine = groups(keys + key_affine(layout, p, g).scale, 2 * group_scales_bytes, any);
+      }
     }
-    for (std::size_t i = 0; i < layout.groups; ++i) {
-      fine = fine && finite(values + value_group_offset(layout, i), layout.value_header_bytes);
+    for (std::size_t g = 0; fine && g < layout.groups; ++g) {
+      fine = groups(values + value_group_offset(layout, g), layout.value_header_bytes, any);
     }
-    if (!fine) return Error{Errc::not_finite, "a saved scale or offset is NaN or infinite", ErrorText("head ") << head};
+    if (!fine) return Error{fine.error().code, fine.error().what, ErrorText("head ") << head};
   }
   return {};
 }
