@@ -286,13 +286,15 @@ TEST_CASE("Attention refuses what does not fit, and queries that are not numbers
   bad = problem.sequence.cache();
   bad.first = 0;
   CHECK(refused(bad, 256, 1.0f) == Errc::bad_argument);
-  for (const float value : {NAN, INFINITY, 1e37f}) {
-    Problem spoiled(c);
-    spoiled.q[300] = value;
-    const auto q = support::input(spoiled.q, 256);
-    const Status done = attend(q, spoiled.sequence.cache(), 1.0f, support::view(out, 256), context);
-    REQUIRE_FALSE(done);
-    CHECK(done.error().code == Errc::not_finite);
+  for (const Case& exact_or_not : {c, Case{{kv8, 2, 64, 200, 0}, 4, 2}}) {
+    for (const float value : {NAN, INFINITY, 1e37f}) {
+      Problem spoiled(exact_or_not);
+      spoiled.q[300] = value;
+      const auto q = support::input(spoiled.q, 256);
+      const Status done = attend(q, spoiled.sequence.cache(), 1.0f, support::view(out, 256), context);
+      REQUIRE_FALSE(done);
+      CHECK(done.error().code == Errc::not_finite);
+    }
   }
   const auto none = matrix_view<const float>(problem.q.data(), 0, 256);
   CHECK(attend(none, good, 1.0f, matrix_view(out.data(), 0, 256), context));

@@ -66,8 +66,8 @@ inline void prepare(Unit& unit, Isa isa) noexcept {
     std::memcpy(query.data(), row_of(sequence.q, unit, r), query.size_bytes());
     transform_query(transform_of(sequence.cache), unit.head, query, isa);
     const bool packed = sequence.kernels.keys != nullptr;
-    const bool finite =
-        packed ? quantize_query(*sequence.cache.layout, query, r, unit.queries) : max_abs(query) <= largest_query;
+    const bool finite = packed ? quantize_query(*sequence.cache.layout, query, r, unit.queries)
+                               : is_within(max_abs(query), largest_query);
     unit.finite = unit.finite && finite;
   }
 }

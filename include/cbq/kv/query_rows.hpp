@@ -15,6 +15,7 @@
 #include <cbq/kv/kv_layout.hpp>
 #include <cbq/kv/online_softmax.hpp>
 #include <cbq/quant/rows.hpp>
+#include <cbq/quant/scale.hpp>
 
 namespace cbq {
 inline namespace CBQ_ABI {
@@ -25,6 +26,11 @@ inline constexpr std::size_t most_groups = most_width / kv_longest_group;
 inline constexpr float largest_query = 0x1p100f;
 /// The same, once multiplied with scales of keys, which are halves.
 inline constexpr float largest_folded_query = 0x1p117f;
+
+/// Whether queries whose largest magnitude this is are numbers up to `most`.
+[[nodiscard]] constexpr bool is_within(float largest, float most) noexcept {
+  return is_finite(largest) && largest <= most;
+}
 
 /// Queries of one tile; memory of somebody else.
 struct QueryRows {
@@ -71,7 +77,7 @@ inline std::int32_t encode_channels(std::span<const float> x, float inverse, std
                                          const QueryRows& to, float most = largest_query) noexcept {
   constexpr float smallest = 0x1p-100f;  // of all scores of a smaller query, softmax makes the same weight
   const float largest = max_abs(x);
-  const bool finite = is_finite(largest) && largest <= most;
+  const bool finite = is_within(largest, most);
   const bool any = finite && largest >= smallest;
   const float inverse = any ? 127.0f / largest : 0.0f;
   const float step = any ? largest / 127.0f : 0.0f;
