@@ -486,6 +486,19 @@ TEST_CASE("weights are rounded alike on every instruction set") {
       check_weights(softmax, ones, offsets);
     }
   }
+  SECTION("negative scales, which no encoder writes, give code 0") {
+    std::vector<float> negative(kv_page_positions, -1.0f);
+    negative[5] = 1.0f;
+    negative[6] = -65504.0f;
+    for_each_kernel(4, [&](const KvKernels& kernels) {
+      const WeightResult got =
+          weights_of(kernels.weights, std::vector<float>(kv_page_positions, 0.25f), negative, offsets, 0.0f);
+      std::vector<int> wanted(kv_page_positions, 0);
+      wanted[5] = 255;
+      CHECK(std::equal(got.codes.begin(), got.codes.end(), wanted.begin(), wanted.end()));
+      CHECK(got.sum == 255);
+    });
+  }
 }
 
 TEST_CASE("scores follow scales of every size") {

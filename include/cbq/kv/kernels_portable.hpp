@@ -149,7 +149,8 @@ inline void weight_row(WeightRow& row) noexcept {
   row.code_sum = 0;
   for (std::size_t p = 0; p < kv_page_positions; p += lane_outputs) {
     std::int32_t codes[lane_outputs];
-    xsimd::nearbyint_as_int(FloatLanes::load_unaligned(weights + p) * inverse).store_unaligned(codes);
+    const FloatLanes scaled = FloatLanes::load_unaligned(weights + p) * inverse;
+    xsimd::nearbyint_as_int(xsimd::max(scaled, FloatLanes(0.0f))).store_unaligned(codes);
     for (std::size_t c = 0; c < lane_outputs; ++c) {
       row.codes[p + c] = static_cast<std::uint8_t>(codes[c]);
       row.code_sum += row.codes[p + c];

@@ -122,7 +122,8 @@ inline void weight_row(WeightRow& row) noexcept {
   for (std::size_t p = 0; p < kv_page_positions; ++p) {
     constexpr float to_integer = 0x1.8p23f;  // adding it rounds |x| < 2^22 to the nearest integer, ties to even
     const float scaled = weights[p] * inverse;
-    const float bounded = scaled < 255.0f ? scaled : 255.0f;  // a weight that is not a number must not be cast
+    // What is not a number, or negative as no encoder's scale is, must not be cast.
+    const float bounded = scaled < 255.0f ? (scaled > 0.0f ? scaled : 0.0f) : 255.0f;
     row.codes[p] = static_cast<std::uint8_t>((bounded + to_integer) - to_integer);
     row.code_sum += row.codes[p];
   }
