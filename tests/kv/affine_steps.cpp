@@ -130,3 +130,34 @@ TEST_CASE("every instruction set sums the same moments in the same order") {
     }
   }
 }
+
+TEST_CASE("sums of moments round every product, whatever the compiler may fuse") {
+  const std::size_t size = GENERATE(24u, 80u, 128u);
+  const unsigned seed = GENERATE(range(1u, 30u));
+  CAPTURE(size, seed);
+  const auto x = support::normal(size, seed);
+  auto weights = support::normal(size, seed + 100);
+  for (float& w : weights) w = w * w;
+  const cbq::AffineGroup fit = *cbq::fit_affine_group(cbq::affine_range(x), 3);
+  const cbq::AffineSteps steps = cbq::affine_steps(fit, 3);
+  float cc[16] = {}, cu[16] = {}, error[16] = {};
+  for (std::size_t i = 0; i < size; ++i) {
+    const float at = (x[i] - steps.offset) / steps.divisor;
+    const float code = std::nearbyint(std::min(std::max(at, 0.0f), steps.top));
+    const volatile float weighted = weights[i] * code, off = weights[i] * (at - code);
+    const volatile float codes = weighted * code, both = weighted * at, square = off * (at - code);
+    cc[i % 16] += codes;
+    cu[i % 16] += both;
+    error[i % 16] += square;
+  }
+  const auto tree = [](float* lanes) {
+    for (std::size_t half = 8; half != 0; half /= 2) {
+      for (std::size_t j = 0; j < half; ++j) lanes[j] += lanes[j + half];
+    }
+    return static_cast<double>(lanes[0]);
+  };
+  const auto sums = cbq::affine_refinement::measure(x, weights.data(), fit, 3, cbq::Isa::portable);
+  CHECK(sums.cc == tree(cc));
+  CHECK(sums.cu == tree(cu));
+  CHECK(sums.error == tree(error));
+}

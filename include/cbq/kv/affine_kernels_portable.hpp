@@ -75,6 +75,16 @@ inline void fields(const float* x, std::size_t size, const AffineSteps& steps, c
   });
 }
 
+/// The product x, which compilers may not fuse into a sum: those that do would add up other bits.
+[[nodiscard]] inline lanes::Floats rounded(lanes::Floats x) noexcept {
+#if defined(__x86_64__)
+  asm("" : "+x"(x.data));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x.data));
+#endif
+  return x;
+}
+
 /// weights null: 1.
 [[nodiscard]] inline AffineSums sums(const float* x, const float* weights, std::size_t size,
                                      const AffineSteps& steps) noexcept {
@@ -94,13 +104,13 @@ inline void fields(const float* x, std::size_t size, const AffineSteps& steps, c
       const Floats weight = Floats::load_unaligned(costs + v * Floats::size);
       const Floats at = divide(Floats::load_unaligned(values + v * Floats::size) - offset, divisor);
       const Floats code = xsimd::to_float(xsimd::nearbyint_as_int(xsimd::min(xsimd::max(at, none), top)));
-      const Floats weighted = weight * code, off = at - code;
+      const Floats weighted = rounded(weight * code), off = at - code;
       w[v] += weight;
       c[v] += weighted;
-      u[v] += weight * at;
-      cc[v] += weighted * code;
-      cu[v] += weighted * at;
-      error[v] += weight * off * off;
+      u[v] += rounded(weight * at);
+      cc[v] += rounded(weighted * code);
+      cu[v] += rounded(weighted * at);
+      error[v] += rounded(weight * off * off);
     }
   }
   return {lanes::tree_sum(w),  lanes::tree_sum(c),  lanes::tree_sum(u),
