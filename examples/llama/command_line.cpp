@@ -160,8 +160,13 @@ void apply_preset(const CLI::App& app, const std::string& name, QuantizeCommand&
   command.reconstruction.epochs = training.epochs;
 }
 
-// The paper's settings, which `--method wkvquant` is; what the command line names stays as it names it.
+// The paper's settings, which `--method wkvquant` is; what the command line names stays as it names it, and what the
+// method does not leave open is refused.
 void apply_wkvquant(const CLI::App& app, QuantizeCommand& command) {
+  for (const char* name : {"--overlap", "--ends", "--clip-rate", "--preset"}) {
+    if (app.count(name) != 0)
+      throw CLI::ValidationError(name, "does not go with wkvquant, which is a setting of its own");
+  }
   ReconstructionSettings& training = command.reconstruction;
   if (app.count("--kv") == 0) command.cache.scheme = {.bits = 4, .smoothed = true, .past_only = true};
   if (app.count("--samples") == 0) command.calibration.samples = 128;
@@ -171,6 +176,22 @@ void apply_wkvquant(const CLI::App& app, QuantizeCommand& command) {
   if (app.count("--loss") == 0) training.loss = ReconstructionLoss::mae;
   if (app.count("--logits-weight") == 0) training.logits_weight = 0;
   if (app.count("--rounding") == 0) training.rounding.method = cbq::RoundingMethod::clipping;
+}
+
+// With float weights, only smoothing can be trained.
+void check_trains_something(const QuantizeCommand& command) {
+  const auto is_float = [](const cbq::Scheme& scheme) { return scheme.weight.bits == 16; };
+  for (const SchemeRule& rule : command.schemes) {
+    if (!is_float(rule.scheme)) return;
+  }
+  if (!command.scheme.empty()) {
+    const cbq::Result<cbq::Scheme> scheme = cbq::parse_scheme(command.scheme.c_str());
+    if (!scheme || !is_float(*scheme)) return;
+  }
+  const cbq::KvScheme& cache = command.cache.scheme;
+  if (cache.smoothed || cache.channel_keys) return;
+  const std::string name = cbq::kv_scheme_name(cache).c_str();
+  throw CLI::ValidationError("--kv", name + " has nothing to train where weights stay in float; caches with _2d have");
 }
 
 void add_calibration(CLI::App& app, CalibrationSettings& settings) {
@@ -333,12 +354,13 @@ void add_quantize(CLI::App& app, Commands& commands) {
     }
     if (command.output.empty()) throw CLI::RequiredError("--output");
     if (command.scheme.empty() && command.schemes.empty()) throw CLI::RequiredError("--scheme");
-    if (!commands.preset.empty()) apply_preset(*added, commands.preset, command);
     const bool trains = command.method == "cbq" || command.method == "adaround" || command.method == "wkvquant";
     if (!trains && added->count("--kv") != 0) {
       throw CLI::ValidationError("--kv", "goes with a method that trains: wkvquant, cbq or adaround");
     }
     if (command.method == "wkvquant") apply_wkvquant(*added, command);
+    if (!commands.preset.empty()) apply_preset(*added, commands.preset, command);
+    if (command.method == "wkvquant" || added->count("--kv") != 0) check_trains_something(command);
     commands.chosen = [&command](const Console& console) { return run(command, console); };
   });
 }

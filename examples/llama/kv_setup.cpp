@@ -58,6 +58,7 @@ Result<KvSetup> KvSetup::create(const KvArguments& arguments, const LoadedModel&
     auto stored = read_smoothing(loaded.source);
     if (!stored) return stored.error();
     if (*stored) {
+      if (const auto suits = check_smoothing_scheme(loaded.source, *scheme); !suits) return suits.error();
       setup.use(**std::move(stored));
       return setup;
     }

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include <cbq/core/result.hpp>
+#include <cbq/kv/kv_scheme.hpp>
 #include <cbq/kv/smoothing.hpp>
 
 #include "model_source.hpp"
@@ -30,8 +31,13 @@ struct SmoothingTensor {
 /// Those of a layer.
 [[nodiscard]] std::vector<SmoothingTensor> smoothing_tensors(const ModelConfig& config, std::size_t layer);
 
-/// What the files of a model hold for all layers, or nothing. Errc::bad_file where some layers have none, or a factor
-/// that is not positive; errors of ModelSource::read().
+/// What the files of a model hold for all layers, or nothing. Errc::bad_file where a vector of some layer is missing, a
+/// factor is not positive or a weight negative; errors of ModelSource::read(), of numbers that are not finite too.
 [[nodiscard]] cbq::Result<std::optional<std::vector<cbq::KvSmoothing>>> read_smoothing(const ModelSource& source);
+
+/// Whether factors in the files of a model suit caches of `scheme`: those of rotated heads and of others differ, and
+/// config.json says what they were trained for. Errc::bad_argument naming `--kv`; Errc::bad_file where config.json
+/// names no cache.
+[[nodiscard]] cbq::Status check_smoothing_scheme(const ModelSource& source, const cbq::KvScheme& scheme);
 
 }  // namespace cbq_llama

@@ -96,8 +96,9 @@ Result<cbq::KvSites<float>> cache_sites(const ModelConfig& config, const CacheSe
   options.refinements = cbq::key_refinement(start, 0, config.head_width).steps;
   auto keys = cbq::KvSite<float>::create(options, part(start.key_scales), part(start.key_offsets));
   if (!keys) return keys.error();
-  if (start.key_weights != nullptr) {
-    if (const Status set = keys->set_weights(part(start.key_weights)); !set) return set.error();
+  // Rotated groups do not heed weights, but files keep them.
+  if (smoothing != nullptr && scheme.smoothed) {
+    if (const Status set = keys->set_weights(part(smoothing->key_weights.data())); !set) return set.error();
   }
   return cbq::KvSites<float>{*std::move(keys), *std::move(values), scheme.past_only};
 }
