@@ -7,6 +7,7 @@
 #include <cmath>
 #include <numeric>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <cbq/nn/activation_site.hpp>
@@ -271,6 +272,22 @@ TEST_CASE("Quantized inputs are those of the packed path, and their gradients pa
   REQUIRE(fake_quantize_activations(tape.mlp_input.constant(), grid, support::view(wanted, hidden)));
   const auto seen = tape.mlp.input.constant();
   for (std::size_t i = 0; i < wanted.size(); ++i) CHECK(seen.data[i] == wanted[i]);
+}
+
+TEST_CASE("Attention refuses a simulated cache of other heads") {
+  const support::RandomLlama model(true);
+  const support::Layer& layer = model.layers[0];
+  const AttentionShape& heads = model.config.attention;
+  for (const std::size_t more : {0u, 1u}) {
+    SelfAttentionGradientParts<Linear<float>, Site<float>> parts{trained<float>(layer.query), trained<float>(layer.key),
+                                                                 trained<float>(layer.value),
+                                                                 trained<float>(layer.output)};
+    const std::vector<float> ones((heads.kv_heads + more) * heads.width, 1.0f);
+    parts.cache.values = *KvSite<float>::create({.width = heads.width}, ones);
+    const auto made = SelfAttentionGradient<Linear<float>, Site<float>>::create(heads, nullptr, std::move(parts));
+    CHECK(static_cast<bool>(made) == (more == 0));
+    if (!made) CHECK(made.error().code == Errc::bad_shape);
+  }
 }
 
 TEST_CASE("A block on a simulated cache trains its factors, with the same bits for any executor") {
