@@ -234,6 +234,15 @@ inline constexpr auto packed_schemes = [] {
   return all;
 }();
 
+/// Errc::unsupported when no packed scheme equals `scheme`.
+[[nodiscard]] constexpr Status check_packed_scheme(const Scheme& scheme) noexcept {
+  for (const Scheme& packed : packed_schemes) {
+    if (packed == scheme) return {};
+  }
+  return Error{Errc::unsupported, "no packed kernel for this scheme", "scheme", scheme_name(scheme).c_str(),
+               "weights of 2, 3, 4 or 8 bits, activations of 4, 8 or 16, group 32, 64, 128 or per channel"};
+}
+
 /// Calls `f.template operator()<S>()` with the packed scheme that equals `scheme`, for hosts that learn it from a file,
 /// and returns what it returns (a Result). Errc::unsupported when no packed scheme equals it.
 template <class F>
@@ -246,8 +255,7 @@ template <class F>
     for (std::size_t i = 0; i < sizeof...(I); ++i) {
       if (packed_schemes[i] == scheme) return calls[i](f);
     }
-    return Error{Errc::unsupported, "no packed kernel for this scheme", "scheme", scheme_name(scheme).c_str(),
-                 "weights of 2, 3, 4 or 8 bits, activations of 4, 8 or 16, group 32, 64, 128 or per channel"};
+    return check_packed_scheme(scheme).error();
   }(std::make_index_sequence<packed_schemes.size()>{});
 }
 

@@ -15,8 +15,9 @@ namespace cbq {
 inline namespace CBQ_ABI {
 namespace linear {
 
-/// Kernels for any packed scheme.
-[[nodiscard]] inline ProductKernels runtime_kernels(const Scheme& scheme, Isa isa) noexcept {
+/// Kernels for any packed scheme. A template, so that only files that multiply compile them.
+template <class = void>
+[[nodiscard]] ProductKernels runtime_kernels(const Scheme& scheme, Isa isa) noexcept {
   const auto with_bits = [&]<int Bits>() {
     const bool affine = scheme.weight.zero == Zero::affine;
     if (scheme.activation.bits == 16) {
@@ -46,8 +47,7 @@ class RuntimePackedLinear {
   [[nodiscard]] static Result<RuntimePackedLinear> create(const QuantizedMatrixView& matrix, const Scheme& scheme,
                                                           std::span<const float> bias = {},
                                                           InputRotation rotation = InputRotation::none) noexcept {
-    const Result<Scheme> known = visit_scheme(scheme, []<Scheme S>() -> Result<Scheme> { return S; });
-    if (!known) return known.error();
+    if (const Status known = check_packed_scheme(scheme); !known) return known.error();
     Result<linear::PackedStorage> storage = linear::pack_storage(matrix, scheme.weight, bias);
     if (!storage) return storage.error();
     RuntimePackedLinear result;
@@ -62,8 +62,7 @@ class RuntimePackedLinear {
   [[nodiscard]] static Result<RuntimePackedLinear> view(const PackedMatrix& weights, const Scheme& scheme,
                                                         std::span<const float> bias = {},
                                                         InputRotation rotation = InputRotation::none) noexcept {
-    const Result<Scheme> known = visit_scheme(scheme, []<Scheme S>() -> Result<Scheme> { return S; });
-    if (!known) return known.error();
+    if (const Status known = check_packed_scheme(scheme); !known) return known.error();
     Result<linear::PackedStorage> storage = linear::view_storage(weights, scheme.weight, bias);
     if (!storage) return storage.error();
     RuntimePackedLinear result;
@@ -88,6 +87,7 @@ class RuntimePackedLinear {
                                             ExecutionContext<E>& context) noexcept {
     return linear::forward_packed_group(calls, x, context);
   }
+  template <class = void>  // as runtime_kernels()
   [[nodiscard]] linear::PackedCall packed_call(const LinearOutput& out, Isa isa) const noexcept {
     return {.kernel = linear::runtime_kernels(scheme_, isa).integer, .storage = &storage_, .out = out};
   }
