@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "support/failing_memory.hpp"
 #include "support/nn.hpp"
 
 using namespace cbq;
@@ -98,7 +99,11 @@ TEST_CASE("A cache refuses what does not fit and keeps what it has") {
   constexpr std::size_t huge = std::numeric_limits<std::size_t>::max();
   CHECK(FloatKvCache::create(1, 4, huge).error().code == Errc::bad_shape);
   CHECK(FloatKvCache::create(huge / 2, 4, 16).error().code == Errc::bad_shape);
-  CHECK(FloatKvCache::create(1, 4, std::size_t{1} << 58).error().code == Errc::out_of_memory);
+  support::fail_allocation_after(0);
+  const auto starved = FloatKvCache::create(1, 4, 16);
+  CHECK(support::stop_failing_allocations());
+  REQUIRE_FALSE(starved);
+  CHECK(starved.error().code == Errc::out_of_memory);
   auto cache = FloatKvCache::create(1, 4, 3);
   const auto four = support::normal(16, 1);
   CHECK(cache->append(support::input(four, 4), support::input(four, 4)).error().code == Errc::bad_shape);
