@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "support/failing_memory.hpp"
 #include "support/nn.hpp"
 
 using namespace cbq;
@@ -57,9 +58,11 @@ TEST_CASE("A workspace reports sizes it cannot provide and works afterwards") {
   const auto overflow = workspace.take<double>(std::numeric_limits<std::size_t>::max() / 4);
   REQUIRE_FALSE(overflow);
   CHECK(overflow.error().code == Errc::bad_shape);
-  const auto huge = workspace.take<std::byte>(std::size_t{1} << 60);
-  REQUIRE_FALSE(huge);
-  CHECK(huge.error().code == Errc::out_of_memory);
+  support::fail_allocation_after(0);
+  const auto refused = workspace.take<std::byte>(100);
+  REQUIRE(support::stop_failing_allocations());
+  REQUIRE_FALSE(refused);
+  CHECK(refused.error().code == Errc::out_of_memory);
   CHECK_FALSE(workspace.take_matrix(std::size_t{1} << 40, std::size_t{1} << 40));
   REQUIRE(workspace.take<float>(10));
 }
