@@ -30,8 +30,9 @@ class FloatForm : public LayerKv::Form {
   std::size_t capacity() const override { return cache_.capacity(); }
   void truncate(std::size_t size) override { cache_.truncate(size); }
   Status append(const Rows& keys, const Rows& values) override { return cache_.append(keys, values); }
-  Status attend(const Rows& q, float scale, const MatrixView<float>& out, LayerKv::Context& context) override {
-    return cbq::attend(q, cache_, scale, out, context);
+  Status attend(const Rows& q, const cbq::AttentionScores& scores, const MatrixView<float>& out,
+                LayerKv::Context& context) override {
+    return cbq::attend(q, cache_, scores, out, context);
   }
 
  protected:
@@ -74,9 +75,10 @@ class ObservedForm final : public LayerKv::Form {
     values_ = values;
     return inner_->append(keys, values);
   }
-  Status attend(const Rows& q, float scale, const MatrixView<float>& out, LayerKv::Context& context) override {
+  Status attend(const Rows& q, const cbq::AttentionScores& scores, const MatrixView<float>& out,
+                LayerKv::Context& context) override {
     if (const Status added = statistics_->add(q, keys_, values_, name_); !added) return added;
-    return inner_->attend(q, scale, out, context);
+    return inner_->attend(q, scores, out, context);
   }
 
  private:

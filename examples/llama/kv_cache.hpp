@@ -14,6 +14,7 @@
 
 #include <cbq/core/result.hpp>
 #include <cbq/core/view.hpp>
+#include <cbq/kv/attention_scores.hpp>
 #include <cbq/kv/channel_statistics.hpp>
 #include <cbq/kv/kv_policy.hpp>
 #include <cbq/kv/kv_scheme.hpp>
@@ -64,7 +65,7 @@ class LayerKv {
     /// The rows stay where they are until attend().
     [[nodiscard]] virtual cbq::Status append(const cbq::MatrixView<const float>& keys,
                                              const cbq::MatrixView<const float>& values) = 0;
-    [[nodiscard]] virtual cbq::Status attend(const cbq::MatrixView<const float>& q, float scale,
+    [[nodiscard]] virtual cbq::Status attend(const cbq::MatrixView<const float>& q, const cbq::AttentionScores& scores,
                                              const cbq::MatrixView<float>& out, Context& context) = 0;
   };
 
@@ -80,10 +81,11 @@ class LayerKv {
 
   /// What blocks call.
   template <cbq::Executor E>
-  [[nodiscard]] friend cbq::Status attend(const cbq::MatrixView<const float>& q, LayerKv& cache, float scale,
-                                          const cbq::MatrixView<float>& out, cbq::ExecutionContext<E>& context) {
+  [[nodiscard]] friend cbq::Status attend(const cbq::MatrixView<const float>& q, LayerKv& cache,
+                                          const cbq::AttentionScores& scores, const cbq::MatrixView<float>& out,
+                                          cbq::ExecutionContext<E>& context) {
     static_assert(std::is_same_v<E, ToolExecutor>, "the engine's caches run on the tool's executor");
-    return cache.form_->attend(q, scale, out, context);
+    return cache.form_->attend(q, scores, out, context);
   }
 
  private:

@@ -51,13 +51,13 @@ struct PackedCache {
   Status append(const Rows& keys, const Rows& values) { return cache.append(keys, values); }
 };
 
-Status attend_decoding(const Rows& q, const PackedCache& cache, float scale, const MatrixView<float>& out,
-                       LayerKv::Context& context) {
-  return cbq::attend(q, cache.cache.view(), scale, out, context);
+Status attend_decoding(const Rows& q, const PackedCache& cache, const cbq::AttentionScores& scores,
+                       const MatrixView<float>& out, LayerKv::Context& context) {
+  return cbq::attend(q, cache.cache.view(), scores, out, context);
 }
-Status attend_decoding(const Rows& q, const RoundedKvCache& cache, float scale, const MatrixView<float>& out,
-                       LayerKv::Context& context) {
-  return cbq::attend(q, cache.floats(), scale, out, context);
+Status attend_decoding(const Rows& q, const RoundedKvCache& cache, const cbq::AttentionScores& scores,
+                       const MatrixView<float>& out, LayerKv::Context& context) {
+  return cbq::attend(q, cache.floats(), scores, out, context);
 }
 Status attend_text(const Rows& q, const PackedCache& cache, const cbq::TeacherForcing& forcing,
                    const MatrixView<float>& out, LayerKv::Context& context) {
@@ -77,8 +77,9 @@ class DecodingForm final : public LayerKv::Form {
   std::size_t capacity() const override { return cache_.capacity(); }
   void truncate(std::size_t size) override { cache_.truncate(size); }
   Status append(const Rows& keys, const Rows& values) override { return cache_.append(keys, values); }
-  Status attend(const Rows& q, float scale, const MatrixView<float>& out, LayerKv::Context& context) override {
-    return attend_decoding(q, cache_, scale, out, context);
+  Status attend(const Rows& q, const cbq::AttentionScores& scores, const MatrixView<float>& out,
+                LayerKv::Context& context) override {
+    return attend_decoding(q, cache_, scores, out, context);
   }
 
  private:
@@ -105,8 +106,10 @@ class TextForm final : public LayerKv::Form {
     if (!done) past_.truncate(before);
     return done;
   }
-  Status attend(const Rows& q, float scale, const MatrixView<float>& out, LayerKv::Context& context) override {
-    const cbq::TeacherForcing forcing{options_.scheme, options_.policy, exact_.view(), scale};
+  Status attend(const Rows& q, const cbq::AttentionScores& scores, const MatrixView<float>& out,
+                LayerKv::Context& context) override {
+    if (const Status known = check_scale_only(scores); !known) return known;
+    const cbq::TeacherForcing forcing{options_.scheme, options_.policy, exact_.view(), scores.scale};
     return attend_text(q, past_, forcing, out, context);
   }
 

@@ -7,6 +7,7 @@
 #include <cbq/kv/affine_group.hpp>
 #include <cbq/kv/affine_refinement.hpp>
 #include <cbq/kv/attention.hpp>
+#include <cbq/kv/attention_scores.hpp>
 #include <cbq/kv/channel_statistics.hpp>
 #include <cbq/kv/encodable.hpp>
 #include <cbq/kv/float_kv_cache.hpp>

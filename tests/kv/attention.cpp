@@ -73,6 +73,35 @@ TEST_CASE("Attention equals its definition: heads, widths, tails of blocks and p
   }
 }
 
+TEST_CASE("Weights of the first position are what its value counts for") {
+  // One query of a group, more heads than a tile has rows, several blocks of queries and of positions.
+  for (const Case& c : {Case{255, 1, 4, 2, 40}, {7, 1, 20, 1, 8}, {0, 5, 2, 2, 17}, {240, 33, 6, 3, 16}}) {
+    const Problem problem(c);
+    oracle::Matrix one(c.past + c.tokens, c.kv_heads * c.width);
+    for (std::size_t i = 0; i < one.columns; ++i) one(0, i) = 1;
+    const oracle::Matrix wanted =
+        oracle::attention(oracle::Matrix(c.tokens, c.heads * c.width, problem.q),
+                          oracle::Matrix(one.rows, one.columns, problem.k), one, c.width, 0.3);
+    for (const Isa isa : support::machine_isas()) {
+      CAPTURE(c.past, c.tokens, c.heads, isa_name(isa));
+      const SerialExecutor serial;
+      ExecutionContext<> context(serial, isa);
+      std::vector<float> out(problem.q.size()), weights(c.tokens * (c.heads + 1), -1.0f);
+      AttentionScores scores(0.3f);
+      scores.first_weights = {weights.data(), c.tokens, c.heads, c.heads + 1};
+      const auto q = support::input(problem.q, c.heads * c.width);
+      REQUIRE(attend(q, problem.cache, scores, support::view(out, c.heads * c.width), context));
+      CHECK(out == problem.run(serial, isa));
+      for (std::size_t t = 0; t < c.tokens; ++t) {
+        for (std::size_t h = 0; h < c.heads; ++h) {
+          REQUIRE(std::fabs(static_cast<double>(row(scores.first_weights, t)[h]) - wanted(t, h * c.width)) < 2e-6);
+        }
+        CHECK(row(scores.first_weights, t)[c.heads] == -1.0f);
+      }
+    }
+  }
+}
+
 TEST_CASE("Large scores, where most weights vanish") {
   const Problem problem({100, 20, 2, 1, 64}, 100.0f);
   for (const Isa isa : support::machine_isas()) {
@@ -136,6 +165,9 @@ TEST_CASE("Attention refuses what does not fit") {
     REQUIRE_FALSE(done);
     CHECK(done.error().code == Errc::bad_argument);
   }
+  AttentionScores scores(1.0f);
+  scores.first_weights = matrix_view(out.data(), 4, 3);
+  CHECK(attend(q, problem.cache, scores, support::view(out, 16), context).error().code == Errc::bad_shape);
   CHECK(attend(q, problem.cache, 0x1p-100f, support::view(out, 16), context));
   const MatrixView<const float> dense{problem.q.data(), 4, 16, 15};
   const MatrixView<float> overlapping{out.data(), 4, 16, 15};

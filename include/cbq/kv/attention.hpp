@@ -11,10 +11,10 @@
 #include <cstddef>
 
 #include <cbq/core/context.hpp>
+#include <cbq/kv/attention_scores.hpp>
 #include <cbq/kv/float_kv_cache.hpp>
 #include <cbq/kv/float_source.hpp>
 #include <cbq/kv/online_softmax.hpp>
-#include <cbq/quant/scale.hpp>
 
 namespace cbq {
 
@@ -39,18 +39,11 @@ inline namespace CBQ_ABI {
   return {};
 }
 
-/// Errc::bad_argument for a factor of scores that softmax cannot work with: NaN, infinite, not above 0 or so small that
-/// its product with differences of scores is lost.
-[[nodiscard]] constexpr Status check_score_scale(float scale) noexcept {
-  if (is_finite(scale) && scale >= 0x1p-100f) return {};
-  return Error{Errc::bad_argument, "the scale of scores must be finite and at least 2^-100", "scale"};
-}
-
 namespace attention {
 
 /// Errors of attend().
-[[nodiscard]] constexpr Status check_call(const MatrixView<const float>& q, const FloatKvView& cache, float scale,
-                                          const MatrixView<float>& out) noexcept {
+[[nodiscard]] constexpr Status check_call(const MatrixView<const float>& q, const FloatKvView& cache,
+                                          const AttentionScores& scores, const MatrixView<float>& out) noexcept {
   const AttentionShape shape{cache.width == 0 ? 0 : q.columns / cache.width, cache.heads, cache.width};
   if (const Status valid = check_attention(shape); !valid) return valid;
   if (q.columns % cache.width != 0 || out.columns != q.columns || out.rows != q.rows || q.rows > cache.size) {
@@ -61,7 +54,10 @@ namespace attention {
     return Error{Errc::bad_shape, "rows of queries and of results must not overlap", "q, out",
                  ErrorText("strides ") << q.stride << ", " << out.stride, q.columns};
   }
-  return check_score_scale(scale);
+  if (!scores.slopes.empty()) {
+    return Error{Errc::unsupported, "attention over floats has no slopes yet", "slopes", scores.slopes.size()};
+  }
+  return check_scores(scores, q.rows, shape.heads);
 }
 
 /// Some queries that read the same key/value head.
@@ -75,6 +71,8 @@ struct Job {
   std::size_t first_visible = 0;  ///< positions that row 0 sees
   std::size_t visible_step = 0;   ///< how many more each next row sees
   float scale = 1.0f;
+  float* first_weights = nullptr;  ///< of row 0; null: not wanted
+  std::size_t first_stride = 0;
   Isa isa = Isa::scalar;
 };
 
@@ -85,32 +83,41 @@ inline void run(const Job& job, const FloatKvView& cache, const Tiles& tiles) no
   clear(sums);
   RowPositions seen;
   for (std::size_t r = 0; r < job.rows; ++r) seen[r] = {0, job.first_visible + r * job.visible_step};
-  visit(FloatSource{tiles, cache, job.kv_head, job.queries, job.query_stride, job.rows}, seen, sums, job.isa);
+  const FloatSource source{tiles, cache, job.kv_head, job.queries, job.query_stride, job.rows};
+  visit(source, seen, sums, job.isa);
+  if (job.first_weights != nullptr) write_first_weights(source, sums, job.first_weights, job.first_stride);
   for (std::size_t r = 0; r < job.rows; ++r) normalize(sums, r, job.out + r * job.out_stride, cache.width);
 }
 
 }  // namespace attention
 
 /// out [tokens x heads * width] = attention of the queries q of the same shape, which belong to the last `tokens`
-/// positions of the cache: query t sees positions 0 .. size - tokens + t. `scale` multiplies scores, usually 1 /
-/// sqrt(width). Allocates nothing. The same bits for any executor. Errc::bad_shape, Errc::unsupported,
-/// Errc::bad_argument (the scale: check_score_scale()).
+/// positions of the cache: query t sees positions 0 .. size - tokens + t. `scores` is a scale, usually 1 / sqrt(width),
+/// or more. Allocates nothing. The same bits for any executor. Errc::bad_shape, Errc::unsupported, Errc::bad_argument
+/// (check_scores()).
 template <Executor E>
-[[nodiscard]] Status attend(const MatrixView<const float>& q, const FloatKvCache& cache, float scale,
+[[nodiscard]] Status attend(const MatrixView<const float>& q, const FloatKvCache& cache, const AttentionScores& scores,
                             const MatrixView<float>& out, ExecutionContext<E>& context) noexcept {
   const FloatKvView view = cache.view();
-  if (const Status valid = attention::check_call(q, view, scale, out); !valid) return valid;
+  if (const Status valid = attention::check_call(q, view, scores, out); !valid) return valid;
   const AttentionShape shape{q.columns / view.width, view.heads, view.width};
   const attention::Tiles tiles = attention::float_tiles(context.isa());
   const std::size_t group = shape.heads / shape.kv_heads;
   const std::size_t past = view.size - q.rows;
-  attention::Job common{.query_stride = q.stride, .out_stride = out.stride, .scale = scale, .isa = context.isa()};
+  const MatrixView<float>& weights = scores.first_weights;
+  attention::Job common{.query_stride = q.stride,
+                        .out_stride = out.stride,
+                        .scale = scores.scale,
+                        .first_stride = weights.stride,
+                        .isa = context.isa()};
   if (q.rows == 1 && group <= attention::block_rows) {
     const auto one_query = [&](std::size_t kv_head) {
       attention::Job job = common;
       job.queries = q.data + kv_head * group * view.width;
       job.out = out.data + kv_head * group * view.width;
       job.query_stride = job.out_stride = view.width;
+      if (weights.data != nullptr) job.first_weights = weights.data + kv_head * group;
+      job.first_stride = 1;
       job.rows = group;
       job.kv_head = kv_head;
       job.first_visible = view.size;
@@ -129,6 +136,7 @@ template <Executor E>
     attention::Job job = common;
     job.queries = row(q, first) + head * view.width;
     job.out = row(out, first) + head * view.width;
+    if (weights.data != nullptr) job.first_weights = row(weights, first) + head;
     job.rows = q.rows - first < attention::block_rows ? q.rows - first : attention::block_rows;
     job.kv_head = head / group;
     job.first_visible = past + first + 1;

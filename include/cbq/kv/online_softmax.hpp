@@ -152,6 +152,17 @@ inline void normalize(const RowSums& sums, std::size_t r, float* out, std::size_
   for (; i < width; ++i) out[i] = values[i] * inverse;
 }
 
+/// to[r * step] = softmax weight of the source's position 0 for row r, once all that the row sees was gathered.
+template <class Source>
+void write_first_weights(const Source& source, const RowSums& sums, float* to, std::size_t step) noexcept {
+  alignas(64) float scores[block_rows * block_positions];
+  source.scores({0, 1}, static_cast<float*>(scores));
+  for (std::size_t r = 0; r < sums.rows; ++r) {
+    const float difference = scores[r * block_positions] - sums.maxima[r];
+    to[r * step] = __builtin_expf(difference * sums.scale) / sums.sums[r];
+  }
+}
+
 }  // namespace attention
 }  // namespace CBQ_ABI
 }  // namespace cbq

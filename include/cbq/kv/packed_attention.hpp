@@ -12,6 +12,7 @@
 #include <span>
 
 #include <cbq/core/context.hpp>
+#include <cbq/kv/attention_scores.hpp>
 #include <cbq/kv/attention_tasks.hpp>
 #include <cbq/kv/quantized_kv_view.hpp>
 
@@ -56,11 +57,13 @@ template <Executor E>
 }
 
 /// out [tokens x heads * width] = attention of the queries q of the same shape, which belong to the last `tokens`
-/// positions of the cache; otherwise as attend_batch().
+/// positions of the cache; otherwise as attend_batch(). Errc::unsupported for more scores than a scale.
 template <Executor E>
-[[nodiscard]] Status attend(const MatrixView<const float>& q, const QuantizedKvView& cache, float scale,
-                            const MatrixView<float>& out, ExecutionContext<E>& context) noexcept {
-  attention::Sequence sequence = attention::sequence_of({q, cache, scale, out});
+[[nodiscard]] Status attend(const MatrixView<const float>& q, const QuantizedKvView& cache,
+                            const AttentionScores& scores, const MatrixView<float>& out,
+                            ExecutionContext<E>& context) noexcept {
+  if (const Status known = check_scale_only(scores); !known) return known;
+  attention::Sequence sequence = attention::sequence_of({q, cache, scores.scale, out});
   return attention::compute({&sequence, 1}, context);
 }
 
@@ -69,9 +72,9 @@ template <class Cache, Executor E>
   requires requires(const Cache& cache) {
     { cache.view() } -> std::same_as<QuantizedKvView>;
   }
-[[nodiscard]] Status attend(const MatrixView<const float>& q, const Cache& cache, float scale,
+[[nodiscard]] Status attend(const MatrixView<const float>& q, const Cache& cache, const AttentionScores& scores,
                             const MatrixView<float>& out, ExecutionContext<E>& context) noexcept {
-  return attend(q, cache.view(), scale, out, context);
+  return attend(q, cache.view(), scores, out, context);
 }
 
 }  // namespace CBQ_ABI
