@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compares `cbq-llama bench` with llama.cpp's llama-bench on one model, interleaved.
 
-    end_to_end.py --cbq-llama PROGRAM --llama FOLDER --model MODEL.gguf [--threads 1,2] [--rounds 5] [--out RESULTS.json]
+    end_to_end.py --cbq-llama PROGRAM --llama FOLDER --model MODEL.gguf [--scheme w4a8_g32] [--llama-type q4_0]
+                  [--threads 1,2] [--rounds 5] [--out RESULTS.json]
 
-FOLDER holds llama-quantize and llama-bench. Both libraries get the same weights at 4 bits with groups of 32 (w4a8_g32,
-Q4_0) and an 8-bit embedding and head (Q8_0), so that all weights count alike. Measured are reading a prompt and generating
+FOLDER holds llama-quantize and llama-bench. Unless told otherwise both libraries get the same weights at 4 bits with groups
+of 32 (w4a8_g32, Q4_0) and an 8-bit embedding and head (Q8_0), so that all weights count alike. Measured are reading a prompt and generating
 after that prompt, in tokens per second; each round runs every program once, in an order that is shuffled anew. Figures
 are medians over rounds, ratios are taken within a round.
 """
@@ -29,13 +30,13 @@ def run(command):
 
 def make_models(options, folder):
     """The two quantized models, made where they are not there yet."""
-    own = os.path.join(folder, "cbq")
-    other = os.path.join(folder, "llama-q4_0.gguf")
+    own = os.path.join(folder, f"cbq-{options.scheme}")
+    other = os.path.join(folder, f"llama-{options.llama_type}.gguf")
     if not os.path.exists(own):
         run([options.cbq_llama, "quantize", options.model, "-o", own, "--scheme", options.scheme, "--head-bits", "8"])
     if not os.path.exists(other):
         run([os.path.join(options.llama, "llama-quantize"), "--allow-requantize", "--token-embedding-type", "q8_0",
-             "--output-tensor-type", "q8_0", options.model, other, "q4_0"])
+             "--output-tensor-type", "q8_0", options.model, other, options.llama_type])
     return own, other
 
 
@@ -88,6 +89,7 @@ def main():
     parser.add_argument("--llama", required=True, help="folder with llama-quantize and llama-bench")
     parser.add_argument("--model", required=True, help=".gguf of a LLaMA model that both can read")
     parser.add_argument("--scheme", default="w4a8_g32")
+    parser.add_argument("--llama-type", default="q4_0")
     parser.add_argument("--threads", type=lambda text: [int(n) for n in text.split(",")], default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompt", type=int, default=512, help="tokens")
@@ -106,7 +108,8 @@ def main():
         print(f"{row['threads']} thread(s), {row['phase']:6} cbq {row['cbq']:8.1f} tokens/s, llama.cpp "
               f"{row['llama.cpp']:8.1f} tokens/s, cbq {row['speedup']:.2f}x")
     if options.out:
-        report = {"model": os.path.basename(options.model), "scheme": options.scheme, "prompt_tokens": options.prompt,
+        report = {"model": os.path.basename(options.model), "scheme": options.scheme,
+                  "llama_type": options.llama_type, "prompt_tokens": options.prompt,
                   "new_tokens": options.new_tokens, "rounds": options.rounds, "bytes": sizes, "results": results}
         with open(options.out, "w", encoding="utf-8") as file:
             json.dump(report, file, indent=1)

@@ -272,7 +272,7 @@ def end_to_end_text(report):
              f"{row['llama.cpp']:.0f}", f"**{row['speedup']:.2f}x**"] for row in report["results"]]
     sizes = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in report["bytes"].items())
     return (table(["threads", "phase", "cbq, tokens/s", "llama.cpp, tokens/s", "cbq"], rows)
-            + f"\n\n{report['model']}: {report['scheme']} against Q4_0, an 8-bit embedding and head in both ({sizes}); prompt "
+            + f"\n\n{report['model']}: {report['scheme']} against {report.get('llama_type', 'q4_0').upper()}, an 8-bit embedding and head in both ({sizes}); prompt "
             f"of {report['prompt_tokens']} tokens, {report['new_tokens']} new tokens after it, medians of "
             f"{report['rounds']} interleaved rounds.")
 
