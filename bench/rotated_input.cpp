@@ -28,7 +28,7 @@ void run(benchmark::State& state, const TokenShape& shape, cbq::Isa isa, cbq::In
   for ([[maybe_unused]] auto _ : state) {
     const cbq::Workspace::Frame frame(context.workspace());
     cbq::LinearInput input(x);
-    const auto quantized = input.quantized(cbq::schemes::w4a4, context, rotation);
+    const auto quantized = input.quantized(cbq::schemes::w4a4, context, {.rotation = rotation});
     if (!quantized) return skip(state, quantized.error());
     benchmark::ClobberMemory();
   }

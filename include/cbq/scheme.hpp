@@ -2,11 +2,12 @@
 #pragma once
 
 // Scheme: how the two operands of a linear layer are quantized, as a value that the compiler knows and a template
-// argument. Names follow a grammar, w<bits>a<bits>[_g<n>|_channel][_asym][_act_group]:
+// argument. Names follow a grammar, w<bits>a<bits>[_g<n>|_channel][_asym][_act_group|_act_tensor]:
 //   w4a8_g128            4-bit symmetric weights with a scale per 128 inputs, 8-bit activations with a scale per token
 //   w4a16_g32_asym       4-bit affine weights with scale and zero point per 32 inputs, floating-point activations
 //   w8a8                 no suffix means _channel: one weight scale per output
 //   w4a8_g128_act_group  8-bit activations with a scale per token and 128 inputs, the groups of the weights
+//   w4a4_act_tensor      4-bit activations with one scale for all tokens, static where calibration fixed it
 // `_asym` makes the weights affine, and activations of 4 bits too. The last group of a row may be shorter than the
 // others.
 
@@ -22,7 +23,7 @@ namespace cbq {
 
 /// Which elements share one scale.
 enum class Granularity : unsigned char {
-  per_tensor,
+  per_tensor,   ///< one scale for all elements; activations: all tokens
   per_channel,  ///< weights: one scale per output (a row of the N x K matrix)
   per_group,    ///< one scale per `group` consecutive inputs of an output, or of a token
   per_token,    ///< activations: one scale per row
@@ -73,8 +74,11 @@ struct Rules {
   static_assert(S.activation.bits == 4 || S.activation.bits == 8 || S.activation.bits == 16,
                 "[cbq] Scheme: activation.bits must be 4, 8 or 16 (floating point)");
   static_assert(S.activation.granularity == Granularity::per_token ||
+                    S.activation.granularity == Granularity::per_tensor ||
                     S.activation.granularity == Granularity::per_group,
-                "[cbq] Scheme: activation.granularity must be per_token or per_group");
+                "[cbq] Scheme: activation.granularity must be per_token, per_tensor or per_group");
+  static_assert(S.activation.granularity != Granularity::per_tensor || S.activation.bits != 16,
+                "[cbq] Scheme: activation.granularity per_tensor needs activations of 4 or 8 bits");
   static_assert(S.activation.granularity == Granularity::per_group || S.activation.group == 0,
                 "[cbq] Scheme: activation.group must be set with per_group, and only then");
   static_assert(S.activation.granularity != Granularity::per_group ||
@@ -136,6 +140,19 @@ consteval Scheme checked() {
   return scheme;
 }
 
+/// `scheme` with one scale for all tokens of its activations, which have at most 8 bits.
+[[nodiscard]] constexpr Scheme with_tensor_activations(Scheme scheme) noexcept {
+  scheme.activation.granularity = Granularity::per_tensor;
+  return scheme;
+}
+
+/// The scheme whose packed weights and kernels `scheme` uses: one scale for all tokens is one per token, all alike.
+[[nodiscard]] constexpr Scheme packing_scheme(Scheme scheme) noexcept {
+  if (scheme.activation.granularity == Granularity::per_tensor && scheme.activation.bits != 16)
+    scheme.activation.granularity = Granularity::per_token;
+  return scheme;
+}
+
 namespace schemes {
 inline constexpr Scheme w4a8_g32 = make_scheme(4, 8, 32, Zero::symmetric);
 inline constexpr Scheme w4a8_g128 = make_scheme(4, 8, 128, Zero::symmetric);
@@ -164,6 +181,7 @@ struct SchemeName {
   if (scheme.weight.granularity == Granularity::per_group) text << "_g" << scheme.weight.group;
   if (scheme.weight.zero == Zero::affine) text << "_asym";
   if (scheme.activation.granularity == Granularity::per_group) text << "_act_group";
+  if (scheme.activation.granularity == Granularity::per_tensor) text << "_act_tensor";
   SchemeName name;
   for (std::size_t i = 0; i < text.size && i + 1 < sizeof name.characters; ++i) name.characters[i] = text.characters[i];
   return name;
@@ -189,7 +207,7 @@ struct SchemeName {
   };
   const auto error = [name] {
     return Error{Errc::bad_argument, "not a scheme name", "scheme", name,
-                 "w<bits>a<bits>[_g<n>|_channel][_asym][_act_group], for example w4a8_g128"};
+                 "w<bits>a<bits>[_g<n>|_channel][_asym][_act_group|_act_tensor], for example w4a8_g128"};
   };
   if (!accept("w")) return error();
   const int weight_bits = number();
@@ -203,12 +221,16 @@ struct SchemeName {
     (void)accept("_channel");
   }
   const Zero zero = accept("_asym") ? Zero::affine : Zero::symmetric;
-  const Granularity activations = accept("_act_group") ? Granularity::per_group : Granularity::per_token;
+  const Granularity activations = accept("_act_group")    ? Granularity::per_group
+                                  : accept("_act_tensor") ? Granularity::per_tensor
+                                                          : Granularity::per_token;
   if (*at != '\0') return error();
   const auto valid = [](int bits) { return (bits >= 2 && bits <= 8) || bits == 16; };
   if (!valid(weight_bits) || !valid(activation_bits)) return error();
   const Scheme scheme = make_scheme(weight_bits, activation_bits, group, zero);
   if (activations == Granularity::per_token) return scheme;
+  if (activations == Granularity::per_tensor && activation_bits == 16) return error();
+  if (activations == Granularity::per_tensor) return with_tensor_activations(scheme);
   // Activations share the groups of the weights and have 8 bits.
   if (group == 0 || activation_bits != 8) return error();
   return with_activation_groups(scheme);
@@ -234,17 +256,17 @@ inline constexpr auto packed_schemes = [] {
   return all;
 }();
 
-/// Errc::unsupported when no packed scheme equals `scheme`.
+/// Errc::unsupported when no packed scheme equals packing_scheme(scheme).
 [[nodiscard]] constexpr Status check_packed_scheme(const Scheme& scheme) noexcept {
   for (const Scheme& packed : packed_schemes) {
-    if (packed == scheme) return {};
+    if (packed == packing_scheme(scheme)) return {};
   }
   return Error{Errc::unsupported, "no packed kernel for this scheme", "scheme", scheme_name(scheme).c_str(),
                "weights of 2, 3, 4 or 8 bits, activations of 4, 8 or 16, group 32, 64, 128 or per channel"};
 }
 
-/// Calls `f.template operator()<S>()` with the packed scheme that equals `scheme`, for hosts that learn it from a file,
-/// and returns what it returns (a Result). Errc::unsupported when no packed scheme equals it.
+/// Calls `f.template operator()<S>()` with the packed scheme that equals packing_scheme(scheme), for hosts that learn
+/// it from a file, and returns what it returns (a Result). Errc::unsupported when no packed scheme equals it.
 template <class F>
 [[nodiscard]] constexpr auto visit_scheme(const Scheme& scheme, F&& f)
     -> decltype(f.template operator()<packed_schemes[0]>()) {
@@ -253,7 +275,7 @@ template <class F>
     using Call = R (*)(F&);
     constexpr Call calls[] = {[](F& g) -> R { return g.template operator()<packed_schemes[I]>(); }...};
     for (std::size_t i = 0; i < sizeof...(I); ++i) {
-      if (packed_schemes[i] == scheme) return calls[i](f);
+      if (packed_schemes[i] == packing_scheme(scheme)) return calls[i](f);
     }
     return check_packed_scheme(scheme).error();
   }(std::make_index_sequence<packed_schemes.size()>{});

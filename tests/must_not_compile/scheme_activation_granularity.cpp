@@ -1,4 +1,4 @@
-// expect: [cbq] Scheme: activation.granularity must be per_token or per_group
+// expect: [cbq] Scheme: activation.granularity must be per_token, per_tensor or per_group
 // SPDX-License-Identifier: Apache-2.0
 #include <cbq/scheme.hpp>
 
@@ -7,6 +7,6 @@ constexpr cbq::Scheme scheme = {.weight = {.bits = 4},
                                 .activation = {.bits = 8, .granularity = cbq::Granularity::per_token}};
 #else
 constexpr cbq::Scheme scheme = {.weight = {.bits = 4},
-                                .activation = {.bits = 8, .granularity = cbq::Granularity::per_tensor}};
+                                .activation = {.bits = 8, .granularity = cbq::Granularity::per_channel}};
 #endif
 static_assert(cbq::checked<scheme>() == scheme);

@@ -132,7 +132,7 @@ TEST_CASE("Operators shrink the ranges of activations by a clip multiplier") {
   std::vector<float> x(inputs, 1.0f);
   x[3] = 10.0f;
   LinearInput by_hand(support::input(x, inputs));
-  const auto codes = by_hand.quantized(schemes::w8a8, context, InputRotation::none, 0.5f);
+  const auto codes = by_hand.quantized(schemes::w8a8, context, {.clip = 0.5f});
   REQUIRE(codes);
   CHECK(codes->codes[3] == 127);
   CHECK(codes->codes[0] == 25);
@@ -165,7 +165,7 @@ TEST_CASE("Operators shrink the ranges of activations by a clip multiplier") {
     site.clip() = 0.7f;
     std::vector<float> rounded(values.size());
     REQUIRE(site.forward(support::input(values, inputs), support::view(rounded, inputs), context));
-    const auto seen = two.fake_quantized(scheme.activation, context, InputRotation::none, 0.7f);
+    const auto seen = two.fake_quantized(scheme.activation, context, {.clip = 0.7f});
     REQUIRE(seen);
     CHECK(std::equal(rounded.begin(), rounded.end(), seen->data));
   }

@@ -75,7 +75,7 @@ template <Scheme S, Executor E = SerialExecutor>
                                                                          const E& executor = {}, Isa cap = detect()) {
   static_assert(checked<S>().activation.bits == 8 && S.activation.zero == Zero::symmetric,
                 "[cbq] activations_from_codes: the scheme's activations must be symmetric INT8");
-  static_assert(S.activation.granularity == Granularity::per_token,
+  static_assert(S.activation.granularity != Granularity::per_group,
                 "[cbq] activations_from_codes: codes under one static scale have no scale per group");
   const Result<ActivationLayout> layout = activation_layout(S, codes.rows, codes.columns);
   if (!layout) return layout.error();

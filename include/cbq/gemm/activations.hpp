@@ -15,8 +15,9 @@
 // 32 rows and slices of 64 inputs where groups are that long. zero_terms are -zero * sum(codes of the group), or -sum
 // for affine weights. Rows (or groups) whose values all lie below 2^-100 in magnitude are quantized to zero.
 //
-// A clip multiplier c <= 1 of a layer, learned in reconstruction, shrinks every range first: max|x| and the ends become
-// c times as large, and what lies outside goes to the nearest end.
+// A layer's rules (ActivationRules) may shrink every range by a clip multiplier, fix one grid for all tokens where the
+// scheme's activations are per tensor, or give single tokens 4 bits instead of 8: all of it decides scales and limits
+// of codes, and the product is the same. What lies outside a range goes to the nearest end.
 //
 // Per group, the scale of a group is group_scales[panel][group][row] * scales[row]. The latter is a power of two, and
 // the largest of a row's group_scales lies in [1, 2): of the products with scales of weights, those of the largest
@@ -29,6 +30,7 @@
 #include <cbq/core/aligned.hpp>
 #include <cbq/core/executor.hpp>
 #include <cbq/gemm/dispatch.hpp>
+#include <cbq/gemm/token_quantization.hpp>
 
 namespace cbq {
 
@@ -108,58 +110,13 @@ template <Scheme S>
   return layout->bytes;
 }
 
-/// How one row, or one group of it, is quantized: stored code = clamp(round(x * inverse_scale), lowest, highest).
-struct TokenQuantization {
-  float scale = 0.0f;
-  float inverse_scale = 0.0f;
-  float lowest = 0.0f;
-  float highest = 0.0f;
-};
-
-/// The quantization of a row or group with the given range (zero included).
-[[nodiscard]] inline TokenQuantization token_quantization(const Grid& grid, const RowRange& range) noexcept {
-  constexpr float smallest = 0x1p-100f;  // below it 1 / scale could overflow
-  TokenQuantization token;
-  if (grid.zero == Zero::symmetric) {
-    const float levels = grid.bits == 8 ? 127.0f : 7.0f;
-    const float largest = -range.lowest > range.highest ? -range.lowest : range.highest;
-    if (largest < smallest) return token;
-    token = {.scale = largest / levels, .inverse_scale = levels / largest, .lowest = -levels, .highest = levels};
-  } else {
-    constexpr float levels = 15.0f;
-    // Halved, so that the width of a row that spans all of float's range stays finite.
-    const float half_width = range.highest * 0.5f - range.lowest * 0.5f;
-    if (half_width < smallest) return token;
-    token.scale = half_width / (levels * 0.5f);
-    token.inverse_scale = (levels * 0.5f) / half_width;
-    const float product = -range.lowest * token.inverse_scale;
-    const float zero = __builtin_nearbyintf(product);  // no addition that a compiler could fuse the product with
-    token.lowest = -zero;
-    token.highest = levels - zero;
-  }
-  return token;
-}
-
 namespace driver {
-
-/// Activations and the clip multiplier of the layer that reads them, in (0, 1].
-struct ClippedTokens : MatrixView<const float> {
-  float clip = 1.0f;
-};
-
-/// A grid whose ranges are shrunk first.
-struct ClippedGrid {
-  Grid grid = {};
-  float clip = 1.0f;
-};
 
 /// Quantizes a row with one scale and returns that, NaN where the row is not finite. `row` lacks what depends on the
 /// values.
-[[nodiscard]] inline float quantize_whole_row(ActivationRow row, const ClippedGrid& grid, Isa isa) noexcept {
-  RowRange range = row_range(row.values, row.inputs, isa);
-  range.lowest *= grid.clip;
-  range.highest *= grid.clip;
-  const TokenQuantization token = range.finite ? token_quantization(grid.grid, range) : TokenQuantization{};
+[[nodiscard]] inline float quantize_whole_row(ActivationRow row, const TokenRule& rule, Isa isa) noexcept {
+  const RowRange range = row_range(row.values, row.inputs, isa);
+  const TokenQuantization token = range.finite ? token_quantization(rule, range) : TokenQuantization{};
   if (!range.finite) row.inputs = 0;
   row.inverse_scale = token.inverse_scale;
   row.lowest = token.lowest;
@@ -170,7 +127,7 @@ struct ClippedGrid {
 
 /// Quantizes a row group by group; returns the power of two that is the unit of its `scales`, NaN where the row is not
 /// finite. The scale of the next group lies panel_rows behind.
-[[nodiscard]] inline float quantize_row_groups(const ActivationRow& row, const ClippedGrid& grid, float* scales,
+[[nodiscard]] inline float quantize_row_groups(const ActivationRow& row, const TokenRule& rule, float* scales,
                                                Isa isa) noexcept {
   ActivationRow part = row;
   float largest = 0.0f;
@@ -178,7 +135,7 @@ struct ClippedGrid {
   for (std::size_t first = 0; first < row.inputs; first += row.group, ++groups) {
     part.values = row.values + first;
     part.inputs = row.inputs - first < row.group ? row.inputs - first : row.group;
-    const float scale = quantize_whole_row(part, grid, isa);
+    const float scale = quantize_whole_row(part, rule, isa);
     if (scale != scale) return scale;
     scales[groups * row.panel_rows] = scale;
     largest = scale > largest ? scale : largest;
@@ -193,9 +150,33 @@ struct ClippedGrid {
   return unit;
 }
 
+/// Values of one token: of a matrix view, or of one that makes each row when it is quantized.
+template <class Tokens>
+[[nodiscard]] const float* token_values(const Tokens& x, std::size_t panel, std::size_t token, Isa isa) noexcept {
+  if constexpr (requires { x.prepared(panel, token, isa); }) {
+    return x.prepared(panel, token, isa);
+  } else {
+    return row(x, token);
+  }
+}
+
+/// The rules of x; where activations are per tensor and no grid is fixed, with that of the range of all tokens.
+template <class Tokens>
+[[nodiscard]] ActivationRules rules_of(const Tokens& x, const Grid& grid, Isa isa) noexcept {
+  ActivationRules rules;
+  if constexpr (requires { x.rules; }) rules = x.rules;
+  if (grid.granularity != Granularity::per_tensor || rules.fixed) return rules;
+  RowRange range;
+  for (std::size_t token = 0; token < x.rows; ++token) {
+    join(range, row_range(token_values(x, 0, token, isa), x.columns, isa));
+  }
+  rules.fixed = static_grid(grid, range.lowest, range.highest);
+  return rules;
+}
+
 /// quantize_activations() for a scheme known at run time; its activations have at most 8 bits. x is a matrix view, or
 /// one that makes each row when it is quantized: x.prepared(panel, token, isa); a panel's rows are asked for one after
-/// another by one thread. Where x has a member `clip`, ranges are shrunk by it.
+/// another by one thread. Where x has a member `rules`, they are followed.
 template <class Tokens, Executor E>
 [[nodiscard]] Result<QuantizedTokens> quantize_tokens(const Tokens& x, const Scheme& scheme,
                                                       std::span<std::byte> memory, const E& executor, Isa isa) {
@@ -219,8 +200,10 @@ template <class Tokens, Executor E>
   auto* zero_terms = reinterpret_cast<std::int32_t*>(memory.data() + layout->zero_terms_offset);
   auto* scales = reinterpret_cast<float*>(memory.data() + layout->scales_offset);
   const bool grouped = scheme.activation.granularity == Granularity::per_group;
-  ClippedGrid grid = {scheme.activation};
-  if constexpr (requires { x.clip; }) grid.clip = x.clip;
+  if constexpr (requires { x.rules; }) {
+    if (const Status valid = check_activation_rules(x.rules, scheme.activation, x.rows); !valid) return valid.error();
+  }
+  const ActivationRules rules = rules_of(x, scheme.activation, isa);
   auto* group_scales = grouped ? reinterpret_cast<float*>(memory.data() + layout->group_scales_offset) : nullptr;
   const PackedLayout& groups = layout->groups;
   const PanelShape shape = panel_shape(groups, x.rows, isa);
@@ -231,11 +214,7 @@ template <class Tokens, Executor E>
     const std::size_t count = x.rows - first < shape.rows ? x.rows - first : shape.rows;
     for (std::size_t r = 0; r < count; ++r) {
       ActivationRow job;
-      if constexpr (requires { x.prepared(panel, first + r, isa); }) {
-        job.values = x.prepared(panel, first + r, isa);
-      } else {
-        job.values = row(x, first + r);
-      }
+      job.values = token_values(x, panel, first + r, isa);
       job.inputs = x.columns;
       job.group = group_length(scheme.weight, x.columns);
       job.panel_rows = count;
@@ -244,8 +223,9 @@ template <class Tokens, Executor E>
       job.zero_terms = zero_terms + first * groups.groups + r;
       job.zero_factor = scheme.weight.zero == Zero::affine ? -1 : -symmetric_zero(scheme.weight);
       // A NaN scale marks the row for the check below; no kernel sees it.
-      scales[first + r] = grouped ? quantize_row_groups(job, grid, group_scales + first * groups.groups + r, isa)
-                                  : quantize_whole_row(job, grid, isa);
+      const TokenRule rule = token_rule(scheme.activation, rules, first + r);
+      scales[first + r] = grouped ? quantize_row_groups(job, rule, group_scales + first * groups.groups + r, isa)
+                                  : quantize_whole_row(job, rule, isa);
     }
   });
   for (std::size_t token = 0; token < x.rows; ++token) {
@@ -259,11 +239,16 @@ template <class Tokens, Executor E>
 
 }  // namespace driver
 
-/// Quantizes x (M x K) into `memory`, at least activations_size<S>(M, K) bytes on a 4-byte boundary. Allocates nothing.
-/// Errors: bad_shape (memory, stride), bad_argument (alignment, null memory), not_finite (names the first token with
-/// NaN or infinity).
+/// Activations and how they are quantized.
+struct RuledActivations : MatrixView<const float> {
+  ActivationRules rules = {};
+};
+
+/// Quantizes x (M x K) under its rules into `memory`, at least activations_size<S>(M, K) bytes on a 4-byte boundary.
+/// Allocates nothing. Errors: bad_shape (memory, stride), bad_argument (alignment, null memory), not_finite (names the
+/// first token with NaN or infinity), those of check_activation_rules().
 template <Scheme S, Executor E = SerialExecutor>
-[[nodiscard]] Result<QuantizedActivationsView<S>> quantize_activations(const MatrixView<const float>& x,
+[[nodiscard]] Result<QuantizedActivationsView<S>> quantize_activations(const RuledActivations& x,
                                                                        std::span<std::byte> memory,
                                                                        const E& executor = {}, Isa cap = detect()) {
   static_assert(checked<S>().activation.bits <= 8,
@@ -271,6 +256,14 @@ template <Scheme S, Executor E = SerialExecutor>
   const Result<QuantizedTokens> tokens = driver::quantize_tokens(x, S, memory, executor, capped(cap));
   if (!tokens) return tokens.error();
   return QuantizedActivationsView<S>{*tokens};
+}
+
+/// The same without rules.
+template <Scheme S, Executor E = SerialExecutor>
+[[nodiscard]] Result<QuantizedActivationsView<S>> quantize_activations(const MatrixView<const float>& x,
+                                                                       std::span<std::byte> memory,
+                                                                       const E& executor = {}, Isa cap = detect()) {
+  return quantize_activations<S, E>(RuledActivations{x, {}}, memory, executor, cap);
 }
 
 /// Quantized activations with memory of their own, which grows as needed and is kept between calls.

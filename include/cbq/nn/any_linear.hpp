@@ -41,14 +41,10 @@ class VariantLinear {
       return VariantLinear(*std::move(op));
     } else {
       return visit_scheme(scheme, [&]<Scheme S>() -> Result<VariantLinear> {
-        if constexpr (can_hold<PackedLinear<S>>) {
-          Result<PackedLinear<S>> op = PackedLinear<S>::create(matrix, bias, rotation);
-          if (!op) return op.error();
-          return VariantLinear(*std::move(op));
-        } else {
-          return Error{Errc::unsupported, "this model type holds no packed operator of the scheme", "scheme",
-                       scheme_name(S).c_str()};
+        if constexpr (S.activation.granularity == Granularity::per_token && S.activation.bits != 16) {
+          if (scheme != S) return pack_as<with_tensor_activations(S)>(matrix, bias, rotation);
         }
+        return pack_as<S>(matrix, bias, rotation);
       });
     }
   }
@@ -86,6 +82,19 @@ class VariantLinear {
         op_);
   }
 
+  /// See PackedLinear::fix_activations(). Errc::unsupported for an operator that quantizes no activations.
+  [[nodiscard]] Status fix_activations(const StaticGrid& grid) noexcept {
+    return std::visit(
+        [&](auto& op) -> Status {
+          if constexpr (requires { op.fix_activations(grid); }) {
+            return op.fix_activations(grid);
+          } else {
+            return Error{Errc::unsupported, "this operator quantizes no activations", "fix_activations"};
+          }
+        },
+        op_);
+  }
+
   void weight_row(std::size_t output, float* weights) const noexcept {
     std::visit([&](const auto& op) { op.weight_row(output, weights); }, op_);
   }
@@ -97,6 +106,19 @@ class VariantLinear {
   }
 
  private:
+  template <Scheme S>
+  [[nodiscard]] static Result<VariantLinear> pack_as(const QuantizedMatrixView& matrix, std::span<const float> bias,
+                                                     InputRotation rotation) noexcept {
+    if constexpr (can_hold<PackedLinear<S>>) {
+      Result<PackedLinear<S>> op = PackedLinear<S>::create(matrix, bias, rotation);
+      if (!op) return op.error();
+      return VariantLinear(*std::move(op));
+    } else {
+      return Error{Errc::unsupported, "this model type holds no packed operator of the scheme", "scheme",
+                   scheme_name(S).c_str()};
+    }
+  }
+
   /// Runs the group if all its operators are Op and Op can run groups; says whether it did.
   template <class Op, Executor E>
   [[nodiscard]] static bool forward_kind(std::span<const LinearCall<VariantLinear>> calls, LinearInput& x,

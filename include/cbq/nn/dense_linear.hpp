@@ -113,7 +113,7 @@ class FakeQuantizedLinear {
     result.weights_ = *std::move(panels);
     result.bias_ = *std::move(copy);
     result.scheme_ = scheme;
-    result.rotation_ = rotation;
+    result.input_.rotation = rotation;
     return result;
   }
 
@@ -123,14 +123,14 @@ class FakeQuantizedLinear {
             .inputs = view.inputs,
             .scheme = scheme_,
             .bytes = weights_.bytes(),
-            .rotation = rotation_};
+            .rotation = input_.rotation};
   }
 
   /// See LinearOperator.
   template <Executor E>
   [[nodiscard]] Status forward(LinearInput& x, const LinearOutput& out, ExecutionContext<E>& context) const noexcept {
     if (const Status valid = linear::check_operands(info(), x.values(), out); !valid) return valid;
-    const Result<MatrixView<const float>> rounded = x.fake_quantized(scheme_.activation, context, rotation_, clip_);
+    const Result<MatrixView<const float>> rounded = x.fake_quantized(scheme_.activation, context, input_);
     if (!rounded) return rounded.error();
     return linear::multiply_panels(*rounded, weights_, bias_.data(), out, context);
   }
@@ -138,8 +138,13 @@ class FakeQuantizedLinear {
   /// Shrinks the ranges of activations, as ActivationSite learned it. Errc::bad_argument unless in (0, 1].
   [[nodiscard]] Status clip_activations(float multiplier) noexcept {
     if (const Status valid = linear::check_clip(multiplier); !valid) return valid;
-    clip_ = multiplier;
+    input_.clip = multiplier;
     return {};
+  }
+
+  /// See PackedLinear::fix_activations().
+  [[nodiscard]] Status fix_activations(const StaticGrid& grid) noexcept {
+    return linear::fix_activations(input_, scheme_, grid);
   }
 
   /// The rounded weights of one output, `inputs` floats; output < info().outputs.
@@ -151,8 +156,7 @@ class FakeQuantizedLinear {
   FloatPanels<float> weights_;
   AlignedBuffer<float> bias_;
   Scheme scheme_ = {};
-  InputRotation rotation_ = InputRotation::none;
-  float clip_ = 1.0f;
+  InputRules input_ = {};
 };
 
 static_assert(LinearOperator<DenseLinear<float>> && LinearOperator<DenseLinear<half>>);

@@ -43,8 +43,7 @@ struct PackedStorage {
   AlignedBuffer<std::byte> memory;
   AlignedBuffer<float> bias;
   PackedMatrix matrix = {};
-  InputRotation rotation = InputRotation::none;  ///< that the weights expect of the input
-  float clip = 1.0f;                             ///< multiplier of the ranges of activations
+  InputRules input = {};
 };
 
 /// Packs `matrix` on `grid`, one of a packed scheme; `bias` may be empty. Errors as pack(), and out_of_memory.
@@ -91,7 +90,7 @@ struct PackedStorage {
           .inputs = layout.inputs,
           .scheme = scheme,
           .bytes = packed_bytes(layout),
-          .rotation = storage.rotation};
+          .rotation = storage.input.rotation};
 }
 
 /// out = x W^T + bias + residual with the kernels that `scheme` asks for.
@@ -101,7 +100,7 @@ template <Executor E>
   if (const Status valid = check_operands(packed_info(storage, scheme), x.values(), out); !valid) return valid;
   const PackedMatrix& weights = storage.matrix;
   if (scheme.activation.bits == 16) {
-    const Result<MatrixView<const float>> values = x.rotated(storage.rotation, context);
+    const Result<MatrixView<const float>> values = x.rotated(storage.input.rotation, context);
     if (!values) return values.error();
     const DecodedPanels panels{.weights = weights,
                                .decode = kernels.decode,
@@ -112,7 +111,7 @@ template <Executor E>
                                       context.isa());
     });
   }
-  const Result<QuantizedTokens> tokens = x.quantized(scheme, context, storage.rotation, storage.clip);
+  const Result<QuantizedTokens> tokens = x.quantized(scheme, context, storage.input);
   if (!tokens) return tokens.error();
   return with_epilogue(storage.bias.data(), out.residual, [&](const auto& epilogue) -> Status {
     driver::IntegerProduct<std::decay_t<decltype(epilogue)>, float> product{
@@ -156,14 +155,13 @@ template <class MakeEpilogue, Executor E>
   return {};
 }
 
-/// Whether `calls`, under one scheme, can share an executor call: quantized activations, no residual, one rotation and
-/// clip, a bias for all or for none.
+/// Whether `calls`, under one scheme, can share an executor call: quantized activations, no residual, one set of rules
+/// for the input, a bias for all or for none.
 [[nodiscard]] inline bool can_group(std::span<const PackedCall> calls, const Scheme& scheme) noexcept {
   if (calls.size() < 2 || calls.size() > most_grouped || scheme.activation.bits == 16) return false;
   const bool biased = calls.front().storage->bias.size() != 0;
   for (const PackedCall& call : calls) {
-    if (call.storage->rotation != calls.front().storage->rotation) return false;
-    if (call.storage->clip != calls.front().storage->clip) return false;
+    if (!(call.storage->input == calls.front().storage->input)) return false;
     if (call.out.residual.data != nullptr || (call.storage->bias.size() != 0) != biased) return false;
   }
   return true;
@@ -178,7 +176,7 @@ template <Executor E>
     if (!valid) return valid;
   }
   const PackedStorage& first = *calls.front().storage;
-  const Result<QuantizedTokens> tokens = x.quantized(scheme, context, first.rotation, first.clip);
+  const Result<QuantizedTokens> tokens = x.quantized(scheme, context, first.input);
   if (!tokens) return tokens.error();
   if (calls.front().storage->bias.size() == 0) {
     return multiply_group(
@@ -232,7 +230,7 @@ class PackedLinear {
     if (!storage) return storage.error();
     PackedLinear result;
     result.storage_ = *std::move(storage);
-    result.storage_.rotation = rotation;
+    result.storage_.input.rotation = rotation;
     return result;
   }
 
@@ -268,8 +266,14 @@ class PackedLinear {
   /// Shrinks the ranges of activations, as ActivationSite learned it. Errc::bad_argument unless in (0, 1].
   [[nodiscard]] Status clip_activations(float multiplier) noexcept {
     if (const Status valid = linear::check_clip(multiplier); !valid) return valid;
-    storage_.clip = multiplier;
+    storage_.input.clip = multiplier;
     return {};
+  }
+
+  /// Makes activations static: one grid for all tokens, such as static_grid() of a calibrated range. Errc::unsupported
+  /// unless the scheme's activations are per tensor, Errc::bad_argument as check_static_grid().
+  [[nodiscard]] Status fix_activations(const StaticGrid& grid) noexcept {
+    return linear::fix_activations(storage_.input, S, grid);
   }
 
   /// The weights of one output, `inputs` floats; output < info().outputs.

@@ -52,7 +52,7 @@ class RuntimePackedLinear {
     if (!storage) return storage.error();
     RuntimePackedLinear result;
     result.storage_ = *std::move(storage);
-    result.storage_.rotation = rotation;
+    result.storage_.input.rotation = rotation;
     result.scheme_ = scheme;
     return result;
   }
@@ -67,7 +67,7 @@ class RuntimePackedLinear {
     if (!storage) return storage.error();
     RuntimePackedLinear result;
     result.storage_ = *std::move(storage);
-    result.storage_.rotation = rotation;
+    result.storage_.input.rotation = rotation;
     result.scheme_ = scheme;
     return result;
   }
@@ -95,8 +95,13 @@ class RuntimePackedLinear {
   /// Shrinks the ranges of activations, as ActivationSite learned it. Errc::bad_argument unless in (0, 1].
   [[nodiscard]] Status clip_activations(float multiplier) noexcept {
     if (const Status valid = linear::check_clip(multiplier); !valid) return valid;
-    storage_.clip = multiplier;
+    storage_.input.clip = multiplier;
     return {};
+  }
+
+  /// See PackedLinear::fix_activations().
+  [[nodiscard]] Status fix_activations(const StaticGrid& grid) noexcept {
+    return linear::fix_activations(storage_.input, scheme_, grid);
   }
 
   /// The weights of one output, `inputs` floats; output < info().outputs.
