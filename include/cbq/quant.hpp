@@ -5,6 +5,7 @@
 
 #include <cbq/quant/activation.hpp>
 #include <cbq/quant/affine.hpp>
+#include <cbq/quant/log2.hpp>
 #include <cbq/quant/quantized_matrix.hpp>
 #include <cbq/quant/quantizer.hpp>
 #include <cbq/quant/range.hpp>
