@@ -24,6 +24,12 @@ struct ModelShape {
   std::size_t max_positions = 0;
 };
 
+/// Hidden states before and after half a block [tokens x hidden], in different memory.
+struct HiddenStates {
+  MatrixView<const float> from = {};
+  MatrixView<float> to = {};
+};
+
 inline namespace CBQ_ABI {
 
 /// How a model knows positions: `create` from the configuration happens outside; `add_to` adds learned positions to

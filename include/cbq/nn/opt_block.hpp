@@ -139,21 +139,37 @@ class OptBlock {
 
   /// hidden [tokens x hidden] in place; the tokens' keys and values are appended to the cache. Errors of the parts.
   template <class Cache, Executor E>
-  [[nodiscard]] Status forward(const MatrixView<float>& hidden, const LearnedPositions&,
+  [[nodiscard]] Status forward(const MatrixView<float>& hidden, const LearnedPositions& learned,
                                std::span<const std::uint32_t> positions, Cache& cache,
                                ExecutionContext<E>& context) const noexcept {
     const Workspace::Frame frame(context.workspace());
-    const auto normed = context.workspace().take_matrix(hidden.rows, hidden.columns);
     const auto middle = context.workspace().take_matrix(hidden.rows, hidden.columns);
-    if (!normed || !middle) return Error{Errc::out_of_memory, "no memory for hidden states"};
-    if (const Status done = attention_norm_.forward(as_const(hidden), *normed, context); !done) return done;
-    const LinearOutput attended{*middle, as_const(hidden)};
-    if (const Status done = attention_.forward(as_const(*normed), attended, nullptr, positions, cache, context);
-        !done) {
-      return done;
-    }
-    if (const Status done = mlp_norm_.forward(as_const(*middle), *normed, context); !done) return done;
-    return mlp_.forward(as_const(*normed), {hidden, as_const(*middle)}, context);
+    if (!middle) return middle.error();
+    const Status attended = forward_attention({as_const(hidden), *middle}, learned, positions, cache, context);
+    if (!attended) return attended;
+    return forward_mlp({as_const(*middle), hidden}, context);
+  }
+
+  /// The first half: to = from + attention(norm(from)); the tokens' keys and values are appended to the cache.
+  template <class Cache, Executor E>
+  [[nodiscard]] Status forward_attention(const HiddenStates& hidden, const LearnedPositions&,
+                                         const AttentionTokens& tokens, Cache& cache,
+                                         ExecutionContext<E>& context) const noexcept {
+    const Workspace::Frame frame(context.workspace());
+    const auto normed = context.workspace().take_matrix(hidden.from.rows, hidden.from.columns);
+    if (!normed) return normed.error();
+    if (const Status done = attention_norm_.forward(hidden.from, *normed, context); !done) return done;
+    return attention_.forward(as_const(*normed), {hidden.to, hidden.from}, nullptr, tokens, cache, context);
+  }
+
+  /// The second half: to = from + mlp(norm(from)).
+  template <Executor E>
+  [[nodiscard]] Status forward_mlp(const HiddenStates& hidden, ExecutionContext<E>& context) const noexcept {
+    const Workspace::Frame frame(context.workspace());
+    const auto normed = context.workspace().take_matrix(hidden.from.rows, hidden.from.columns);
+    if (!normed) return normed.error();
+    if (const Status done = mlp_norm_.forward(hidden.from, *normed, context); !done) return done;
+    return mlp_.forward(as_const(*normed), {hidden.to, hidden.from}, context);
   }
 
  private:

@@ -28,6 +28,15 @@ inline namespace CBQ_ABI {
   return Error{Errc::unsupported, "queries, keys and values have 4, 8 or 16 bits", "attention bits", bits};
 }
 
+/// Tokens that attention runs on, and what the caller wants to see of their weights; see AttentionScores.
+struct AttentionTokens {
+  // NOLINTNEXTLINE(google-explicit-constructor): positions are all that most callers have to say.
+  constexpr AttentionTokens(std::span<const std::uint32_t> where) noexcept : positions(where) {}
+
+  std::span<const std::uint32_t> positions;
+  MatrixView<float> first_weights = {};
+};
+
 /// Four projections, for example half of what a block is made of.
 template <LinearOperator Linear>
 struct AttentionParts {
@@ -64,7 +73,7 @@ class SelfAttention {
   /// longer.
   template <class Cache, Executor E>
   [[nodiscard]] Status forward(const MatrixView<const float>& x, const LinearOutput& out, const RotaryTable* rotary,
-                               std::span<const std::uint32_t> positions, Cache& cache,
+                               const AttentionTokens& tokens, Cache& cache,
                                ExecutionContext<E>& context) const noexcept {
     const Workspace::Frame frame(context.workspace());
     const auto q = context.workspace().take_matrix(x.rows, shape_.heads * shape_.width);
@@ -76,8 +85,8 @@ class SelfAttention {
     const LinearCall<Linear> projections[] = {{&parts_.query, {*q}}, {&parts_.key, {*k}}, {&parts_.value, {*v}}};
     if (const Status done = linear::forward_all<Linear>(projections, input, context); !done) return done;
     if (rotary != nullptr) {
-      if (const Status done = rotary->rotate(*q, positions, context); !done) return done;
-      if (const Status done = rotary->rotate(*k, positions, context); !done) return done;
+      if (const Status done = rotary->rotate(*q, tokens.positions, context); !done) return done;
+      if (const Status done = rotary->rotate(*k, tokens.positions, context); !done) return done;
     }
     for (const MatrixView<float>& heads : {*q, *k, *v}) {
       if (head_site_.is_identity()) break;
@@ -85,7 +94,9 @@ class SelfAttention {
       if (const Status done = head_site_.forward(as_const(rows), rows, context); !done) return done;
     }
     if (const Status done = cache.append(as_const(*k), as_const(*v)); !done) return done;
-    if (const Status done = attend(as_const(*q), cache, scale_, *mixed, context); !done) return done;
+    AttentionScores scores(scale_);
+    scores.first_weights = tokens.first_weights;
+    if (const Status done = attend(as_const(*q), cache, scores, *mixed, context); !done) return done;
     LinearInput mixed_input(as_const(*mixed));
     return parts_.output.forward(mixed_input, out, context);
   }
