@@ -4,6 +4,7 @@
 // Quantizers: scales and codes for weights and activations. Needs xsimd.
 
 #include <cbq/quant/activation.hpp>
+#include <cbq/quant/activation_range.hpp>
 #include <cbq/quant/affine.hpp>
 #include <cbq/quant/log2.hpp>
 #include <cbq/quant/quantized_matrix.hpp>
@@ -11,3 +12,4 @@
 #include <cbq/quant/range.hpp>
 #include <cbq/quant/rows.hpp>
 #include <cbq/quant/scale.hpp>
+#include <cbq/quant/trip.hpp>
