@@ -102,6 +102,37 @@ TEST_CASE("Weights of the first position are what its value counts for") {
   }
 }
 
+TEST_CASE("Slopes add to scores what lies between query and key") {
+  for (const Case& c : {Case{300, 1, 6, 2, 16}, {7, 1, 20, 1, 8}, {0, 5, 2, 2, 17}, {240, 33, 6, 3, 16}}) {
+    const Problem problem(c);
+    std::vector<float> slopes;
+    for (std::size_t h = 0; h < c.heads; ++h) slopes.push_back(h % 3 == 2 ? -0.01f : 0.05f * static_cast<float>(h));
+    const oracle::Matrix q(c.tokens, c.heads * c.width, problem.q);
+    const oracle::Matrix k(c.past + c.tokens, c.kv_heads * c.width, problem.k);
+    oracle::Matrix first(k.rows, k.columns);
+    for (std::size_t i = 0; i < first.columns; ++i) first(0, i) = 1;
+    const auto attended = [&](const oracle::Matrix& v) {
+      return oracle::attention(q, k, v, c.width, 0.3, support::doubles(slopes));
+    };
+    const oracle::Matrix wanted = attended(oracle::Matrix(k.rows, k.columns, problem.v)), shares = attended(first);
+    for (const Isa isa : support::machine_isas()) {
+      CAPTURE(c.past, c.tokens, c.heads, isa_name(isa));
+      const SerialExecutor serial;
+      ExecutionContext<> context(serial, isa);
+      std::vector<float> out(problem.q.size()), weights(c.tokens * c.heads);
+      AttentionScores scores(0.3f);
+      scores.slopes = slopes;
+      scores.first_weights = support::view(weights, c.heads);
+      const auto queries = support::input(problem.q, c.heads * c.width);
+      REQUIRE(attend(queries, problem.cache, scores, support::view(out, c.heads * c.width), context));
+      CHECK(oracle::distance(out, wanted) < 5e-6);
+      for (std::size_t i = 0; i < weights.size(); ++i) {
+        REQUIRE(std::fabs(static_cast<double>(weights[i]) - shares.values[i * c.width]) < 5e-6);
+      }
+    }
+  }
+}
+
 TEST_CASE("Large scores, where most weights vanish") {
   const Problem problem({100, 20, 2, 1, 64}, 100.0f);
   for (const Isa isa : support::machine_isas()) {
@@ -168,6 +199,13 @@ TEST_CASE("Attention refuses what does not fit") {
   AttentionScores scores(1.0f);
   scores.first_weights = matrix_view(out.data(), 4, 3);
   CHECK(attend(q, problem.cache, scores, support::view(out, 16), context).error().code == Errc::bad_shape);
+  scores = 1.0f;
+  for (const std::vector<float>& slopes : {std::vector<float>{1.0f}, {1.0f, NAN}, {INFINITY, 1.0f}, {1.0f, -1e38f}}) {
+    scores.slopes = slopes;
+    const Status done = attend(q, problem.cache, scores, support::view(out, 16), context);
+    REQUIRE_FALSE(done);
+    CHECK(done.error().code == (slopes.size() == 1 ? Errc::bad_shape : Errc::bad_argument));
+  }
   CHECK(attend(q, problem.cache, 0x1p-100f, support::view(out, 16), context));
   const MatrixView<const float> dense{problem.q.data(), 4, 16, 15};
   const MatrixView<float> overlapping{out.data(), 4, 16, 15};

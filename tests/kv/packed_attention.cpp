@@ -123,6 +123,36 @@ TEST_CASE("Attention over pages, sinks and exact rows is that of the decoded row
   }
 }
 
+// As above: without slopes, or with distances off by one page, most of the result would be another.
+TEST_CASE("Slopes count the same distances over pages, sinks and exact rows") {
+  const Case cases[] = {{{kv8, 2, 64, 700, 650, 5}, 4, 4},
+                        {{rotated, 3, 80, 255, 250}, 6, 3},
+                        {{kivi, 2, 128, 300, 256}, 8, 1},
+                        {{kv8, 1, 64, 1200, 600, 3, 513}, 2, 130}};
+  for (const Case& c : cases) {
+    Problem problem(c);
+    std::vector<float> slopes;
+    for (std::size_t h = 0; h < c.heads; ++h) slopes.push_back(0.08f / static_cast<float>(1 + h));
+    problem.sequence.set_slopes(slopes);
+    const oracle::Matrix wanted = problem.sequence.attention(problem.q, c.tokens, static_cast<double>(problem.scale));
+    for (const Isa isa : support::machine_isas()) {
+      CAPTURE(kv_scheme_name(c.shape.scheme).c_str(), c.shape.size, c.heads, c.tokens, isa_name(isa));
+      const SerialExecutor serial;
+      ExecutionContext<> context(serial, isa);
+      std::vector<float> out(problem.q.size());
+      const std::size_t columns = c.heads * c.shape.width;
+      AttentionScores scores(problem.scale);
+      scores.slopes = slopes;
+      const auto q = support::input(problem.q, columns);
+      REQUIRE(attend(q, problem.sequence.cache(), scores, support::view(out, columns), context));
+      CHECK(relative_error(out, wanted) < 0.015);
+      scores.slopes = scores.slopes.first(1);
+      CHECK(attend(q, problem.sequence.cache(), scores, support::view(out, columns), context).error().code ==
+            Errc::bad_shape);
+    }
+  }
+}
+
 TEST_CASE("Where 8 bits are exact, so is attention but for the rounding of floats") {
   // Integer queries with a largest element of 127 are their own codes; far apart scores leave one weight, equal ones
   // make all weights of a page with equal scales 255.

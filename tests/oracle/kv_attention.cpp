@@ -112,7 +112,7 @@ KvRows decoded_rows(const std::vector<KvPage>& pages, std::size_t head, std::siz
 }
 
 Matrix attention_over(const Matrix& queries, const KvRows& rows, double scale,
-                      const std::function<bool(std::size_t, std::size_t)>& sees) {
+                      const std::function<bool(std::size_t, std::size_t)>& sees, const std::vector<double>& slopes) {
   Matrix out(queries.rows, rows.values.columns);
   for (std::size_t r = 0; r < queries.rows; ++r) {
     std::vector<double> weights(rows.keys.rows, 0.0);
@@ -121,6 +121,7 @@ Matrix attention_over(const Matrix& queries, const KvRows& rows, double scale,
     for (std::size_t p = 0; p < weights.size(); ++p) {
       if (!sees(r, p)) continue;
       for (std::size_t c = 0; c < queries.columns; ++c) weights[p] += scale * queries(r, c) * rows.keys(p, c);
+      if (!slopes.empty()) weights[p] += slopes[r] * static_cast<double>(p);
       best = std::fmax(best, weights[p]);
     }
     for (std::size_t p = 0; p < weights.size(); ++p) {

@@ -35,8 +35,10 @@ struct KvRows {
 };
 KvRows decoded_rows(const std::vector<KvPage>& pages, std::size_t head, std::size_t positions);
 
-/// Rows of queries [rows x width] over the positions that sees(row, position) names; scores are scale * q . k.
+/// Rows of queries [rows x width] over the positions that sees(row, position) names; scores are scale * q . k, plus
+/// the row's slope times the position.
 Matrix attention_over(const Matrix& queries, const KvRows& rows, double scale,
-                      const std::function<bool(std::size_t, std::size_t)>& sees);
+                      const std::function<bool(std::size_t, std::size_t)>& sees,
+                      const std::vector<double>& slopes = {});
 
 }  // namespace oracle

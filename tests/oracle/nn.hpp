@@ -117,8 +117,9 @@ inline std::vector<double> rotary_frequencies(double base, std::size_t width) {
   return frequencies;
 }
 
-/// Causal attention: query t is at position keys.rows - q.rows + t.
-inline Matrix attention(const Matrix& q, const Matrix& keys, const Matrix& values, std::size_t width, double scale) {
+/// Causal attention: query t is at position keys.rows - q.rows + t; slopes of ALiBi, one per query head, or none.
+inline Matrix attention(const Matrix& q, const Matrix& keys, const Matrix& values, std::size_t width, double scale,
+                        const std::vector<double>& slopes = {}) {
   Matrix out(q.rows, q.columns);
   const std::size_t heads = q.columns / width;
   const std::size_t group = heads / (keys.columns / width);
@@ -130,6 +131,7 @@ inline Matrix attention(const Matrix& q, const Matrix& keys, const Matrix& value
       double best = -std::numeric_limits<double>::infinity();
       for (std::size_t j = 0; j < visible; ++j) {
         for (std::size_t i = 0; i < width; ++i) scores[j] += q(t, h * width + i) * keys(j, kv + i) * scale;
+        if (!slopes.empty()) scores[j] += slopes[h] * static_cast<double>(j);
         best = std::fmax(best, scores[j]);
       }
       double total = 0;

@@ -82,6 +82,9 @@ class KvSequence {
             .hadamard = transform_.hadamard};
   }
 
+  /// Of ALiBi, one per query head, for attention().
+  void set_slopes(const std::vector<float>& slopes) { slopes_ = slopes; }
+
   /// Nothing before `first` is visible, sinks excepted; its pages are gone.
   void forget_before(std::size_t first) {
     first_ = first;
@@ -144,7 +147,11 @@ class KvSequence {
           queries.values[i] = static_cast<double>(q[t * columns + head * group * shape_.width + i]);
         }
         const auto own = [&](std::size_t, std::size_t p) { return sees(position, p); };
-        const oracle::Matrix part = oracle::attention_over(queries, rows, scale, own);
+        std::vector<double> slopes;
+        for (std::size_t i = 0; i < group && !slopes_.empty(); ++i) {
+          slopes.push_back(static_cast<double>(slopes_[head * group + i]));
+        }
+        const oracle::Matrix part = oracle::attention_over(queries, rows, scale, own, slopes);
         std::copy(part.values.begin(), part.values.end(),
                   out.values.begin() + static_cast<std::ptrdiff_t>(t * columns + head * group * shape_.width));
       }
@@ -226,6 +233,7 @@ class KvSequence {
   std::vector<const std::byte*> pointers_;
   std::size_t first_ = 0;
   cbq::FloatKvCache sinks_, exact_;
+  std::vector<float> slopes_;
 };
 
 }  // namespace support

@@ -54,9 +54,6 @@ namespace attention {
     return Error{Errc::bad_shape, "rows of queries and of results must not overlap", "q, out",
                  ErrorText("strides ") << q.stride << ", " << out.stride, q.columns};
   }
-  if (!scores.slopes.empty()) {
-    return Error{Errc::unsupported, "attention over floats has no slopes yet", "slopes", scores.slopes.size()};
-  }
   return check_scores(scores, q.rows, shape.heads);
 }
 
@@ -71,6 +68,8 @@ struct Job {
   std::size_t first_visible = 0;  ///< positions that row 0 sees
   std::size_t visible_step = 0;   ///< how many more each next row sees
   float scale = 1.0f;
+  const float* slopes = nullptr;   ///< of row 0; null: none
+  std::size_t slope_step = 0;      ///< to the slope of the next row
   float* first_weights = nullptr;  ///< of row 0; null: not wanted
   std::size_t first_stride = 0;
   Isa isa = Isa::scalar;
@@ -79,10 +78,16 @@ struct Job {
 inline void run(const Job& job, const FloatKvView& cache, const Tiles& tiles) noexcept {
   RowSumsMemory memory;
   const std::size_t stride = divide_up(cache.width, float_panel_width) * float_panel_width;
-  const RowSums sums = row_sums(memory, job.rows, stride, job.scale);
+  RowSums sums = row_sums(memory, job.rows, stride, job.scale);
   clear(sums);
   RowPositions seen;
-  for (std::size_t r = 0; r < job.rows; ++r) seen[r] = {0, job.first_visible + r * job.visible_step};
+  float slopes[block_rows], own[block_rows];
+  for (std::size_t r = 0; r < job.rows; ++r) {
+    seen[r] = {0, job.first_visible + r * job.visible_step};
+    own[r] = static_cast<float>(seen[r].end - 1);
+    if (job.slopes != nullptr) slopes[r] = job.slopes[r * job.slope_step] / job.scale;
+  }
+  if (job.slopes != nullptr) sums.biases = {slopes, own};
   const FloatSource source{tiles, cache, job.kv_head, job.queries, job.query_stride, job.rows};
   visit(source, seen, sums, job.isa);
   if (job.first_weights != nullptr) write_first_weights(source, sums, job.first_weights, job.first_stride);
@@ -118,6 +123,8 @@ template <Executor E>
       job.query_stride = job.out_stride = view.width;
       if (weights.data != nullptr) job.first_weights = weights.data + kv_head * group;
       job.first_stride = 1;
+      if (!scores.slopes.empty()) job.slopes = &scores.slopes[kv_head * group];
+      job.slope_step = 1;
       job.rows = group;
       job.kv_head = kv_head;
       job.first_visible = view.size;
@@ -137,6 +144,7 @@ template <Executor E>
     job.queries = row(q, first) + head * view.width;
     job.out = row(out, first) + head * view.width;
     if (weights.data != nullptr) job.first_weights = row(weights, first) + head;
+    if (!scores.slopes.empty()) job.slopes = &scores.slopes[head];
     job.rows = q.rows - first < attention::block_rows ? q.rows - first : attention::block_rows;
     job.kv_head = head / group;
     job.first_visible = past + first + 1;

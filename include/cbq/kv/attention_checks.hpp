@@ -40,7 +40,9 @@ namespace attention {
     return Error{Errc::bad_shape, "rows of queries and of results must not overlap", "q, out",
                  ErrorText("strides ") << sequence.q.stride << ", " << sequence.out.stride, columns};
   }
-  return check_score_scale(sequence.scale);
+  AttentionScores scores(sequence.scale);
+  scores.slopes = sequence.slopes;
+  return check_scores(scores, sequence.q.rows, shape.heads);
 }
 
 /// Whether every query sees its own position. After a rollback into what the window had given back, it would see

@@ -26,8 +26,8 @@ struct AttentionScores {
   // NOLINTNEXTLINE(google-explicit-constructor): a scale is all that most callers have to say.
   constexpr AttentionScores(float factor = 1.0f) noexcept : scale(factor) {}
 
-  float scale;                           ///< multiplies scores, usually 1 / sqrt(width); see check_score_scale()
-  std::span<const float> slopes = {};    ///< of ALiBi, one per query head; empty: none
+  float scale;                         ///< multiplies scores, usually 1 / sqrt(width); see check_score_scale()
+  std::span<const float> slopes = {};  ///< of ALiBi, one per query head; empty: none
   SoftmaxWeights weights = SoftmaxWeights::exact;
   MatrixView<float> first_weights = {};  ///< written where it has memory: P_h[t, 0], [tokens x heads]
 };
@@ -48,6 +48,11 @@ inline namespace CBQ_ABI {
     return Error{Errc::bad_shape, "attention has one slope per query head, or none", "slopes", scores.slopes.size(),
                  heads};
   }
+  for (const float slope : scores.slopes) {
+    const float relative = slope / scores.scale;
+    if (relative >= -0x1p100f && relative <= 0x1p100f) continue;
+    return Error{Errc::bad_argument, "a slope over the scale of scores must be a number up to 2^100", "slopes"};
+  }
   const MatrixView<float>& first = scores.first_weights;
   if (first.data != nullptr &&
       (first.rows != tokens || first.columns != heads || (tokens > 1 && first.stride < heads))) {
@@ -57,13 +62,16 @@ inline namespace CBQ_ABI {
   return check_score_scale(scores.scale);
 }
 
-/// Errc::unsupported where more than a scale is asked of attention that knows no more.
+/// Errc::unsupported where weights are to be given or rounded by attention that can do neither.
+[[nodiscard]] constexpr Status check_exact_weights(const AttentionScores& scores) noexcept {
+  if (scores.first_weights.data == nullptr && scores.weights == SoftmaxWeights::exact) return {};
+  return Error{Errc::unsupported, "attention over this cache has weights neither to give nor to round", "scores"};
+}
+
+/// The same for attention that knows no more than a scale.
 [[nodiscard]] constexpr Status check_scale_only(const AttentionScores& scores) noexcept {
-  if (scores.slopes.empty() && scores.first_weights.data == nullptr && scores.weights == SoftmaxWeights::exact) {
-    return {};
-  }
-  return Error{Errc::unsupported, "attention over this cache has no slopes, and weights neither to give nor to round",
-               "scores"};
+  if (scores.slopes.empty()) return check_exact_weights(scores);
+  return Error{Errc::unsupported, "attention over this cache has no slopes", "scores"};
 }
 
 }  // namespace CBQ_ABI

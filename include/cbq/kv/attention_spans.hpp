@@ -10,6 +10,7 @@
 // rows, and sinks join the first span that any query of the call sees: there it changes the rounding.
 
 #include <cstddef>
+#include <span>
 
 #include <cbq/core/view.hpp>
 #include <cbq/kv/float_kv_cache.hpp>
@@ -38,6 +39,7 @@ struct Sequence {
   Time time = Time::present;
   KvScheme scheme = {};  ///< these two only with Time::decoding
   KvPolicy policy = {};
+  std::span<const float> slopes = {};  ///< of ALiBi, one per query head; empty: none
   // Derived by plan().
   KvKernels kernels = {};
   std::size_t heads = 0;  ///< of keys and values

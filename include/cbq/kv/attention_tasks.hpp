@@ -80,7 +80,8 @@ struct Task {
   const std::size_t rows = unit.tile->rows;
   const std::size_t stride = padded_width(*unit.sequence);
   float* memory = unit.parts + span * unit.part_floats;
-  return {rows, unit.sequence->scale, memory + rows * stride, memory + rows * stride + rows, memory, stride};
+  return {rows,   unit.sequence->scale, memory + rows * stride, memory + rows * stride + rows, memory,
+          stride, biases_of(unit)};
 }
 
 inline void gather_span(const Task& task, const Machine& machine) noexcept {
@@ -109,10 +110,12 @@ inline void run_tile(Task& task, const Machine& machine) noexcept {
   prepare(unit, machine.isa);
   task.finite = unit.finite;
   if (!task.finite) return;
-  const RowSums sums = row_sums(whole, tile.rows, padded_width(sequence), sequence.scale);
+  RowSums sums = row_sums(whole, tile.rows, padded_width(sequence), sequence.scale);
+  sums.biases = biases_of(unit);
   unit.sums = sums;
   gather({&unit, 1}, 0, machine);
   unit.sums = row_sums(part, tile.rows, padded_width(sequence), sequence.scale);
+  unit.sums.biases = sums.biases;
   for (std::size_t span = 1; span < sequence.spans; ++span) {
     gather({&unit, 1}, span, machine);
     merge(sums, unit.sums);
@@ -126,14 +129,15 @@ inline void run_tile(Task& task, const Machine& machine) noexcept {
   const std::size_t rows = unit.tile->rows;
   const std::size_t blocks = sequence.cache.layout == nullptr ? 0 : sequence.cache.layout->key_blocks;
   unit.part_floats = divide_up(rows * (padded_width(sequence) + 2), float_panel_width) * float_panel_width;
-  const auto floats = workspace.take<float>(rows * (sequence.width + 1 + most_groups));
+  const auto floats = workspace.take<float>(rows * (sequence.width + 3 + most_groups));
   const auto codes = workspace.take<std::int8_t>(rows * blocks * block_inputs);
   const auto parts = workspace.take<float>(unit.part_floats * sequence.spans);
   if (!floats) return floats.error();
   if (!codes) return codes.error();
   if (!parts) return parts.error();
   float* scales = floats->data() + rows * sequence.width;
-  unit.queries = {floats->data(), codes->data(), scales, scales + rows};
+  float* slopes = scales + rows * (1 + most_groups);
+  unit.queries = {floats->data(), codes->data(), scales, scales + rows, slopes, slopes + rows};
   unit.parts = parts->data();
   return {};
 }

@@ -57,10 +57,27 @@ template <class Float>
           .hadamard = cache.hadamard};
 }
 
+/// Biases of the unit's rows.
+[[nodiscard]] inline RowBiases biases_of(const Unit& unit) noexcept {
+  return unit.sequence->slopes.empty() ? RowBiases{} : RowBiases{unit.queries.slopes, unit.queries.own};
+}
+
+/// Fills what biases_of() the unit look at.
+inline void prepare_biases(const Unit& unit) noexcept {
+  const Sequence& sequence = *unit.sequence;
+  if (sequence.slopes.empty()) return;
+  for (std::size_t r = 0; r < unit.tile->rows; ++r) {
+    const std::size_t index = unit.tile->first_row + r;
+    unit.queries.slopes[r] = sequence.slopes[unit.head * sequence.group + index % sequence.group] / sequence.scale;
+    unit.queries.own[r] = static_cast<float>(position_of(sequence, index / sequence.group));
+  }
+}
+
 /// Fills the unit's queries.
 inline void prepare(Unit& unit, Isa isa) noexcept {
   const Sequence& sequence = *unit.sequence;
   unit.finite = true;
+  prepare_biases(unit);
   for (std::size_t r = 0; r < unit.tile->rows; ++r) {
     const std::span<float> query(unit.queries.floats + r * sequence.width, sequence.width);
     std::memcpy(query.data(), row_of(sequence.q, unit, r), query.size_bytes());
@@ -72,11 +89,17 @@ inline void prepare(Unit& unit, Isa isa) noexcept {
   }
 }
 
-/// Visits what the unit's rows see of floats.
-inline void visit_floats(const Unit& unit, const FloatKvView& floats, const RowPositions& seen,
+/// Visits what the unit's rows see of floats, of which the first one is of position `origin`.
+inline void visit_floats(const Unit& unit, const FloatKvView& floats, std::size_t origin, const RowPositions& seen,
                          const Machine& machine) noexcept {
   const FloatSource source{machine.tiles, floats, unit.head, unit.queries.floats, floats.width, unit.tile->rows};
-  visit(source, seen, unit.sums, machine.isa);
+  RowSums sums = unit.sums;
+  float own[block_rows];
+  if (sums.biases.slopes != nullptr) {
+    for (std::size_t r = 0; r < sums.rows; ++r) own[r] = unit.queries.own[r] - static_cast<float>(origin);
+    sums.biases.own = own;
+  }
+  visit(source, seen, sums, machine.isa);
 }
 
 /// Visits what the units' rows see of the pages of a span. Units are of one sequence; those that follow one another
@@ -91,6 +114,7 @@ inline void visit_pages(std::span<const Unit> units, const Positions& span, cons
   for (std::size_t begin = all.first / kv_page_positions * kv_page_positions; begin < all.end;
        begin += kv_page_positions) {
     const Positions here = both({begin, begin + kv_page_positions}, span);
+    page.begin = begin;
     const std::byte* bytes = cache.pages[begin / kv_page_positions];
     const bool last = begin + kv_page_positions >= all.end;
     const std::byte* behind = last ? nullptr : cache.pages[begin / kv_page_positions + 1];
@@ -121,7 +145,7 @@ inline void gather(std::span<const Unit> units, std::size_t span, const Machine&
   RowPositions part;
   for (const Unit& unit : units) {
     clear(unit.sums);
-    if (span == 0) visit_floats(unit, sinks, unit.tile->sinks, machine);
+    if (span == 0) visit_floats(unit, sinks, 0, unit.tile->sinks, machine);
   }
   if (span < sequence.past_spans) {
     const std::size_t first = sequence.past_begin + span * span_positions;
@@ -130,7 +154,7 @@ inline void gather(std::span<const Unit> units, std::size_t span, const Machine&
     for (const Unit& unit : units) {
       if (sequence.past.size == 0) break;
       clip(unit.tile->past, unit.tile->rows, past, part);
-      visit_floats(unit, sequence.past, part, machine);
+      visit_floats(unit, sequence.past, 0, part, machine);
     }
   }
   const std::size_t joint = larger(1, sequence.past_spans) - 1;
@@ -138,7 +162,7 @@ inline void gather(std::span<const Unit> units, std::size_t span, const Machine&
   const std::size_t first = (span - joint) * span_positions;
   for (const Unit& unit : units) {
     clip(unit.tile->exact, unit.tile->rows, {first, first + span_positions}, part);
-    visit_floats(unit, cache.exact, part, machine);
+    visit_floats(unit, cache.exact, sequence.time == Time::decoding ? 0 : cache.packed, part, machine);
   }
 }
 

@@ -53,6 +53,12 @@ using RowPositions = Positions[block_rows];
   return all;
 }
 
+/// Biases of ALiBi: a row adds slope * (position - own position) to the score of a position.
+struct RowBiases {
+  const float* slopes = nullptr;  ///< [rows], over the scale of scores; null: no biases
+  const float* own = nullptr;     ///< [rows], counted as the source at hand counts
+};
+
 /// Rows of queries and what they have gathered so far: maxima, sums and unnormalized values [rows x stride].
 struct RowSums {
   std::size_t rows = 0;
@@ -61,6 +67,7 @@ struct RowSums {
   float* sums = nullptr;
   float* values = nullptr;
   std::size_t stride = 0;  ///< width of the values, padded to a multiple of 16
+  RowBiases biases = {};
 };
 
 /// Nothing gathered yet.
@@ -84,6 +91,31 @@ struct RowSumsMemory {
   return {rows, scale, memory.maxima, memory.sums, memory.values, stride};
 }
 
+/// Scores of positions first, first + 1, ... of some rows.
+struct ScoredPositions {
+  float* scores = nullptr;  ///< [rows x stride]
+  std::size_t stride = 0;
+  std::size_t first = 0;
+  std::size_t count = 0;  ///< a multiple of 16
+};
+
+/// Adds the rows' biases, if they have any.
+inline void add_biases(const RowBiases& biases, std::size_t rows, const ScoredPositions& positions) noexcept {
+  using Floats = xsimd::batch<float>;
+  if (biases.slopes == nullptr) return;
+  float steps[Floats::size];
+  for (std::size_t i = 0; i < Floats::size; ++i) steps[i] = static_cast<float>(i);
+  const Floats lanes = Floats::load_unaligned(steps);
+  for (std::size_t r = 0; r < rows; ++r) {
+    float* scores = positions.scores + r * positions.stride;
+    const Floats slope(biases.slopes[r]);
+    for (std::size_t i = 0; i < positions.count; i += Floats::size) {
+      const Floats distance = Floats(static_cast<float>(positions.first + i) - biases.own[r]) + lanes;
+      (Floats::load_unaligned(scores + i) + slope * distance).store_unaligned(scores + i);
+    }
+  }
+}
+
 /// Adds what the rows see of a source. Source: `unit` positions that it computes together (16 or 64),
 /// scores(Positions, float* [rows x 256]), add_values(Positions, const float* weights, const RowSums&); both get
 /// positions that begin at a unit, and weights of 0 where a row sees nothing, up to the end of the last unit.
@@ -102,10 +134,12 @@ void visit(const Source& source, const RowPositions& seen, const RowSums& sums, 
       first[r] = own.end <= own.first ? 0 : own.first - block.first;
       valid[r] = own.end <= own.first ? 0 : own.end - block.first;
     }
+    const std::size_t columns = divide_up(block.end - block.first, Source::unit) * Source::unit;
+    add_biases(sums.biases, sums.rows, {scores, block_positions, block.first, columns});
     softmax_block({.scores = scores,
                    .stride = block_positions,
                    .rows = sums.rows,
-                   .columns = divide_up(block.end - block.first, Source::unit) * Source::unit,
+                   .columns = columns,
                    .valid = valid,
                    .first = first,
                    .scale = sums.scale,
@@ -157,6 +191,7 @@ template <class Source>
 void write_first_weights(const Source& source, const RowSums& sums, float* to, std::size_t step) noexcept {
   alignas(64) float scores[block_rows * block_positions];
   source.scores({0, 1}, static_cast<float*>(scores));
+  add_biases(sums.biases, sums.rows, {scores, block_positions, 0, Source::unit});
   for (std::size_t r = 0; r < sums.rows; ++r) {
     const float difference = scores[r * block_positions] - sums.maxima[r];
     to[r * step] = __builtin_expf(difference * sums.scale) / sums.sums[r];

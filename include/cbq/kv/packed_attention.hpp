@@ -25,13 +25,14 @@ struct AttentionItem {
   QuantizedKvView cache = {};
   float scale = 1.0f;  ///< of scores, see check_score_scale(); usually 1 / sqrt(width)
   MatrixView<float> out = {};
+  std::span<const float> slopes = {};  ///< of ALiBi, one per query head; empty: none
 };
 
 inline namespace CBQ_ABI {
 namespace attention {
 
 [[nodiscard]] inline Sequence sequence_of(const AttentionItem& item) noexcept {
-  Sequence sequence{.q = item.q, .out = item.out, .scale = item.scale, .cache = item.cache};
+  Sequence sequence{.q = item.q, .out = item.out, .scale = item.scale, .cache = item.cache, .slopes = item.slopes};
   if (item.cache.layout != nullptr) {
     sequence.heads = item.cache.layout->heads;
     sequence.width = item.cache.layout->width;
@@ -57,13 +58,14 @@ template <Executor E>
 }
 
 /// out [tokens x heads * width] = attention of the queries q of the same shape, which belong to the last `tokens`
-/// positions of the cache; otherwise as attend_batch(). Errc::unsupported for more scores than a scale.
+/// positions of the cache; otherwise as attend_batch(). Errc::unsupported for weights to be given or
+/// rounded.
 template <Executor E>
 [[nodiscard]] Status attend(const MatrixView<const float>& q, const QuantizedKvView& cache,
                             const AttentionScores& scores, const MatrixView<float>& out,
                             ExecutionContext<E>& context) noexcept {
-  if (const Status known = check_scale_only(scores); !known) return known;
-  attention::Sequence sequence = attention::sequence_of({q, cache, scores.scale, out});
+  if (const Status known = check_exact_weights(scores); !known) return known;
+  attention::Sequence sequence = attention::sequence_of({q, cache, scores.scale, out, scores.slopes});
   return attention::compute({&sequence, 1}, context);
 }
 

@@ -30,6 +30,7 @@ struct PackedPage {
   const std::byte* bytes = nullptr;  ///< of the head
   const std::byte* next = nullptr;   ///< of the head that is read next; null: none
   Isa isa = Isa::scalar;
+  std::size_t begin = 0;  ///< position of its first
   std::size_t first[block_rows] = {};
   std::size_t valid[block_rows] = {};
 };
@@ -147,6 +148,7 @@ inline void visit_page(const PackedPage& page, const QueryRows& queries, const R
   float steps[most_groups * block_rows];
   float offset_sums[most_groups * block_rows];
   score_page(page, queries, sums.rows, divide_up(end, panel_outputs), scores);
+  add_biases(sums.biases, sums.rows, {scores, kv_page_positions, page.begin, kv_page_positions});
   const std::byte* values = page.bytes + layout.key_bytes;
   const PageWeights weights{.scores = scores,
                             .score_stride = kv_page_positions,

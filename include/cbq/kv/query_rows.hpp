@@ -38,6 +38,8 @@ struct QueryRows {
   std::int8_t* codes = nullptr;  ///< [row][32 * key_blocks], groups padded as blocks are
   float* scales = nullptr;       ///< [row]
   float* sums = nullptr;         ///< [row][group]
+  float* slopes = nullptr;       ///< [row], see RowBiases
+  float* own = nullptr;          ///< [row]: position of the query
 };
 
 /// Memory of QueryRows on the stack.
@@ -46,10 +48,12 @@ struct QueryRowsMemory {
   alignas(64) std::int8_t codes[block_rows * most_width];
   float scales[block_rows];
   float sums[block_rows * most_groups];
+  float slopes[block_rows];
+  float own[block_rows];
 };
 
 [[nodiscard]] inline QueryRows query_rows(QueryRowsMemory& memory) noexcept {
-  return {memory.floats, memory.codes, memory.scales, memory.sums};
+  return {memory.floats, memory.codes, memory.scales, memory.sums, memory.slopes, memory.own};
 }
 
 /// Codes and their sum of some channels: round(x * inverse), |x * inverse| <= 127 but for rounding.

@@ -7,6 +7,7 @@
 // what attention over the quantized ones costs, and one block of exact ones per 16 rows.
 
 #include <cstddef>
+#include <span>
 
 #include <cbq/core/context.hpp>
 #include <cbq/kv/attention_tasks.hpp>
@@ -22,6 +23,7 @@ struct TeacherForcing {
   KvPolicy policy = {};    ///< likewise
   FloatKvView exact = {};  ///< all positions, transformed as the quantized ones; none where nothing is seen exactly
   float scale = 1.0f;      ///< of scores, see check_score_scale()
+  std::span<const float> slopes = {};  ///< of ALiBi, one per query head; empty: none
 };
 
 inline namespace CBQ_ABI {
@@ -34,7 +36,8 @@ namespace attention {
           .scale = forcing.scale,
           .time = Time::decoding,
           .scheme = forcing.scheme,
-          .policy = forcing.policy};
+          .policy = forcing.policy,
+          .slopes = forcing.slopes};
 }
 
 }  // namespace attention
