@@ -43,6 +43,7 @@ struct QuantizedTokens {
   std::size_t tokens = 0;
   PanelShape shape = {};
   const float* group_scales = nullptr;  ///< one per token and group, in units of `scales`; null where one per token
+  std::size_t largest_code = 127;       ///< magnitude that no code exceeds: kernels sum in int16 as far as it allows
 };
 
 /// Quantized activations whose scheme the compiler knows.
@@ -234,7 +235,8 @@ template <class Tokens, Executor E>
                    ErrorText("token ") << token};
     }
   }
-  return QuantizedTokens{codes, zero_terms, scales, groups, x.rows, shape, group_scales};
+  const std::size_t largest_code = scheme.activation.bits == 4 ? 15 : 127;
+  return QuantizedTokens{codes, zero_terms, scales, groups, x.rows, shape, group_scales, largest_code};
 }
 
 }  // namespace driver

@@ -2,10 +2,12 @@
 #pragma once
 
 // AVX2, FMA, F16C; no dot-product instruction. pmaddubsw multiplies unsigned codes with signed activations and adds
-// pairs in int16. For codes of at most 4 bits 8 of them fit before widening, 8 * 2 * 15 * 127 = 30480 < 32768: exactly
-// one block, so a block costs 8 products and one pmaddwd per accumulator (91 int8 operations per clock on Zen 4 against
-// 64 for widening each). 8-bit codes would saturate (2 * 255 * 127 = 64770): they are widened to int16 first. Half a
-// line, 8 outputs, per register; register tile: 4 rows x 8 outputs.
+// pairs in int16. How many products fit before pmaddwd widens them depends on both operands (short_blocks() in
+// integer_tile.hpp): of 4-bit codes one block with 8-bit activations, 8 * 2 * 15 * 127 = 30480, and nine with 4-bit
+// ones, 9 * 8 * 2 * 15 * 15 = 32400: 1.4 and 1.6 times the speed of widening each on Zen 4
+// (docs/nibble_multiplier.md). 8-bit codes would saturate (2 * 255 * 127 = 64770): they are widened to int16
+// first. Register tile: 4 rows x 16 outputs, two registers of 8; sums of int32 and float, which are touched once per
+// run of blocks, live in memory.
 
 #if defined(__x86_64__)
 
@@ -21,7 +23,8 @@ namespace cbq {
 inline namespace CBQ_ABI {
 namespace isa::avx2 {
 
-static_assert(8 * 2 * 15 * 127 < 32768, "[cbq] one block of 4-bit codes must fit int16 sums");
+static_assert(short_blocks(4, 127) == 1 && short_blocks(4, 15) == 9 && short_blocks(3, 127) == 2,
+              "[cbq] one block of 4-bit codes must fit int16 sums");
 static_assert(2 * 255 * 127 > 32767, "[cbq] 8-bit codes would fit pmaddubsw: widening them is needless");
 
 CBQ_BEGIN_REGION(CBQ_TARGET_AVX2)
@@ -90,6 +93,7 @@ inline void multiply_rows(const IntegerTile& tile, const std::byte* panel, std::
   const std::int32_t* zero_terms = tile.zero_terms + first_row;
   const float* group_scales = tile.group_scales == nullptr ? nullptr : tile.group_scales + first_row;
   const std::size_t block_stride = block_inputs * tile.panel_rows;
+  const std::size_t depth = short_blocks(Bits, tile.largest_code);
   std::size_t blocks_left = tile.blocks;
   for (std::size_t group = 0; group < tile.groups; ++group) {
     __m256i sums[Rows][Halves];
@@ -107,21 +111,27 @@ inline void multiply_rows(const IntegerTile& tile, const std::byte* panel, std::
     const std::byte* block = panel + tile.header_bytes + first_output * step_inputs;
     const std::size_t count = blocks_left < tile.blocks_per_group ? blocks_left : tile.blocks_per_group;
     blocks_left -= count;
-    for (std::size_t i = 0; i < count; ++i) {
-      if constexpr (Bits == 8) {
+    if constexpr (Bits == 8) {
+      for (std::size_t i = 0; i < count; ++i, block += Bits * 64, codes += block_stride) {
         multiply_steps<Bits, 0, Rows, Halves>(sums, block, codes);
-      } else {
+      }
+    } else {
+      for (std::size_t left = count; left != 0;) {
+        std::size_t run = left < depth ? left : depth;
+        left -= run;
         __m256i pairs[Rows][Halves];
         _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r)
             _Pragma("GCC unroll 2") for (std::size_t h = 0; h < Halves; ++h) pairs[r][h] = _mm256_setzero_si256();
-        multiply_steps<Bits, 0, Rows, Halves>(pairs, block, codes);
+        do {
+          multiply_steps<Bits, 0, Rows, Halves>(pairs, block, codes);
+          block += Bits * 64;
+          codes += block_stride;
+        } while (--run != 0);
         _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r)
             _Pragma("GCC unroll 2") for (std::size_t h = 0; h < Halves; ++h) {
           sums[r][h] = _mm256_add_epi32(sums[r][h], _mm256_madd_epi16(pairs[r][h], _mm256_set1_epi16(1)));
         }
       }
-      block += Bits * 64;
-      codes += block_stride;
     }
     _Pragma("GCC unroll 2") for (std::size_t h = 0; h < Halves; ++h) {
       const std::byte* scales = panel + (first_output + 8 * h) * sizeof(half);
@@ -146,10 +156,11 @@ inline void multiply_rows(const IntegerTile& tile, const std::byte* panel, std::
   }
 }
 
-/// See IntegerTile. One or two rows take all 16 outputs at once, so that a panel is read from memory once; more rows
-/// take 8, so that a decoded vector serves 4 rows.
+/// See IntegerTile. A panel is read from memory once for 4 rows; of 8-bit codes, whose products need more registers,
+/// more than two rows take 8 outputs at a time.
 template <int Bits, Zero Z>
 void integer_tile(const IntegerTile& tile) noexcept {
+  constexpr std::size_t halves = Bits == 8 ? 1 : 2;
   for (std::size_t p = 0; p < tile.panels; ++p) {
     const std::byte* panel = tile.panel + p * tile.panel_bytes;
     float* out = tile.out + p * panel_outputs;
@@ -160,11 +171,11 @@ void integer_tile(const IntegerTile& tile) noexcept {
       } else if (rows == 2) {
         multiply_rows<Bits, Z, 2, 2>(tile, panel, 0, row, out);
       } else {
-        for (std::size_t output = 0; output < panel_outputs; output += 8) {
+        for (std::size_t output = 0; output < panel_outputs; output += 8 * halves) {
           if (rows == 3) {
-            multiply_rows<Bits, Z, 3, 1>(tile, panel, output, row, out);
+            multiply_rows<Bits, Z, 3, halves>(tile, panel, output, row, out);
           } else {
-            multiply_rows<Bits, Z, 4, 1>(tile, panel, output, row, out);
+            multiply_rows<Bits, Z, 4, halves>(tile, panel, output, row, out);
           }
         }
       }

@@ -4,10 +4,11 @@
 // Armv8.0 vectors: every AArch64 CPU, no dot-product instruction. smull and smlal multiply 8 signed bytes and add to 8
 // int16 sums, one per output and input of a step. How deep int16 may go decides the cost: neighbours are added first
 // (addp) and then widened into the int32 sums (sadalp), so a sum of n blocks must fit with its neighbour:
-// 2 * 8 n * largest code * 127 < 32768, which gives n = 1, 2 and 5 blocks for codes of 4, 3 and 2 bits (5 is used as
-// 4). 8-bit codes are taken less 128, as signed bytes: two products fit, 2 * 128 * 127 = 32512, and are widened at
-// once. Taking 128 from the zero point too leaves every sum as it was; a symmetric one is 128 and vanishes. Register
-// tile: 4 rows x 8 outputs; one or two rows take all 16 outputs, so that a panel is read from memory once.
+// 2 * 8 n * largest code * largest activation < 32768, which gives n = 1, 2 and 5 blocks for codes of 4, 3 and 2 bits
+// times 8-bit activations, and 9, 19 and 45 for 4-bit ones. 8-bit codes are taken less 128, as signed bytes: two
+// products fit, 2 * 128 * 127 = 32512, and are widened at once. Taking 128 from the zero point too leaves every sum as
+// it was; a symmetric one is 128 and vanishes. Register tile: 4 rows x 8 outputs; one or two rows take all 16 outputs,
+// so that a panel is read from memory once.
 
 #if defined(__aarch64__)
 
@@ -27,12 +28,8 @@ namespace isa::neon {
 inline constexpr std::size_t quad_outputs = 4;
 inline constexpr std::size_t quad_bytes = quad_outputs * step_inputs;
 
-/// Blocks whose products int16 sums hold.
-template <int Bits>
-inline constexpr std::size_t short_blocks = Bits == 4   ? 1
-                                            : Bits == 3 ? 2
-                                                        : 4;
-static_assert(2 * 8 * 1 * 15 * 127 < 32768 && 2 * 8 * 2 * 7 * 127 < 32768 && 2 * 8 * 4 * 3 * 127 < 32768,
+static_assert(short_blocks(4, 127) == 1 && short_blocks(3, 127) == 2 && short_blocks(2, 127) == 5 &&
+                  short_blocks(4, 15) == 9,
               "[cbq] sums of neighbouring 16-bit products must fit int16");
 static_assert(2 * 128 * 127 < 32768, "[cbq] two products of signed 8-bit codes must fit int16");
 
@@ -172,28 +169,25 @@ struct GroupPosition {
   const std::int8_t* codes = nullptr;
   std::size_t blocks = 0;
   std::size_t block_stride = 0;  // of codes
+  std::size_t short_blocks = 0;  // of which int16 sums hold the products
 };
 
 /// Adds the products of a group of narrow codes.
 template <int Bits, std::size_t Rows, std::size_t Quads>
 [[gnu::always_inline]] inline void multiply_group(int32x4_t (&sums)[Rows][Quads], const GroupPosition& group) noexcept {
-  constexpr bool one_block = short_blocks<Bits> == 1;
   const std::byte* block = group.block;
   const std::int8_t* codes = group.codes;
   for (std::size_t left = group.blocks; left != 0;) {
-    std::size_t run = left < short_blocks<Bits> ? left : short_blocks<Bits>;
+    std::size_t run = left < group.short_blocks ? left : group.short_blocks;
     left -= run;
     ShortSums shorts[Rows][Quads];
-    if constexpr (!one_block) {
-      _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r)
-          _Pragma("GCC unroll 4") for (std::size_t q = 0; q < Quads; ++q)
-              shorts[r][q] = {vdupq_n_s16(0), vdupq_n_s16(0)};
-    }
-    do {
-      multiply_steps<Bits, 0, one_block>(shorts, block, codes);
+    multiply_steps<Bits, 0, true>(shorts, block, codes);
+    while (true) {
       block += Bits * 64;
       codes += group.block_stride;
-    } while (!one_block && --run != 0);
+      if (--run == 0) break;
+      multiply_steps<Bits, 0, false>(shorts, block, codes);
+    }
     _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r)
         _Pragma("GCC unroll 4") for (std::size_t q = 0; q < Quads; ++q) {
       sums[r][q] = vpadalq_s16(sums[r][q], vpaddq_s16(shorts[r][q].low, shorts[r][q].high));
@@ -230,7 +224,9 @@ inline void multiply_rows(const IntegerTile& tile, const std::byte* panel, std::
       _Pragma("GCC unroll 4") for (std::size_t q = 0; q < Quads; ++q) totals[r][q] = vdupq_n_f32(0.0f);
   const std::int32_t* zero_terms = tile.zero_terms + first_row;
   const float* group_scales = tile.group_scales == nullptr ? nullptr : tile.group_scales + first_row;
-  GroupPosition position{nullptr, tile.codes + first_row * block_inputs, 0, block_inputs * tile.panel_rows};
+  GroupPosition position{.codes = tile.codes + first_row * block_inputs,
+                         .block_stride = block_inputs * tile.panel_rows,
+                         .short_blocks = short_blocks(Bits, tile.largest_code)};
   std::size_t blocks_left = tile.blocks;
   for (std::size_t group = 0; group < tile.groups; ++group, panel += tile.group_bytes, zero_terms += tile.panel_rows) {
     int32x4_t sums[Rows][Quads];

@@ -46,6 +46,7 @@ struct IntegerTile {
   // are 1; row_scales[row].
   PanelShape shape = {};
   const std::int8_t* codes = nullptr;
+  std::size_t largest_code = 127;  // magnitude that no code exceeds
   const std::int32_t* zero_terms = nullptr;
   const float* group_scales = nullptr;
   const float* row_scales = nullptr;
@@ -55,6 +56,13 @@ struct IntegerTile {
   float* out = nullptr;
   std::size_t out_stride = 0;  // floats
 };
+
+/// Blocks whose products int16 sums hold, 16 products of a block to a sum: nine blocks for operands of 4 bits, whose
+/// codes are at most 15 in magnitude, one for 4-bit weights and 8-bit activations, none for 8-bit weights.
+[[nodiscard]] constexpr std::size_t short_blocks(int weight_bits, std::size_t largest_activation) noexcept {
+  const std::size_t largest_code = (std::size_t{1} << weight_bits) - 1;
+  return 32767 / (2 * 8 * largest_code * largest_activation);
+}
 
 using IntegerKernel = void (*)(const IntegerTile&) noexcept;
 

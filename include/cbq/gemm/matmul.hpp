@@ -123,6 +123,7 @@ void multiply_patch(const IntegerProduct<Post, T>& product, const Patch& patch, 
   tile.weight_multiplier = product.weights.multiplier;
   tile.shape = x.shape;
   tile.codes = x.codes + patch.row * row_codes(layout, x.shape);
+  tile.largest_code = x.largest_code;
   tile.zero_terms = x.zero_terms + patch.row * layout.groups;
   if (x.group_scales != nullptr) tile.group_scales = x.group_scales + patch.row * layout.groups;
   tile.row_scales = x.scales + patch.row;
