@@ -28,6 +28,7 @@ struct ModelShape {
 struct HiddenStates {
   MatrixView<const float> from = {};
   MatrixView<float> to = {};
+  TokenBits bits = {};  ///< of what the second half reads; the first has AttentionTokens
 };
 
 inline namespace CBQ_ABI {

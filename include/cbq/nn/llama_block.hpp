@@ -124,7 +124,7 @@ class LlamaBlock {
     const auto normed = context.workspace().take_matrix(hidden.from.rows, hidden.from.columns);
     if (!normed) return normed.error();
     if (const Status done = mlp_norm_.forward(hidden.from, *normed, context); !done) return done;
-    return mlp_.forward(as_const(*normed), {hidden.to, hidden.from}, context);
+    return mlp_.forward(as_const(*normed), {hidden.to, hidden.from}, context, hidden.bits);
   }
 
  private:

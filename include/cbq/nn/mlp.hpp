@@ -76,15 +76,15 @@ class GatedMlp {
   [[nodiscard]] const GatedMlpParts<Linear>& parts() const noexcept { return parts_; }
   [[nodiscard]] GatedMlpParts<Linear>& parts() noexcept { return parts_; }
 
-  /// out = residual + mlp(x). Errors of the operators.
+  /// out = residual + mlp(x); `bits` of single tokens. Errors of the operators.
   template <Executor E>
-  [[nodiscard]] Status forward(const MatrixView<const float>& x, const LinearOutput& out,
-                               ExecutionContext<E>& context) const noexcept {
+  [[nodiscard]] Status forward(const MatrixView<const float>& x, const LinearOutput& out, ExecutionContext<E>& context,
+                               const TokenBits& bits = {}) const noexcept {
     const Workspace::Frame frame(context.workspace());
     const auto gate = context.workspace().take_matrix(x.rows, intermediate_);
     const auto up = context.workspace().take_matrix(x.rows, intermediate_);
     if (!gate || !up) return Error{Errc::out_of_memory, "no memory for the feed-forward layer"};
-    LinearInput input(x);
+    LinearInput input(x, bits);
     const LinearCall<Linear> products[] = {{&parts_.gate, {*gate}}, {&parts_.up, {*up}}};
     if (const Status done = linear::forward_all<Linear>(products, input, context); !done) return done;
     for_each_row_block(context.executor(), x.rows, [&](const RowBlock& block) {
@@ -93,7 +93,7 @@ class GatedMlp {
                       context.isa());
       }
     });
-    LinearInput gated(as_const(*up));
+    LinearInput gated(as_const(*up), bits);
     return parts_.down.forward(gated, out, context);
   }
 
@@ -130,21 +130,21 @@ class PlainMlp {
   [[nodiscard]] const PlainMlpParts<Linear>& parts() const noexcept { return parts_; }
   [[nodiscard]] PlainMlpParts<Linear>& parts() noexcept { return parts_; }
 
-  /// out = residual + mlp(x). Errors of the operators.
+  /// out = residual + mlp(x); `bits` of single tokens. Errors of the operators.
   template <Executor E>
-  [[nodiscard]] Status forward(const MatrixView<const float>& x, const LinearOutput& out,
-                               ExecutionContext<E>& context) const noexcept {
+  [[nodiscard]] Status forward(const MatrixView<const float>& x, const LinearOutput& out, ExecutionContext<E>& context,
+                               const TokenBits& bits = {}) const noexcept {
     const Workspace::Frame frame(context.workspace());
     const auto inner = context.workspace().take_matrix(x.rows, intermediate_);
     if (!inner) return inner.error();
-    LinearInput input(x);
+    LinearInput input(x, bits);
     if (const Status done = parts_.first.forward(input, {*inner}, context); !done) return done;
     for_each_row_block(context.executor(), x.rows, [&](const RowBlock& block) {
       for (std::size_t r = block.first; r < block.first + block.count; ++r) {
         activate_row(activation_, std::span<const float>(row(*inner, r), intermediate_), row(*inner, r));
       }
     });
-    LinearInput activated(as_const(*inner));
+    LinearInput activated(as_const(*inner), bits);
     return parts_.second.forward(activated, out, context);
   }
 
