@@ -5,6 +5,7 @@
 
 #include <cbq/nn/any_linear.hpp>
 #include <cbq/nn/block.hpp>
+#include <cbq/nn/bloom_block.hpp>
 #include <cbq/nn/causal_model.hpp>
 #include <cbq/nn/dense_linear.hpp>
 #include <cbq/nn/embedding.hpp>

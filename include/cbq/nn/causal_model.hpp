@@ -4,7 +4,8 @@
 // CausalModel<Block>: a decoder-only language model made of any block. forward_hidden() runs tokens through all layers
 // and the final norm; logits() multiplies rows of that with the head, as many at once as the caller has memory for. The
 // cache belongs to the caller, one per sequence. The same object computes prompts, single tokens and evaluation
-// windows.
+// windows. forward_pruned() drops tokens of a prompt on the way, as a policy of the host's says; what follows the
+// prompt is computed by forward_hidden() as ever.
 
 #include <cstddef>
 #include <cstdint>
@@ -15,31 +16,11 @@
 
 #include <cbq/nn/block.hpp>
 #include <cbq/nn/embedding.hpp>
+#include <cbq/nn/model_cache.hpp>
+#include <cbq/nn/pruned_layer.hpp>
 
 namespace cbq {
 inline namespace CBQ_ABI {
-
-/// Keys and values of one sequence, layer by layer.
-template <class LayerCache = FloatKvCache>
-class ModelCache {
- public:
-  ModelCache() = default;
-  explicit ModelCache(std::vector<LayerCache> layers) noexcept : layers_(std::move(layers)) {}
-
-  /// Positions in use.
-  [[nodiscard]] std::size_t size() const noexcept { return layers_.empty() ? 0 : layers_.front().size(); }
-  [[nodiscard]] std::size_t capacity() const noexcept { return layers_.empty() ? 0 : layers_.front().capacity(); }
-  [[nodiscard]] std::size_t layers() const noexcept { return layers_.size(); }
-  [[nodiscard]] LayerCache& layer(std::size_t index) noexcept { return layers_[index]; }
-  /// Forgets all positions from `size` on.
-  void truncate(std::size_t size) noexcept {
-    for (LayerCache& layer : layers_) layer.truncate(size);
-  }
-  void reset() noexcept { truncate(0); }
-
- private:
-  std::vector<LayerCache> layers_;
-};
 
 /// What a model is made of. `embedding` is absent where it is tied to the head.
 template <TransformerBlock Block>
@@ -49,11 +30,18 @@ struct CausalModelParts {
   std::vector<Block> blocks;
   typename Block::FinalNorm final_norm;
   typename Block::Linear head;
+  std::optional<typename Block::FinalNorm> embedding_norm = std::nullopt;  ///< of embeddings, for BLOOM
 };
 
 /// Ignores hidden states.
 struct NoObserver {
   void operator()(std::size_t, const MatrixView<const float>&) const noexcept {}
+};
+
+/// Where a pass with a pruning policy writes.
+struct PrunedOutput {
+  MatrixView<float> hidden = {};            ///< [tokens x hidden]; the first rows are those of the tokens that stay
+  std::span<std::uint32_t> survivors = {};  ///< [tokens]; the first elements are their indices, ascending
 };
 
 template <TransformerBlock Block>
@@ -66,6 +54,7 @@ class CausalModel {
   [[nodiscard]] static Result<CausalModel> create(const Config& config, CausalModelParts<Block> parts) noexcept {
     const ModelShape shape = model_shape(config);
     if (parts.blocks.size() != shape.layers || parts.final_norm.width() != shape.hidden ||
+        (parts.embedding_norm.has_value() && parts.embedding_norm->width() != shape.hidden) ||
         parts.positions.max_positions() < shape.max_positions) {
       return Error{Errc::bad_shape, "layers, final norm or positions do not fit the configuration", "model",
                    ErrorText(parts.blocks.size())
@@ -112,17 +101,32 @@ class CausalModel {
                                       const MatrixView<float>& hidden, ExecutionContext<E>& context,
                                       const Observer& observer = {}) const noexcept {
     const std::size_t past = cache.size();
-    if (cache.layers() != parts_.blocks.size()) {
-      return Error{Errc::bad_shape, "the cache has another number of layers than the model", "cache", cache.layers(),
-                   parts_.blocks.size()};
-    }
-    if (tokens.size() > shape().max_positions - (past < shape().max_positions ? past : shape().max_positions)) {
-      return Error{Errc::bad_argument, "the tokens do not fit the model's context", "positions",
-                   ErrorText(past) << " + " << tokens.size(), shape().max_positions};
-    }
+    if (const Status fits = check_room(tokens.size(), cache); !fits) return fits;
     const Status done = run(tokens, cache, hidden, context, observer);
     if (!done) cache.truncate(past);
     return done;
+  }
+
+  /// The same for the tokens that stay where `policy` drops some; returns their number. Layers behind a drop have no
+  /// cache entries of dropped tokens. Errors as forward_hidden(), of the policy, and Errc::unsupported for caches whose
+  /// attention does not show weights; Errc::bad_argument where the cache holds other positions than the policy's.
+  template <class LayerCache, Executor E, TokenPruning P>
+    requires PrunableBlock<Block>
+  [[nodiscard]] Result<std::size_t> forward_pruned(std::span<const std::uint32_t> tokens, ModelCache<LayerCache>& cache,
+                                                   const PrunedOutput& out, const P& policy,
+                                                   ExecutionContext<E>& context) const noexcept {
+    const std::size_t past = cache.size();
+    if (const Status fits = check_room(tokens.size(), cache); !fits) return fits.error();
+    if (out.survivors.size() < tokens.size()) {
+      return Error{Errc::bad_shape, "tokens need room for their index each", "survivors", out.survivors.size(),
+                   tokens.size()};
+    }
+    if (const Status ready = cache.prepare_pruning(policy.positions()); !ready) return ready.error();
+    LiveTokens live{out.hidden, out.survivors.first(tokens.size()), past};
+    const Status done = run_pruned(tokens, live, cache, policy, context);
+    if (done) return live.indices.size();
+    cache.truncate(past);
+    return done.error();
   }
 
   /// logits [rows x vocabulary] = head of `hidden` [rows x hidden]. Errors of the head.
@@ -138,32 +142,77 @@ class CausalModel {
   CausalModel(const Config& config, CausalModelParts<Block> parts) noexcept
       : config_(config), parts_(std::move(parts)) {}
 
+  template <class LayerCache>
+  [[nodiscard]] Status check_room(std::size_t tokens, const ModelCache<LayerCache>& cache) const noexcept {
+    const std::size_t past = cache.size();
+    const std::size_t most = shape().max_positions;
+    if (cache.layers() != parts_.blocks.size()) {
+      return Error{Errc::bad_shape, "the cache has another number of layers than the model", "cache", cache.layers(),
+                   parts_.blocks.size()};
+    }
+    if (tokens > most - (past < most ? past : most)) {
+      return Error{Errc::bad_argument, "the tokens do not fit the model's context", "positions",
+                   ErrorText(past) << " + " << tokens, most};
+    }
+    return {};
+  }
+
+  /// hidden = embeddings of tokens from position `past` on.
+  template <Executor E>
+  [[nodiscard]] Status begin(std::span<const std::uint32_t> tokens, std::size_t past, const MatrixView<float>& hidden,
+                             ExecutionContext<E>& context) const noexcept {
+    const Workspace::Frame frame(context.workspace());
+    const auto positions = context.workspace().template take<std::uint32_t>(tokens.size());
+    if (!positions) return positions.error();
+    for (std::size_t t = 0; t < tokens.size(); ++t) (*positions)[t] = static_cast<std::uint32_t>(past + t);
+    if (const Status done = embed(embedding(), tokens, hidden, context); !done) return done;
+    if (const Status done = parts_.positions.add_to(hidden, *positions); !done) return done;
+    if (!parts_.embedding_norm.has_value()) return {};
+    return parts_.embedding_norm->forward(as_const(hidden), hidden, context);
+  }
+
   template <class LayerCache, Executor E, class Observer>
   [[nodiscard]] Status run(std::span<const std::uint32_t> tokens, ModelCache<LayerCache>& cache,
                            const MatrixView<float>& hidden, ExecutionContext<E>& context,
                            const Observer& observer) const noexcept {
     const Workspace::Frame frame(context.workspace());
+    const std::size_t past = cache.size();
     const auto positions = context.workspace().template take<std::uint32_t>(tokens.size());
     if (!positions) return positions.error();
-    for (std::size_t t = 0; t < tokens.size(); ++t) {
-      (*positions)[t] = static_cast<std::uint32_t>(cache.size() + t);
-    }
-    if (const Status done = embed(embedding(), tokens, hidden, context); !done) return done;
-    if (const Status done = parts_.positions.add_to(hidden, *positions); !done) return done;
+    if (const Status done = begin(tokens, past, hidden, context); !done) return done;
     observer(std::size_t{0}, as_const(hidden));
     for (std::size_t i = 0; i < parts_.blocks.size(); ++i) {
+      const bool original = cache.positions() == PrunedPositions::original;
+      const std::size_t first = original ? past : cache.layer(i).size();
+      for (std::size_t t = 0; t < tokens.size(); ++t) (*positions)[t] = static_cast<std::uint32_t>(first + t);
       const Status done = parts_.blocks[i].forward(hidden, parts_.positions, *positions, cache.layer(i), context);
-      if (!done) {
-        Error error = done.error();
-        ErrorText where;
-        where << "layer " << i;
-        if (!error.where.empty()) where << ", " << error.where.c_str();
-        error.where = where;
-        return error;
-      }
+      if (!done) return in_layer(done.error(), i);
       observer(i + 1, as_const(hidden));
     }
     return parts_.final_norm.forward(as_const(hidden), hidden, context);
+  }
+
+  template <class LayerCache, Executor E, TokenPruning P>
+  [[nodiscard]] Status run_pruned(std::span<const std::uint32_t> tokens, LiveTokens& live,
+                                  ModelCache<LayerCache>& cache, const P& policy,
+                                  ExecutionContext<E>& context) const noexcept {
+    if (const Status done = begin(tokens, live.past, live.hidden, context); !done) return done;
+    for (std::size_t t = 0; t < tokens.size(); ++t) live.indices[t] = static_cast<std::uint32_t>(t);
+    const PrunedPass<Block, LayerCache, P, E> pass(parts_.positions, cache, policy, context);
+    for (std::size_t i = 0; i < parts_.blocks.size(); ++i) {
+      const Status done = pass.forward(parts_.blocks[i], i, live);
+      if (!done) return in_layer(done.error(), i);
+    }
+    const MatrixView<float> left = rows(live.hidden, 0, live.indices.size());
+    return parts_.final_norm.forward(as_const(left), left, context);
+  }
+
+  static Error in_layer(Error error, std::size_t layer) noexcept {
+    ErrorText where;
+    where << "layer " << layer;
+    if (!error.where.empty()) where << ", " << error.where.c_str();
+    error.where = where;
+    return error;
   }
 
   Config config_;

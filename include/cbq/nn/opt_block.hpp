@@ -6,7 +6,7 @@
 //   h += W_o attention(W_q n, W_k n, W_v n) + b_o,  n = layernorm(h)        h += W_2 relu(W_1 layernorm(h) + b_1) + b_2
 //
 // Zhang et al., OPT, 2022. Positions are learned and added to the embeddings; checkpoints store them with an offset
-// of 2.
+// of 2. BLOOM's layers (<cbq/nn/bloom_block.hpp>) are the same but for their positions.
 
 #include <cmath>
 #include <cstddef>
@@ -100,13 +100,13 @@ struct OptBlockParts {
   PlainMlpParts<L> mlp;
 };
 
-template <LinearOperator L>
+template <LinearOperator L, PositionEmbedding P = LearnedPositions>
 class OptBlock {
  public:
   using Linear = L;
   using Config = OptConfig;
   using FinalNorm = LayerNorm;
-  using Positions = LearnedPositions;
+  using Positions = P;
 
   /// Errc::bad_shape where a part does not fit the configuration, Errc::unsupported.
   [[nodiscard]] static Result<OptBlock> create(const OptConfig& config, OptBlockParts<L> parts) noexcept {
@@ -139,27 +139,29 @@ class OptBlock {
 
   /// hidden [tokens x hidden] in place; the tokens' keys and values are appended to the cache. Errors of the parts.
   template <class Cache, Executor E>
-  [[nodiscard]] Status forward(const MatrixView<float>& hidden, const LearnedPositions& learned,
+  [[nodiscard]] Status forward(const MatrixView<float>& hidden, const Positions& embedding,
                                std::span<const std::uint32_t> positions, Cache& cache,
                                ExecutionContext<E>& context) const noexcept {
     const Workspace::Frame frame(context.workspace());
     const auto middle = context.workspace().take_matrix(hidden.rows, hidden.columns);
     if (!middle) return middle.error();
-    const Status attended = forward_attention({as_const(hidden), *middle}, learned, positions, cache, context);
+    const Status attended = forward_attention({as_const(hidden), *middle}, embedding, positions, cache, context);
     if (!attended) return attended;
     return forward_mlp({as_const(*middle), hidden}, context);
   }
 
   /// The first half: to = from + attention(norm(from)); the tokens' keys and values are appended to the cache.
   template <class Cache, Executor E>
-  [[nodiscard]] Status forward_attention(const HiddenStates& hidden, const LearnedPositions&,
+  [[nodiscard]] Status forward_attention(const HiddenStates& hidden, const Positions& embedding,
                                          const AttentionTokens& tokens, Cache& cache,
                                          ExecutionContext<E>& context) const noexcept {
     const Workspace::Frame frame(context.workspace());
     const auto normed = context.workspace().take_matrix(hidden.from.rows, hidden.from.columns);
     if (!normed) return normed.error();
     if (const Status done = attention_norm_.forward(hidden.from, *normed, context); !done) return done;
-    return attention_.forward(as_const(*normed), {hidden.to, hidden.from}, nullptr, tokens, cache, context);
+    AttentionTokens placed = tokens;
+    if constexpr (requires { embedding.slopes(); }) placed.slopes = embedding.slopes();
+    return attention_.forward(as_const(*normed), {hidden.to, hidden.from}, nullptr, placed, cache, context);
   }
 
   /// The second half: to = from + mlp(norm(from)).
@@ -169,7 +171,7 @@ class OptBlock {
     const auto normed = context.workspace().take_matrix(hidden.from.rows, hidden.from.columns);
     if (!normed) return normed.error();
     if (const Status done = mlp_norm_.forward(hidden.from, *normed, context); !done) return done;
-    return mlp_.forward(as_const(*normed), {hidden.to, hidden.from}, context);
+    return mlp_.forward(as_const(*normed), {hidden.to, hidden.from}, context, hidden.bits);
   }
 
  private:

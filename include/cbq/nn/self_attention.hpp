@@ -34,7 +34,9 @@ struct AttentionTokens {
   constexpr AttentionTokens(std::span<const std::uint32_t> where) noexcept : positions(where) {}
 
   std::span<const std::uint32_t> positions;
+  std::span<const float> slopes = {};  ///< of ALiBi, which counts distances in the cache; blocks set them
   MatrixView<float> first_weights = {};
+  TokenBits bits = {};  ///< of what the projections read
 };
 
 /// Four projections, for example half of what a block is made of.
@@ -81,7 +83,7 @@ class SelfAttention {
     const auto v = context.workspace().take_matrix(x.rows, shape_.kv_heads * shape_.width);
     const auto mixed = context.workspace().take_matrix(x.rows, shape_.heads * shape_.width);
     if (!q || !k || !v || !mixed) return Error{Errc::out_of_memory, "no memory for queries, keys and values"};
-    LinearInput input(x);
+    LinearInput input(x, tokens.bits);
     const LinearCall<Linear> projections[] = {{&parts_.query, {*q}}, {&parts_.key, {*k}}, {&parts_.value, {*v}}};
     if (const Status done = linear::forward_all<Linear>(projections, input, context); !done) return done;
     if (rotary != nullptr) {
@@ -95,9 +97,10 @@ class SelfAttention {
     }
     if (const Status done = cache.append(as_const(*k), as_const(*v)); !done) return done;
     AttentionScores scores(scale_);
+    scores.slopes = tokens.slopes;
     scores.first_weights = tokens.first_weights;
     if (const Status done = attend(as_const(*q), cache, scores, *mixed, context); !done) return done;
-    LinearInput mixed_input(as_const(*mixed));
+    LinearInput mixed_input(as_const(*mixed), tokens.bits);
     return parts_.output.forward(mixed_input, out, context);
   }
 
