@@ -22,9 +22,11 @@
 #include <cbq/io/packed_file_format.hpp>
 #include <cbq/io/packed_file_writer.hpp>
 #include <cbq/io/quantization_config.hpp>
+#include <cbq/io/quantization_record.hpp>
 #include <cbq/io/safetensors.hpp>
 #include <cbq/io/safetensors_writer.hpp>
 #include <cbq/io/scratch_file.hpp>
+#include <cbq/io/stored_input_grid.hpp>
 #include <cbq/io/stored_packing.hpp>
 #include <cbq/io/stored_tensors.hpp>
 #include <cbq/io/system_error.hpp>

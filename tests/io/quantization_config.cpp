@@ -219,6 +219,47 @@ TEST_CASE("learned clips are read back") {
   }
 }
 
+TEST_CASE("static activations are read back, and told to other programs in their words") {
+  QuantizationRecord record = two_linears("w4a4_act_tensor", "w4a4_act_tensor");
+  record.modules[1].ranges = cbq::ActivationRanges::fixed;
+  const Json config = written(record);
+  CHECK(config["cbq"]["version"] == 2);
+  const Json& groups = config["quantization_config"]["config_groups"];
+  REQUIRE(groups.size() == 2);  // one is dynamic
+  CHECK(groups["group_0"]["input_activations"]["dynamic"] == true);
+  CHECK(groups["group_1"]["input_activations"]["dynamic"] == false);
+  CHECK(groups["group_1"]["input_activations"]["strategy"] == "tensor");
+  CHECK(groups["group_1"]["targets"] == Json{"m.1"});
+  const std::vector<std::string_view> packed = {"m.0", "m.1"};
+  const auto read = cbq::parse_quantization(config, packed);
+  REQUIRE(read);
+  CHECK(cbq::find_module(*read, "m.0")->ranges == cbq::ActivationRanges::dynamic);
+  CHECK(cbq::find_module(*read, "m.1")->ranges == cbq::ActivationRanges::fixed);
+  CHECK(read->notes == record.notes);
+
+  // The same from the description that other programs read.
+  Json theirs = config;
+  theirs.erase("cbq");
+  const auto foreign = cbq::parse_quantization(theirs, packed);
+  REQUIRE(foreign);
+  for (const char* module : {"m.0", "m.1"}) {
+    CHECK(cbq::find_module(*foreign, module)->ranges == cbq::find_module(*read, module)->ranges);
+    CHECK(cbq::find_module(*foreign, module)->scheme == scheme("w4a4_act_tensor"));
+  }
+  const auto with = [&](const char* key, const Json& value) {
+    Json changed = config;
+    changed["cbq"][key] = value;
+    return outcome(changed, packed);
+  };
+  CHECK_THAT(with("version", 1), ContainsSubstring("static activations need version 2"));
+  CHECK_THAT(with("static_activations", 3), ContainsSubstring("no list of modules"));
+  CHECK_THAT(with("static_activations", Json{3}), ContainsSubstring("no text"));
+  CHECK_THAT(with("schemes", {{"m.0", "w4a4"}, {"m.1", "w4a4"}}), ContainsSubstring("per tensor"));
+  record.modules[1].scheme = scheme("w4a4");
+  Json refused = Json::object();
+  CHECK_THAT(message(cbq::add_quantization(refused, record)), ContainsSubstring("per tensor"));
+}
+
 TEST_CASE("a note on the bits of attention makes the version 2, and is read from either") {
   QuantizationRecord record = two_linears("w4a4", "w4a4");
   record.notes["attention_bits"] = 4;
@@ -334,8 +375,8 @@ TEST_CASE("another program's file is refused where cbq would guess") {
   CHECK(with((weights + "symmetric").c_str(), 1) != "success");
   const Json inputs = {{"num_bits", 8}, {"type", "int"}, {"symmetric", true}, {"strategy", "token"}, {"dynamic", true}};
   CHECK(with("/config_groups/group_0/input_activations", inputs) == "success");
-  for (const auto& [key, bad] :
-       std::vector<std::pair<std::string, Json>>{{"dynamic", false}, {"strategy", "tensor"}, {"type", "float"}}) {
+  for (const auto& [key, bad] : std::vector<std::pair<std::string, Json>>{
+           {"dynamic", false}, {"dynamic", "local"}, {"strategy", "block"}, {"type", "float"}}) {
     Json changed = inputs;
     changed[key] = bad;
     CHECK(with("/config_groups/group_0/input_activations", changed) != "success");

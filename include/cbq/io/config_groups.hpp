@@ -8,8 +8,9 @@
 //    "input_activations": null or {"num_bits": 8, "type": "int", "symmetric": true, "strategy": "token", "dynamic":
 //    true, ...}}
 //
-// Activations per group have the strategy "group" and the group_size of the weights. Targets are module names or the
-// class "Linear"; patterns ("re:...") are refused, not interpreted.
+// Activations per group have the strategy "group" and the group_size of the weights, those per tensor "tensor", with
+// "dynamic": false where calibration fixed their grid (stored_input_grid.hpp). Targets are module names or the class
+// "Linear"; patterns ("re:...") are refused, not interpreted.
 
 #include <algorithm>
 #include <cstddef>
@@ -23,6 +24,10 @@
 #include <cbq/scheme.hpp>
 
 namespace cbq {
+
+/// Whether ranges of activations are found as a model runs, or one grid for all tokens was fixed by calibration.
+enum class ActivationRanges : unsigned char { dynamic, fixed };
+
 inline namespace CBQ_ABI {
 namespace io_detail {
 
@@ -44,34 +49,43 @@ inline Json weight_arguments(const Grid& grid) {
           {"observer_kwargs", Json::object()}};
 }
 
-inline Json activation_arguments(const Grid& grid) {
+inline Json activation_arguments(const Grid& grid, ActivationRanges ranges) {
   if (grid.bits == 16) return nullptr;
   const bool grouped = grid.granularity == Granularity::per_group;
+  const bool tensor = grid.granularity == Granularity::per_tensor;
+  const bool fixed = ranges == ActivationRanges::fixed;
   return {{"num_bits", grid.bits},
           {"type", "int"},
           {"symmetric", grid.zero == Zero::symmetric},
-          {"strategy", grouped ? "group" : "token"},
+          {"strategy", grouped  ? "group"
+                       : tensor ? "tensor"
+                                : "token"},
           {"group_size", grouped ? Json(grid.group) : Json(nullptr)},
-          {"dynamic", true},
+          {"dynamic", !fixed},
           {"actorder", nullptr},
           {"block_structure", nullptr},
-          {"observer", nullptr},
+          {"observer", fixed ? Json("minmax") : Json(nullptr)},
           {"observer_kwargs", Json::object()}};
 }
 
+// What a group says of its modules.
+struct GroupScheme {
+  Scheme scheme;
+  ActivationRanges ranges = ActivationRanges::dynamic;
+};
+
 // A group without targets.
-inline Json scheme_group(const Scheme& scheme) {
+inline Json scheme_group(const Scheme& scheme, ActivationRanges ranges) {
   return {{"targets", Json::array()},
           {"format", "pack-quantized"},
           {"weights", weight_arguments(scheme.weight)},
-          {"input_activations", activation_arguments(scheme.activation)},
+          {"input_activations", activation_arguments(scheme.activation, ranges)},
           {"output_activations", nullptr}};
 }
 
-// The grid of one "weights" or "input_activations" object of a foreign file.
-inline Result<Grid> parse_arguments(const Json& arguments, Granularity per_row) {
+// Bits and zero point of one "weights" or "input_activations" object of a foreign file.
+inline Result<Grid> parse_codes(const Json& arguments) {
   Grid grid;
-  const bool dynamic = per_row == Granularity::per_token;
   const Result<std::uint64_t> bits = json_unsigned(arguments, "num_bits");
   if (!bits) return bits.error();
   const Result<std::string_view> type = json_string(arguments, "type");
@@ -83,52 +97,75 @@ inline Result<Grid> parse_arguments(const Json& arguments, Granularity per_row) 
   const Result<bool> symmetric = json_boolean(arguments, "symmetric");
   if (!symmetric) return symmetric.error();
   grid.zero = *symmetric ? Zero::symmetric : Zero::affine;
-  const Json* static_or_dynamic = json_find(arguments, "dynamic");
-  if (static_or_dynamic != nullptr && *static_or_dynamic != Json(dynamic)) {
-    return Error{Errc::unsupported, "static activations or dynamic weights", "dynamic"};
-  }
   if (const Json* order = json_find(arguments, "actorder"); order != nullptr && *order == "group") {
     return Error{Errc::unsupported, "groups in activation order", "actorder", "group"};
   }
+  return grid;
+}
+
+// The same with what shares a scale: a group, or what the strategy `whole` names.
+inline Result<Grid> parse_arguments(const Json& arguments, std::string_view whole, Granularity granularity) {
+  Result<Grid> grid = parse_codes(arguments);
+  if (!grid) return grid;
   const Result<std::string_view> strategy = json_string(arguments, "strategy");
   if (!strategy) return strategy.error();
-  grid.granularity = per_row;
-  if (*strategy == (dynamic ? "token" : "channel")) return grid;
+  grid->granularity = granularity;
+  if (*strategy == whole) return grid;
   if (*strategy != "group") return Error{Errc::unsupported, "a strategy that cbq does not read", "strategy", *strategy};
   const Result<std::uint64_t> group = json_unsigned(arguments, "group_size");
   if (!group) return group.error();
   if (*group == 0 || *group > (std::uint64_t{1} << 24)) return wrong_config("not a group size", "group_size", *group);
-  grid.granularity = Granularity::per_group;
-  grid.group = static_cast<int>(*group);
+  grid->granularity = Granularity::per_group;
+  grid->group = static_cast<int>(*group);
   return grid;
 }
 
-inline Result<Scheme> parse_group(const Json& group) {
+// Whether "dynamic" is missing or `wanted`.
+inline bool is_dynamic(const Json& arguments, bool wanted) {
+  const Json* dynamic = json_find(arguments, "dynamic");
+  return dynamic == nullptr || *dynamic == Json(wanted);
+}
+
+inline Result<GroupScheme> parse_activations(const Json& inputs, GroupScheme group) {
+  const Json* strategy = json_find(inputs, "strategy");
+  const bool tensor = strategy != nullptr && *strategy == "tensor";
+  const bool fixed = tensor && is_dynamic(inputs, false);
+  if (!fixed && !is_dynamic(inputs, true)) {
+    return Error{Errc::unsupported, "static activations that are not per tensor", "input_activations.dynamic"};
+  }
+  const Result<Grid> activation = tensor ? parse_arguments(inputs, "tensor", Granularity::per_tensor)
+                                         : parse_arguments(inputs, "token", Granularity::per_token);
+  if (!activation) return in_context(activation.error(), "input_activations");
+  const Scheme& scheme = group.scheme;
+  if (activation->granularity == Granularity::per_group && *activation != with_activation_groups(scheme).activation) {
+    return Error{Errc::unsupported, "groups of activations that are not the weights'", "input_activations",
+                 ErrorText(activation->bits) << " bits in groups of " << activation->group,
+                 ErrorText("8 bits, symmetric, in groups of ") << scheme.weight.group};
+  }
+  group.scheme.activation = *activation;
+  if (fixed) group.ranges = ActivationRanges::fixed;
+  return group;
+}
+
+inline Result<GroupScheme> parse_group(const Json& group) {
   const Json* weights = json_find(group, "weights");
   if (weights == nullptr) return wrong_config("a group without weights", "config_groups");
   if (const Json* format = json_find(group, "format");
       format != nullptr && !format->is_null() && *format != "pack-quantized") {
     return Error{Errc::unsupported, "a compression format that cbq does not read", "format", "", "pack-quantized"};
   }
-  Scheme scheme;
-  const Result<Grid> weight = parse_arguments(*weights, Granularity::per_channel);
+  GroupScheme parsed;
+  if (!is_dynamic(*weights, false)) return Error{Errc::unsupported, "dynamic weights", "weights.dynamic"};
+  const Result<Grid> weight = parse_arguments(*weights, "channel", Granularity::per_channel);
   if (!weight) return in_context(weight.error(), "weights");
-  scheme.weight = *weight;
+  parsed.scheme.weight = *weight;
   // Releases differ in whether codes of these widths straddle words, and nothing in the file tells.
   if (32 % weight->bits != 0) {
     return Error{Errc::unsupported, "codes of this width from another program", "num_bits", weight->bits, "2, 4 or 8"};
   }
   const Json* inputs = json_find(group, "input_activations");
-  if (inputs == nullptr || inputs->is_null()) return scheme;
-  const Result<Grid> activation = parse_arguments(*inputs, Granularity::per_token);
-  if (!activation) return in_context(activation.error(), "input_activations");
-  scheme.activation = *activation;
-  if (activation->granularity == Granularity::per_group && scheme != with_activation_groups(scheme)) {
-    return Error{Errc::unsupported, "groups of activations that are not the weights'", "input_activations",
-                 ErrorText(activation->bits) << " bits in groups of " << activation->group,
-                 ErrorText("8 bits, symmetric, in groups of ") << weight->group};
-  }
-  return scheme;
+  if (inputs == nullptr || inputs->is_null()) return parsed;
+  return parse_activations(*inputs, parsed);
 }
 
 // Which scheme each target of a file's groups has.
@@ -150,16 +187,16 @@ class GroupTargets {
   }
 
   // Names win over the class; nullptr when neither is there.
-  [[nodiscard]] const Scheme* find(std::string_view module) const noexcept {
-    const Scheme* named = find_target(module);
+  [[nodiscard]] const GroupScheme* find(std::string_view module) const noexcept {
+    const GroupScheme* named = find_target(module);
     return named != nullptr ? named : find_target("Linear");
   }
 
  private:
-  using Target = std::pair<std::string, Scheme>;
+  using Target = std::pair<std::string, GroupScheme>;
 
   Status add(const Json& group) {
-    const Result<Scheme> scheme = parse_group(group);
+    const Result<GroupScheme> scheme = parse_group(group);
     if (!scheme) return scheme.error();
     const Json* targets = json_find(group, "targets");
     if (targets == nullptr || !targets->is_array()) return wrong_config("a group without a list of targets", "targets");
@@ -174,7 +211,7 @@ class GroupTargets {
     return {};
   }
 
-  [[nodiscard]] const Scheme* find_target(std::string_view name) const noexcept {
+  [[nodiscard]] const GroupScheme* find_target(std::string_view name) const noexcept {
     const auto at = std::lower_bound(targets_.begin(), targets_.end(), name,
                                      [](const Target& target, std::string_view key) { return target.first < key; });
     return at != targets_.end() && at->first == name ? &at->second : nullptr;

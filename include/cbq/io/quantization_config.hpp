@@ -10,8 +10,9 @@
 //   ...]} with
 //     what the former cannot say: the exact scheme of each module, embeddings stored as codes. cbq reads this one when
 //     it is there and falls back to the other. Version 2 adds "input_rotations" (<cbq/io/config_rotations.hpp>)
-//     and "activation_clips": {module: multiplier of the ranges of its activations}; a host's note "attention_bits"
-//     (of queries, keys and values) makes it 2 as well: whoever knows version 1 only must not run such a model.
+//     and "activation_clips": {module: multiplier of the ranges of its activations}, and "static_activations":
+//     [module, ...] whose grids are tensors (stored_input_grid.hpp); a host's note "attention_bits" (of queries, keys
+//     and values) makes it 2 as well: whoever knows version 1 only must not run such a model.
 
 #include <algorithm>
 #include <cstddef>
@@ -25,66 +26,16 @@
 #include <cbq/io/config_groups.hpp>
 #include <cbq/io/config_rotations.hpp>
 #include <cbq/io/json.hpp>
+#include <cbq/io/quantization_record.hpp>
 #include <cbq/scheme.hpp>
 
 namespace cbq {
-
-/// What a quantized module is; embeddings are looked up, linear modules multiply.
-enum class ModuleKind : unsigned char { linear, embedding };
-
 inline namespace CBQ_ABI {
-
-/// A quantized module and its scheme.
-struct ModuleScheme {
-  std::string module;  ///< as in the checkpoint, for example "model.layers.0.mlp.up_proj"
-  Scheme scheme;
-  ModuleKind kind = ModuleKind::linear;
-};
-
-/// A quantized linear module whose activations' ranges are shrunk by a learned multiplier in (0, 1].
-struct ModuleClip {
-  std::string module;
-  float clip = 1.0f;
-};
-
-/// How a checkpoint was quantized.
-struct QuantizationRecord {
-  std::vector<ModuleScheme> modules;
-  std::vector<std::string> ignore;  ///< linear modules that stayed in floating point
-  std::vector<ModuleRotation> rotations = {};
-  std::vector<ModuleClip> clips = {};
-  std::string method = "rtn";
-  int head_bits = 16;
-  Json notes = Json::object();  ///< further members of the "cbq" object
-};
-
-/// The scheme of `module`, or nullptr when it is not quantized.
-[[nodiscard]] inline const ModuleScheme* find_module(const QuantizationRecord& record,
-                                                     std::string_view module) noexcept {
-  for (const ModuleScheme& entry : record.modules) {
-    if (entry.module == module) return &entry;
-  }
-  return nullptr;
-}
-
-/// The clip multiplier of `module`'s activations, or nullptr when it has none.
-[[nodiscard]] inline const ModuleClip* find_clip(const QuantizationRecord& record, std::string_view module) noexcept {
-  for (const ModuleClip& entry : record.clips) {
-    if (entry.module == module) return &entry;
-  }
-  return nullptr;
-}
-
-/// The rotation of `module`'s input, or nullptr when it has none.
-[[nodiscard]] inline const ModuleRotation* find_rotation(const QuantizationRecord& record,
-                                                         std::string_view module) noexcept {
-  for (const ModuleRotation& entry : record.rotations) {
-    if (entry.module == module) return &entry;
-  }
-  return nullptr;
-}
-
 namespace io_detail {
+
+inline bool has_group_of(const ModuleScheme& module, const ModuleScheme& other) {
+  return module.scheme == other.scheme && module.ranges == other.ranges;
+}
 
 // Both kinds of target at once would be ambiguous, so "Linear" stands alone for linear modules or not at all.
 inline Json config_groups(const QuantizationRecord& record) {
@@ -93,20 +44,20 @@ inline Json config_groups(const QuantizationRecord& record) {
   for (const ModuleScheme& entry : record.modules) {
     if (entry.kind != ModuleKind::linear) continue;
     if (first == nullptr) first = &entry;
-    one_scheme = one_scheme && entry.scheme == first->scheme;
+    one_scheme = one_scheme && has_group_of(entry, *first);
   }
   Json groups = Json::object();
   std::vector<const ModuleScheme*> described;
   for (const ModuleScheme& entry : record.modules) {
     const auto same = [&entry, one_scheme](const ModuleScheme* other) {
-      return other->scheme == entry.scheme && (!one_scheme || other->kind == entry.kind);
+      return has_group_of(*other, entry) && (!one_scheme || other->kind == entry.kind);
     };
     const auto found = std::find_if(described.begin(), described.end(), same);
     Json& group = groups["group_" + std::to_string(found - described.begin())];
     const bool by_class = one_scheme && entry.kind == ModuleKind::linear;
     if (found == described.end()) {
       described.push_back(&entry);
-      group = scheme_group(entry.scheme);
+      group = scheme_group(entry.scheme, entry.ranges);
       if (by_class) group["targets"].push_back("Linear");
     }
     if (!by_class) group["targets"].push_back(entry.module);
@@ -123,6 +74,7 @@ inline Json config_groups(const QuantizationRecord& record) {
     return Error{Errc::bad_argument, "a model's config is an object", "", config.type_name(), "object"};
   Json schemes = Json::object();
   Json embeddings = Json::array();
+  Json fixed = Json::array();
   for (const ModuleScheme& entry : record.modules) {
     const Grid& grid = entry.scheme.weight;
     const bool grouped = grid.granularity == Granularity::per_group && grid.group > 0;
@@ -137,6 +89,12 @@ inline Json config_groups(const QuantizationRecord& record) {
     }
     schemes[entry.module] = scheme_name(entry.scheme).c_str();
     if (entry.kind == ModuleKind::embedding) embeddings.push_back(entry.module);
+    if (entry.ranges == ActivationRanges::dynamic) continue;
+    if (entry.scheme.activation.granularity != Granularity::per_tensor) {
+      return Error{Errc::unsupported, "static activations are per tensor", entry.module,
+                   scheme_name(entry.scheme).c_str()};
+    }
+    fixed.push_back(entry.module);
   }
   if (schemes.size() != record.modules.size()) return Error{Errc::bad_argument, "the same module twice"};
   config["quantization_config"] = {{"quant_method", "compressed-tensors"},
@@ -148,8 +106,10 @@ inline Json config_groups(const QuantizationRecord& record) {
                                    {"version", "0.20.0"}};  // of the compressed-tensors release whose form this is
   Json& own = config["cbq"];
   own = record.notes.is_object() ? record.notes : Json::object();
-  const bool plain = record.rotations.empty() && record.clips.empty() && !own.contains("attention_bits");
+  const bool plain =
+      record.rotations.empty() && record.clips.empty() && fixed.empty() && !own.contains("attention_bits");
   own["version"] = plain ? 1 : 2;
+  if (!fixed.empty()) own["static_activations"] = std::move(fixed);
   for (const ModuleClip& entry : record.clips) own["activation_clips"][entry.module] = entry.clip;
   own["method"] = record.method;
   own["head_bits"] = record.head_bits;
@@ -187,6 +147,21 @@ inline Result<std::vector<ModuleClip>> parse_clips(const Json& json) {
   return clips;
 }
 
+// A list of modules of the "cbq" object, sorted.
+inline Result<std::vector<std::string_view>> parse_modules(const Json& own, const char* key) {
+  const Json* list = json_find(own, key);
+  const ErrorText where = ErrorText("cbq.") << key;
+  if (list == nullptr || !list->is_array()) return wrong_config("no list of modules", where);
+  std::vector<std::string_view> modules;
+  for (const Json& module : *list) {
+    const std::string* name = module.get_ptr<const std::string*>();
+    if (name == nullptr) return wrong_config("a module that is no text", where, module.type_name(), "text");
+    modules.push_back(*name);
+  }
+  std::sort(modules.begin(), modules.end());
+  return modules;
+}
+
 inline Result<QuantizationRecord> parse_own(const Json& own) {
   QuantizationRecord record;
   const Result<std::uint64_t> version = json_unsigned(own, "version");
@@ -204,24 +179,30 @@ inline Result<QuantizationRecord> parse_own(const Json& own) {
   }
   record.head_bits = static_cast<int>(*head_bits);
   const Json* schemes = json_find(own, "schemes");
-  const Json* embeddings = json_find(own, "embeddings");
   if (schemes == nullptr || !schemes->is_object()) return wrong_config("no object of schemes", "cbq.schemes");
-  if (embeddings == nullptr || !embeddings->is_array()) return wrong_config("no list of embeddings", "cbq.embeddings");
-  std::vector<std::string_view> looked_up;
-  for (const Json& module : *embeddings) {
-    const std::string* name = module.get_ptr<const std::string*>();
-    if (name == nullptr) return wrong_config("a module that is no text", "cbq.embeddings", module.type_name(), "text");
-    looked_up.push_back(*name);
+  const Result<std::vector<std::string_view>> looked_up = parse_modules(own, "embeddings");
+  if (!looked_up) return looked_up.error();
+  std::vector<std::string_view> fixed;
+  if (json_find(own, "static_activations") != nullptr) {
+    if (*version == 1) return wrong_config("static activations need version 2", "cbq.static_activations");
+    Result<std::vector<std::string_view>> read = parse_modules(own, "static_activations");
+    if (!read) return read.error();
+    fixed = *std::move(read);
   }
-  std::sort(looked_up.begin(), looked_up.end());
   for (const auto& [module, value] : schemes->items()) {
     const Result<std::string_view> name = json_string(*schemes, module);
     if (!name) return name.error();
     const Result<Scheme> scheme = parse_scheme(std::string(*name).c_str());
     if (!scheme) return in_context(scheme.error(), module);
     if (scheme->weight.bits == 16) return wrong_config("a scheme whose weights are not quantized", module, *name);
-    const bool embedding = std::binary_search(looked_up.begin(), looked_up.end(), module);
-    record.modules.push_back({module, *scheme, embedding ? ModuleKind::embedding : ModuleKind::linear});
+    const auto is_in = [&](const std::vector<std::string_view>& list) {
+      return std::binary_search(list.begin(), list.end(), std::string_view(module));
+    };
+    record.modules.push_back({module, *scheme, is_in(*looked_up) ? ModuleKind::embedding : ModuleKind::linear,
+                              is_in(fixed) ? ActivationRanges::fixed : ActivationRanges::dynamic});
+    if (is_in(fixed) && scheme->activation.granularity != Granularity::per_tensor) {
+      return wrong_config("static activations are per tensor", module, *name);
+    }
   }
   if (const Json* rotations = json_find(own, "input_rotations"); rotations != nullptr) {
     if (*version == 1) return wrong_config("rotations need version 2", "cbq.input_rotations");
@@ -236,8 +217,8 @@ inline Result<QuantizationRecord> parse_own(const Json& own) {
     record.clips = *std::move(read);
   }
   record.notes = own;
-  for (const char* key :
-       {"version", "method", "head_bits", "schemes", "embeddings", "input_rotations", "activation_clips"}) {
+  for (const char* key : {"version", "method", "head_bits", "schemes", "embeddings", "input_rotations",
+                          "activation_clips", "static_activations"}) {
     record.notes.erase(key);
   }
   return record;
@@ -258,9 +239,9 @@ inline Result<QuantizationRecord> parse_foreign(const Json& quantization, std::s
   QuantizationRecord record;
   record.method = "compressed-tensors";
   for (const std::string_view module : packed) {
-    const Scheme* scheme = groups.find(module);
-    if (scheme == nullptr) return wrong_config("no group for a packed module", module);
-    record.modules.push_back({std::string(module), *scheme, ModuleKind::linear});
+    const GroupScheme* group = groups.find(module);
+    if (group == nullptr) return wrong_config("no group for a packed module", module);
+    record.modules.push_back({std::string(module), group->scheme, ModuleKind::linear, group->ranges});
   }
   return record;
 }
