@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "rounded_kv_cache.hpp"
 
+#include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <span>
 #include <utility>
 
@@ -24,7 +26,8 @@ cbq::RowTransform as_keys(const cbq::RowTransform& transform) {
 }  // namespace
 
 Result<RoundedKvCache> RoundedKvCache::create(const cbq::QuantizedKvOptions& options,
-                                              const cbq::RowTransform& transform) {
+                                              const cbq::RowTransform& transform,
+                                              std::shared_ptr<const cbq::RotaryTable> rotary) {
   const Result<cbq::KvLayout> layout = cbq::kv_layout(options.scheme, options.heads, options.width);
   if (!layout) return layout.error();
   Result<cbq::FloatKvCache> floats = cbq::FloatKvCache::create(options.heads, options.width, options.capacity);
@@ -36,6 +39,7 @@ Result<RoundedKvCache> RoundedKvCache::create(const cbq::QuantizedKvOptions& opt
   cache.scheme_ = options.scheme;
   cache.layout_ = *layout;
   cache.transform_ = transform;
+  cache.rotary_ = std::move(rotary);
   cache.floats_ = *std::move(floats);
   cache.page_ = *std::move(page);
   return cache;
@@ -104,6 +108,7 @@ Status RoundedKvCache::round_rows(std::size_t first, std::size_t count, Rows& ro
   const cbq::KvHeads heads{layout_.heads, layout_.width};
   const auto keys = cbq::matrix_view(rounded.keys.data(), count, columns);
   const auto values = cbq::matrix_view(rounded.values.data(), count, columns);
+  if (const Status done = rotate(keys, first, cbq::RotaryDirection::backward); !done) return done;
   if (const Status done = transform_keys(transform_, heads, keys); !done) return done;
   if (const Status done = transform_values(transform_, heads, values); !done) return done;
   for (std::size_t head = 0; head < layout_.heads; ++head) {
@@ -112,7 +117,17 @@ Status RoundedKvCache::round_rows(std::size_t first, std::size_t count, Rows& ro
     if (const Status also = round_values(head, values); !also) return also;
   }
   if (const Status done = restore_outputs(as_keys(transform_), heads, keys); !done) return done;
+  if (const Status done = rotate(keys, first, cbq::RotaryDirection::forward); !done) return done;
   return restore_outputs(transform_, heads, values);
+}
+
+Status RoundedKvCache::rotate(const MatrixView<float>& keys, std::size_t first, cbq::RotaryDirection direction) const {
+  if (rotary_ == nullptr) return {};
+  std::vector<std::uint32_t> positions(keys.rows);
+  std::iota(positions.begin(), positions.end(), static_cast<std::uint32_t>(first));
+  const cbq::SerialExecutor executor;
+  cbq::ExecutionContext<> context(executor);
+  return rotary_->rotate(keys, positions, context, direction);
 }
 
 Status RoundedKvCache::round_keys(std::size_t head, const MatrixView<float>& rows) {

@@ -2,10 +2,12 @@
 #pragma once
 
 // A key/value cache in float whose rows are rounded as a KvScheme says: what the packed cache holds, without its
-// integer attention, so that the loss of either can be told apart. Rows that are still exact are kept beside it until
-// they are rounded. Cost: that of the float cache, and as much memory again.
+// integer attention, so that the loss of either can be told apart; or what it would hold if keys were quantized before
+// their rotary embedding. Rows that are still exact are kept beside it until they are rounded. Cost: that of the float
+// cache, and as much memory again.
 
 #include <cstddef>
+#include <memory>
 #include <vector>
 
 #include <cbq/core/aligned.hpp>
@@ -14,15 +16,18 @@
 #include <cbq/kv/float_kv_cache.hpp>
 #include <cbq/kv/kv_layout.hpp>
 #include <cbq/kv/quantized_kv_options.hpp>
+#include <cbq/nn/rotary.hpp>
 
 namespace cbq_llama {
 
 class RoundedKvCache {
  public:
   /// `transform` is applied to rows before they are rounded and undone after; the factors it points to must outlive
-  /// the cache. Policies are not looked at. Errc::bad_shape, Errc::unsupported, Errc::out_of_memory.
+  /// the cache. With `rotary`, keys are rotated back before and rotated after; a row's position is its index. Policies
+  /// are not looked at. Errc::bad_shape, Errc::unsupported, Errc::out_of_memory.
   [[nodiscard]] static cbq::Result<RoundedKvCache> create(const cbq::QuantizedKvOptions& options,
-                                                          const cbq::RowTransform& transform);
+                                                          const cbq::RowTransform& transform,
+                                                          std::shared_ptr<const cbq::RotaryTable> rotary = nullptr);
 
   [[nodiscard]] std::size_t size() const { return floats_.size(); }
   [[nodiscard]] std::size_t capacity() const { return floats_.capacity(); }
@@ -45,6 +50,8 @@ class RoundedKvCache {
 
   [[nodiscard]] cbq::Status settle();
   [[nodiscard]] cbq::Status round_rows(std::size_t first, std::size_t count, Rows& rounded);
+  [[nodiscard]] cbq::Status rotate(const cbq::MatrixView<float>& keys, std::size_t first,
+                                   cbq::RotaryDirection direction) const;
   [[nodiscard]] cbq::Status round_keys(std::size_t head, const cbq::MatrixView<float>& rows);
   [[nodiscard]] cbq::Status round_channels(std::size_t head, const cbq::MatrixView<float>& rows);
   [[nodiscard]] cbq::Status round_values(std::size_t head, const cbq::MatrixView<float>& rows);
@@ -52,6 +59,7 @@ class RoundedKvCache {
   cbq::KvScheme scheme_;
   cbq::KvLayout layout_;
   cbq::RowTransform transform_;
+  std::shared_ptr<const cbq::RotaryTable> rotary_;  // null: keys are rounded as they come
   cbq::FloatKvCache floats_;
   cbq::AlignedBuffer<std::byte> page_;  // of a head, for one position or 64
   Rows given_;                          // all rows, as they came

@@ -50,6 +50,22 @@ TEST_CASE("Positions need not be consecutive") {
   for (std::size_t i = 16; i < 32; ++i) CHECK(some[i] == x[i]);  // position 0
 }
 
+TEST_CASE("Rotating back undoes a rotation") {
+  const SerialExecutor serial;
+  ExecutionContext<> context(serial);
+  for (const std::size_t width : {2u, 10u, 64u}) {
+    const auto table = RotaryTable::create({}, width, 700);
+    REQUIRE(table);
+    const auto x = support::normal(5 * width, 3);
+    auto there = x;
+    const std::vector<std::uint32_t> positions = {1, 699, 0, 64, 65};
+    REQUIRE(table->rotate(support::view(there, width), positions, context));
+    CHECK(oracle::distance(there, oracle::Matrix(5, width, x)) > 0.1);
+    REQUIRE(table->rotate(support::view(there, width), positions, context, RotaryDirection::backward));
+    CHECK(oracle::distance(there, oracle::Matrix(5, width, x)) < 3e-7);
+  }
+}
+
 TEST_CASE("Scaled frequencies") {
   // Llama 3.2 1B: rope_theta 500000, head_dim 64, factor 32, low 1, high 4, original 8192. The values come from the
   // definition by wavelengths, worked out by hand for one pair of each kind.

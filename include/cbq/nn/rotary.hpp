@@ -27,6 +27,9 @@ inline namespace CBQ_ABI {
 
 enum class RotaryScaling : unsigned char { none, linear, llama3 };
 
+/// To a position, or back from it.
+enum class RotaryDirection : unsigned char { forward, backward };
+
 /// Frequencies of a rotary embedding. `factor` and what follows is read only where `scaling` needs it.
 struct RotaryConfig {
   double base = 10000.0;
@@ -95,11 +98,12 @@ class RotaryTable {
   /// Cosines of the width / 2 angles of a position, then their sines; position < positions().
   [[nodiscard]] const float* angles(std::size_t position) const noexcept { return memory_.data() + position * width_; }
 
-  /// Rotates every head of each row t of x [tokens x heads * width] to position positions[t]. Errc::bad_shape, and
-  /// Errc::bad_argument for a position beyond the table.
+  /// Rotates every head of each row t of x [tokens x heads * width] to position positions[t], or back from it.
+  /// Errc::bad_shape, and Errc::bad_argument for a position beyond the table.
   template <Executor E>
   [[nodiscard]] Status rotate(const MatrixView<float>& x, std::span<const std::uint32_t> positions,
-                              ExecutionContext<E>& context) const noexcept {
+                              ExecutionContext<E>& context,
+                              RotaryDirection direction = RotaryDirection::forward) const noexcept {
     if (width_ == 0 || x.columns % width_ != 0 || x.rows != positions.size()) {
       return Error{Errc::bad_shape, "rotary embedding needs whole heads and one position per row", "x",
                    ErrorText(x.rows) << " x " << x.columns, ErrorText(positions.size()) << " x heads * " << width_};
@@ -110,31 +114,37 @@ class RotaryTable {
                      ErrorText("below ") << positions_};
       }
     }
+    const float sign = direction == RotaryDirection::forward ? 1.0f : -1.0f;
     for_each_row_block(context.executor(), x.rows, [&](const RowBlock& block) {
       for (std::size_t r = block.first; r < block.first + block.count; ++r) {
         const float* row_angles = angles(positions[r]);
-        for (std::size_t first = 0; first < x.columns; first += width_) rotate_head(row(x, r) + first, row_angles);
+        for (std::size_t first = 0; first < x.columns; first += width_) {
+          rotate_head(row(x, r) + first, row_angles, sign);
+        }
       }
     });
     return {};
   }
 
  private:
-  void rotate_head(float* head, const float* cosines) const noexcept {
+  // By the angles times `sign`, 1 or -1.
+  void rotate_head(float* head, const float* cosines, float sign) const noexcept {
     using Floats = xsimd::batch<float>;
     const std::size_t pairs = width_ / 2;
     const float* sines = cosines + pairs;
     std::size_t i = 0;
     for (; i + Floats::size <= pairs; i += Floats::size) {
       const Floats low = Floats::load_unaligned(head + i), high = Floats::load_unaligned(head + pairs + i);
-      const Floats cosine = Floats::load_unaligned(cosines + i), sine = Floats::load_unaligned(sines + i);
+      const Floats cosine = Floats::load_unaligned(cosines + i);
+      const Floats sine = Floats(sign) * Floats::load_unaligned(sines + i);
       (low * cosine - high * sine).store_unaligned(head + i);
       (high * cosine + low * sine).store_unaligned(head + pairs + i);
     }
     for (; i < pairs; ++i) {
       const float low = head[i], high = head[pairs + i];
-      head[i] = low * cosines[i] - high * sines[i];
-      head[pairs + i] = high * cosines[i] + low * sines[i];
+      const float sine = sign * sines[i];
+      head[i] = low * cosines[i] - high * sine;
+      head[pairs + i] = high * cosines[i] + low * sine;
     }
   }
 
