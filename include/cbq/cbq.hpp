@@ -20,6 +20,7 @@
 #include <cbq/kv.hpp>
 #include <cbq/nn.hpp>
 #include <cbq/outlier.hpp>
+#include <cbq/prune.hpp>
 #include <cbq/quant.hpp>
 #include <cbq/rounding.hpp>
 #include <cbq/scheme.hpp>

@@ -133,6 +133,38 @@ TEST_CASE("Slopes add to scores what lies between query and key") {
   }
 }
 
+TEST_CASE("Sums of columns are what the call's queries give to its keys") {
+  for (const Case& c : {Case{7, 1, 20, 1, 8}, {0, 5, 2, 2, 17}, {250, 33, 6, 3, 16}}) {
+    const Problem problem(c);
+    std::vector<float> slopes;
+    for (std::size_t h = 0; c.heads == 6 && h < c.heads; ++h) slopes.push_back(0.05f * static_cast<float>(h));
+    oracle::Matrix wanted(c.tokens, c.heads);
+    for (std::size_t key = 0; key < c.tokens; ++key) {
+      oracle::Matrix one(c.past + c.tokens, c.kv_heads * c.width);
+      for (std::size_t i = 0; i < one.columns; ++i) one(c.past + key, i) = 1;
+      const oracle::Matrix shares = oracle::attention(oracle::Matrix(c.tokens, c.heads * c.width, problem.q),
+                                                      oracle::Matrix(one.rows, one.columns, problem.k), one, c.width,
+                                                      0.3, support::doubles(slopes));
+      for (std::size_t t = 0; t < c.tokens; ++t) {
+        for (std::size_t h = 0; h < c.heads; ++h) wanted(key, h) += shares(t, h * c.width);
+      }
+    }
+    for (const Isa isa : support::machine_isas()) {
+      CAPTURE(c.past, c.tokens, c.heads, isa_name(isa));
+      const support::ThreadExecutor threads{3};
+      ExecutionContext<support::ThreadExecutor> context(threads, isa);
+      std::vector<float> out(problem.q.size()), sums(c.tokens * c.heads);
+      AttentionScores scores(0.3f);
+      scores.slopes = slopes;
+      scores.column_sums = support::view(sums, c.heads);
+      const auto q = support::input(problem.q, c.heads * c.width);
+      REQUIRE(attend(q, problem.cache, scores, support::view(out, c.heads * c.width), context));
+      CHECK(oracle::distance(sums, wanted) < 2e-6);
+      if (slopes.empty()) CHECK(out == problem.run(threads, isa));
+    }
+  }
+}
+
 TEST_CASE("Large scores, where most weights vanish") {
   const Problem problem({100, 20, 2, 1, 64}, 100.0f);
   for (const Isa isa : support::machine_isas()) {

@@ -72,8 +72,39 @@ struct Job {
   std::size_t slope_step = 0;      ///< to the slope of the next row
   float* first_weights = nullptr;  ///< of row 0; null: not wanted
   std::size_t first_stride = 0;
+  float* column_sums = nullptr;  ///< in place of a result: what its keys get, of position column_first on
+  std::size_t column_stride = 0;
+  std::size_t column_first = 0;
   Isa isa = Isa::scalar;
 };
+
+/// A source whose positions have no values: adds weights to the sums of a job's columns, once sums are known.
+struct ColumnSource {
+  static constexpr std::size_t unit = FloatSource::unit;
+
+  const FloatSource& floats;
+  const Job& job;
+  const float* inverses = nullptr;  ///< [rows], 1 / sum of all weights; null: not known yet
+
+  void scores(const Positions& block, float* to) const noexcept { floats.scores(block, to); }
+  void add_values(const Positions& block, const float* weights, const RowSums& sums) const noexcept {
+    if (inverses == nullptr) return;
+    for (std::size_t r = 0; r < sums.rows; ++r) {
+      for (std::size_t p = block.first < job.column_first ? job.column_first : block.first; p < block.end; ++p) {
+        const float weight = weights[r * block_positions + (p - block.first)];
+        job.column_sums[(p - job.column_first) * job.column_stride] += weight * inverses[r];
+      }
+    }
+  }
+};
+
+inline void add_columns(const FloatSource& source, const RowPositions& seen, RowSums sums, const Job& job) noexcept {
+  sums.stride = 0;
+  visit(ColumnSource{source, job}, seen, sums, job.isa);
+  float inverses[block_rows];
+  for (std::size_t r = 0; r < sums.rows; ++r) inverses[r] = 1.0f / sums.sums[r];
+  visit(ColumnSource{source, job, inverses}, seen, sums, job.isa);
+}
 
 inline void run(const Job& job, const FloatKvView& cache, const Tiles& tiles) noexcept {
   RowSumsMemory memory;
@@ -89,10 +120,72 @@ inline void run(const Job& job, const FloatKvView& cache, const Tiles& tiles) no
   }
   if (job.slopes != nullptr) sums.biases = {slopes, own};
   const FloatSource source{tiles, cache, job.kv_head, job.queries, job.query_stride, job.rows};
+  if (job.column_sums != nullptr) return add_columns(source, seen, sums, job);
   visit(source, seen, sums, job.isa);
   if (job.first_weights != nullptr) write_first_weights(source, sums, job.first_weights, job.first_stride);
   for (std::size_t r = 0; r < job.rows; ++r) normalize(sums, r, job.out + r * job.out_stride, cache.width);
 }
+
+/// A call of attend(), as jobs.
+struct FloatCall {
+  MatrixView<const float> q = {};
+  FloatKvView cache = {};
+  AttentionScores scores = {};
+  MatrixView<float> out = {};
+  Isa isa = Isa::scalar;
+
+  [[nodiscard]] std::size_t heads() const noexcept { return q.columns / cache.width; }
+  [[nodiscard]] std::size_t group() const noexcept { return heads() / cache.heads; }
+  [[nodiscard]] std::size_t blocks() const noexcept { return divide_up(q.rows, block_rows); }
+
+  /// The only query, of all heads that read one key/value head.
+  [[nodiscard]] Job query(std::size_t kv_head) const noexcept {
+    const std::size_t head = kv_head * group();
+    Job job{.queries = q.data + head * cache.width,
+            .query_stride = cache.width,
+            .out = out.data + head * cache.width,
+            .out_stride = cache.width,
+            .rows = group(),
+            .kv_head = kv_head,
+            .first_visible = cache.size,
+            .scale = scores.scale,
+            .slope_step = 1,
+            .first_stride = 1,
+            .isa = isa};
+    if (!scores.slopes.empty()) job.slopes = &scores.slopes[head];
+    if (scores.first_weights.data != nullptr) job.first_weights = scores.first_weights.data + head;
+    return job;
+  }
+  /// Queries of one head from `first` on.
+  [[nodiscard]] Job block(std::size_t head, std::size_t first) const noexcept {
+    Job job{.queries = row(q, first) + head * cache.width,
+            .query_stride = q.stride,
+            .out = row(out, first) + head * cache.width,
+            .out_stride = out.stride,
+            .rows = q.rows - first < block_rows ? q.rows - first : block_rows,
+            .kv_head = head / group(),
+            .first_visible = cache.size - q.rows + first + 1,
+            .visible_step = 1,
+            .scale = scores.scale,
+            .first_stride = scores.first_weights.stride,
+            .isa = isa};
+    if (!scores.slopes.empty()) job.slopes = &scores.slopes[head];
+    if (scores.first_weights.data != nullptr) job.first_weights = row(scores.first_weights, first) + head;
+    return job;
+  }
+  /// Writes one head's sums of columns.
+  void sum_columns(std::size_t head, const Tiles& tiles) const noexcept {
+    const MatrixView<float>& sums = scores.column_sums;
+    for (std::size_t t = 0; t < sums.rows; ++t) row(sums, t)[head] = 0.0f;
+    for (std::size_t b = 0; b < blocks(); ++b) {
+      Job job = block(head, b * block_rows);
+      job.column_sums = sums.data + head;
+      job.column_stride = sums.stride;
+      job.column_first = cache.size - q.rows;
+      run(job, cache, tiles);
+    }
+  }
+};
 
 }  // namespace attention
 
@@ -103,53 +196,23 @@ inline void run(const Job& job, const FloatKvView& cache, const Tiles& tiles) no
 template <Executor E>
 [[nodiscard]] Status attend(const MatrixView<const float>& q, const FloatKvCache& cache, const AttentionScores& scores,
                             const MatrixView<float>& out, ExecutionContext<E>& context) noexcept {
-  const FloatKvView view = cache.view();
-  if (const Status valid = attention::check_call(q, view, scores, out); !valid) return valid;
-  const AttentionShape shape{q.columns / view.width, view.heads, view.width};
+  const attention::FloatCall call{q, cache.view(), scores, out, context.isa()};
+  if (const Status valid = attention::check_call(q, call.cache, scores, out); !valid) return valid;
   const attention::Tiles tiles = attention::float_tiles(context.isa());
-  const std::size_t group = shape.heads / shape.kv_heads;
-  const std::size_t past = view.size - q.rows;
-  const MatrixView<float>& weights = scores.first_weights;
-  attention::Job common{.query_stride = q.stride,
-                        .out_stride = out.stride,
-                        .scale = scores.scale,
-                        .first_stride = weights.stride,
-                        .isa = context.isa()};
-  if (q.rows == 1 && group <= attention::block_rows) {
-    const auto one_query = [&](std::size_t kv_head) {
-      attention::Job job = common;
-      job.queries = q.data + kv_head * group * view.width;
-      job.out = out.data + kv_head * group * view.width;
-      job.query_stride = job.out_stride = view.width;
-      if (weights.data != nullptr) job.first_weights = weights.data + kv_head * group;
-      job.first_stride = 1;
-      if (!scores.slopes.empty()) job.slopes = &scores.slopes[kv_head * group];
-      job.slope_step = 1;
-      job.rows = group;
-      job.kv_head = kv_head;
-      job.first_visible = view.size;
-      attention::run(job, view, tiles);
-    };
-    context.executor().for_each_index(shape.kv_heads, one_query);
+  const auto columns = [&](std::size_t head) { call.sum_columns(head, tiles); };
+  if (scores.column_sums.data != nullptr) context.executor().for_each_index(call.heads(), columns);
+  if (q.rows == 1 && call.group() <= attention::block_rows) {
+    const auto one_query = [&](std::size_t kv_head) { attention::run(call.query(kv_head), call.cache, tiles); };
+    context.executor().for_each_index(call.cache.heads, one_query);
     return {};
   }
   // Late queries see the most. First and last blocks alternate, so that every contiguous share of the tasks is equal
   // work.
-  const std::size_t blocks = divide_up(q.rows, attention::block_rows);
-  context.executor().for_each_index(blocks * shape.heads, [&](std::size_t task) {
-    const std::size_t head = task % shape.heads;
-    const std::size_t turn = task / shape.heads;
-    const std::size_t first = (turn % 2 == 0 ? turn / 2 : blocks - 1 - turn / 2) * attention::block_rows;
-    attention::Job job = common;
-    job.queries = row(q, first) + head * view.width;
-    job.out = row(out, first) + head * view.width;
-    if (weights.data != nullptr) job.first_weights = row(weights, first) + head;
-    if (!scores.slopes.empty()) job.slopes = &scores.slopes[head];
-    job.rows = q.rows - first < attention::block_rows ? q.rows - first : attention::block_rows;
-    job.kv_head = head / group;
-    job.first_visible = past + first + 1;
-    job.visible_step = 1;
-    attention::run(job, view, tiles);
+  const std::size_t blocks = call.blocks();
+  context.executor().for_each_index(blocks * call.heads(), [&](std::size_t task) {
+    const std::size_t turn = task / call.heads();
+    const std::size_t block = turn % 2 == 0 ? turn / 2 : blocks - 1 - turn / 2;
+    attention::run(call.block(task % call.heads(), block * attention::block_rows), call.cache, tiles);
   });
   return {};
 }

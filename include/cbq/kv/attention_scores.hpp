@@ -30,6 +30,7 @@ struct AttentionScores {
   std::span<const float> slopes = {};  ///< of ALiBi, one per query head; empty: none
   SoftmaxWeights weights = SoftmaxWeights::exact;
   MatrixView<float> first_weights = {};  ///< written where it has memory: P_h[t, 0], [tokens x heads]
+  MatrixView<float> column_sums = {};    ///< likewise: sum of P_h[s, t] over the call's queries s; costs scores twice
 };
 
 inline namespace CBQ_ABI {
@@ -53,18 +54,19 @@ inline namespace CBQ_ABI {
     if (relative >= -0x1p100f && relative <= 0x1p100f) continue;
     return Error{Errc::bad_argument, "a slope over the scale of scores must be a number up to 2^100", "slopes"};
   }
-  const MatrixView<float>& first = scores.first_weights;
-  if (first.data != nullptr &&
-      (first.rows != tokens || first.columns != heads || (tokens > 1 && first.stride < heads))) {
-    return Error{Errc::bad_shape, "weights of the first position are tokens x heads", "first weights",
-                 ErrorText(first.rows) << " x " << first.columns, ErrorText(tokens) << " x " << heads};
+  for (const MatrixView<float>& to : {scores.first_weights, scores.column_sums}) {
+    if (to.data == nullptr) continue;
+    if (to.rows == tokens && to.columns == heads && (tokens <= 1 || to.stride >= heads)) continue;
+    return Error{Errc::bad_shape, "weights that attention gives are tokens x heads", "first weights, column sums",
+                 ErrorText(to.rows) << " x " << to.columns, ErrorText(tokens) << " x " << heads};
   }
   return check_score_scale(scores.scale);
 }
 
 /// Errc::unsupported where weights are to be given or rounded by attention that can do neither.
 [[nodiscard]] constexpr Status check_exact_weights(const AttentionScores& scores) noexcept {
-  if (scores.first_weights.data == nullptr && scores.weights == SoftmaxWeights::exact) return {};
+  const bool gives = scores.first_weights.data != nullptr || scores.column_sums.data != nullptr;
+  if (!gives && scores.weights == SoftmaxWeights::exact) return {};
   return Error{Errc::unsupported, "attention over this cache has weights neither to give nor to round", "scores"};
 }
 

@@ -36,6 +36,7 @@ struct AttentionTokens {
   std::span<const std::uint32_t> positions;
   std::span<const float> slopes = {};  ///< of ALiBi, which counts distances in the cache; blocks set them
   MatrixView<float> first_weights = {};
+  MatrixView<float> column_sums = {};
   TokenBits bits = {};  ///< of what the projections read
 };
 
@@ -99,6 +100,7 @@ class SelfAttention {
     AttentionScores scores(scale_);
     scores.slopes = tokens.slopes;
     scores.first_weights = tokens.first_weights;
+    scores.column_sums = tokens.column_sums;
     if (const Status done = attend(as_const(*q), cache, scores, *mixed, context); !done) return done;
     LinearInput mixed_input(as_const(*mixed), tokens.bits);
     return parts_.output.forward(mixed_input, out, context);

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// A layer of a model that drops tokens between its halves: attention runs on all tokens that are there and shows what
+// the policy judges them by; the feed-forward layer and all layers behind run on those that stay. Cost beside what is
+// saved: the policy's, and one copy of what stays.
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include <cbq/nn/block.hpp>
+#include <cbq/nn/model_cache.hpp>
+#include <cbq/nn/self_attention.hpp>
+#include <cbq/prune.hpp>
+
+namespace cbq {
+
+/// Tokens of a call that are still there.
+struct LiveTokens {
+  MatrixView<float> hidden = {};          ///< theirs are the first rows
+  std::span<std::uint32_t> indices = {};  ///< of each among the tokens of the call, ascending
+  std::size_t past = 0;                   ///< tokens of the sequence before the call
+};
+
+inline namespace CBQ_ABI {
+
+/// A block whose halves can be run apart.
+template <class B>
+concept PrunableBlock =
+    TransformerBlock<B> && requires(const B& block, const HiddenStates& hidden, const typename B::Positions& embedding,
+                                    const AttentionTokens& tokens, FloatKvCache& cache, ExecutionContext<>& context) {
+      { block.forward_attention(hidden, embedding, tokens, cache, context) } -> std::same_as<Status>;
+      { block.forward_mlp(hidden, context) } -> std::same_as<Status>;
+      { block.attention().shape() } -> std::convertible_to<AttentionShape>;
+    };
+
+/// One pass of some tokens through the layers of a model.
+template <PrunableBlock Block, class LayerCache, TokenPruning P, Executor E>
+class PrunedPass {
+ public:
+  PrunedPass(const typename Block::Positions& embedding, ModelCache<LayerCache>& cache, const P& policy,
+             ExecutionContext<E>& context) noexcept
+      : embedding_(embedding), cache_(cache), policy_(policy), context_(context) {}
+
+  /// Runs layer `i`; `live` becomes the tokens that stay. Errors of the block and of the policy; Errc::bad_argument
+  /// where what it selects are no tokens.
+  [[nodiscard]] Status forward(const Block& block, std::size_t i, LiveTokens& live) const noexcept {
+    const Workspace::Frame frame(context_.workspace());
+    const std::size_t tokens = live.indices.size();
+    const MatrixView<float> hidden = rows(live.hidden, 0, tokens);
+    const auto positions = context_.workspace().template take<std::uint32_t>(tokens);
+    if (!positions) return positions.error();
+    for (std::size_t t = 0; t < tokens; ++t) {
+      const bool original = policy_.positions() == PrunedPositions::original;
+      (*positions)[t] = static_cast<std::uint32_t>(original ? live.past + live.indices[t] : cache_.layer(i).size() + t);
+    }
+    if (!policy_.drops(i, tokens)) return block.forward(hidden, embedding_, *positions, cache_.layer(i), context_);
+    const auto middle = context_.workspace().take_matrix(tokens, hidden.columns);
+    const auto weights = context_.workspace().take_matrix(tokens, block.attention().shape().heads);
+    if (!middle || !weights) return Error{Errc::out_of_memory, "no memory for hidden states"};
+    AttentionTokens shown(*positions);
+    (policy_.importance() == Importance::first_token ? shown.first_weights : shown.column_sums) = *weights;
+    const HiddenStates first{as_const(hidden), *middle};
+    const Status attended = block.forward_attention(first, embedding_, shown, cache_.layer(i), context_);
+    if (!attended) return attended;
+    if (const Status dropped = drop(i, as_const(*weights), *middle, live); !dropped) return dropped;
+    const std::size_t left = live.indices.size();
+    return block.forward_mlp({as_const(rows(*middle, 0, left)), rows(hidden, 0, left)}, context_);
+  }
+
+ private:
+  /// Drops what the policy says, of the rows of `middle` too.
+  [[nodiscard]] Status drop(std::size_t layer, const MatrixView<const float>& weights, const MatrixView<float>& middle,
+                            LiveTokens& live) const noexcept {
+    const std::size_t tokens = live.indices.size();
+    const auto importance = context_.workspace().template take<float>(tokens);
+    const auto survivors = context_.workspace().template take<std::uint32_t>(tokens);
+    const auto positions = context_.workspace().template take<std::uint32_t>(tokens);
+    if (!importance || !survivors || !positions) return Error{Errc::out_of_memory, "no memory for tokens that stay"};
+    sum_heads(weights, *importance);
+    for (std::size_t t = 0; t < tokens; ++t) {
+      (*positions)[t] = static_cast<std::uint32_t>(live.past + live.indices[t]);
+    }
+    const Result<std::size_t> left = policy_.select({layer, *importance, *positions, cache_.size()}, *survivors);
+    if (!left) return left.error();
+    const std::span<const std::uint32_t> stay = survivors->first(*left < tokens ? *left : tokens);
+    if (const Status valid = check_survivors(stay, tokens); !valid) return valid;
+    if (stay.empty()) return Error{Errc::bad_argument, "a pruning policy must leave some token"};
+    for (std::size_t t = 0, next = 0; t < tokens; ++t) {
+      if (next < stay.size() && stay[next] == t) {
+        ++next;
+      } else {
+        cache_.drop(layer, (*positions)[t]);
+      }
+    }
+    gather_rows(stay, middle);
+    gather_elements(stay, live.indices);
+    live.indices = live.indices.first(stay.size());
+    return {};
+  }
+
+  const typename Block::Positions& embedding_;
+  ModelCache<LayerCache>& cache_;
+  const P& policy_;
+  ExecutionContext<E>& context_;
+};
+
+}  // namespace CBQ_ABI
+}  // namespace cbq
