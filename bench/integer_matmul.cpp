@@ -98,6 +98,7 @@ void register_integer_matmul(const Selection& selection) {
   register_matmul<w2a8_g64_asym>(selection);
   register_matmul<cbq::make_scheme(3, 8, 128, cbq::Zero::affine)>(selection);
   register_matmul<w4a4>(selection);
+  register_matmul<cbq::make_scheme(4, 4, 128, cbq::Zero::symmetric)>(selection);
   register_quantize<w4a8_g32>(selection);
   register_quantize<w4a8_g128>(selection);
   register_quantize<w4a8_g32_act_group>(selection);

@@ -57,6 +57,7 @@ int main(int argc, char** argv) {
   add_context(*cap);
   bench::register_ceilings(selection);
   bench::register_integer_matmul(selection);
+  bench::register_four_bit_matmul(selection);
   bench::register_weight_only_matmul(selection);
   bench::register_float_matmul(selection);
   bench::register_eigen(selection);

@@ -52,6 +52,7 @@ void add(const std::string& name, Run&& run) {
 
 void register_ceilings(const Selection& selection);
 void register_integer_matmul(const Selection& selection);
+void register_four_bit_matmul(const Selection& selection);
 void register_weight_only_matmul(const Selection& selection);
 void register_float_matmul(const Selection& selection);
 void register_eigen(const Selection& selection);
