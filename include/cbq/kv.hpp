@@ -11,6 +11,8 @@
 #include <cbq/kv/channel_statistics.hpp>
 #include <cbq/kv/encodable.hpp>
 #include <cbq/kv/float_kv_cache.hpp>
+#include <cbq/kv/int8_kv_cache.hpp>
+#include <cbq/kv/integer_attention.hpp>
 #include <cbq/kv/key_block.hpp>
 #include <cbq/kv/kv_layout.hpp>
 #include <cbq/kv/kv_page_table.hpp>
@@ -26,6 +28,7 @@
 #include <cbq/kv/row_transform.hpp>
 #include <cbq/kv/saved_sequence.hpp>
 #include <cbq/kv/saved_sequence_format.hpp>
+#include <cbq/kv/shifted_values.hpp>
 #include <cbq/kv/smoothing.hpp>
 #include <cbq/kv/softmax.hpp>
 #include <cbq/kv/teacher_forced_attention.hpp>

@@ -15,6 +15,7 @@
 #include <cbq/kv/float_kv_cache.hpp>
 #include <cbq/kv/float_source.hpp>
 #include <cbq/kv/online_softmax.hpp>
+#include <cbq/kv/rounded_softmax.hpp>
 
 namespace cbq {
 
@@ -65,9 +66,12 @@ struct Job {
   std::size_t out_stride = 0;
   std::size_t rows = 0;
   std::size_t kv_head = 0;
+  std::size_t head = 0;           ///< query head of row 0
+  std::size_t head_step = 0;      ///< to the head of the next row
   std::size_t first_visible = 0;  ///< positions that row 0 sees
   std::size_t visible_step = 0;   ///< how many more each next row sees
   float scale = 1.0f;
+  SoftmaxWeights weights = SoftmaxWeights::exact;
   const float* slopes = nullptr;   ///< of row 0; null: none
   std::size_t slope_step = 0;      ///< to the slope of the next row
   float* first_weights = nullptr;  ///< of row 0; null: not wanted
@@ -106,6 +110,17 @@ inline void add_columns(const FloatSource& source, const RowPositions& seen, Row
   visit(ColumnSource{source, job, inverses}, seen, sums, job.isa);
 }
 
+/// visit_rounded() of all rows of a job, whose scores have one scale.
+inline void visit_rounded(const FloatSource& source, const Job& job, const RowSums& sums) noexcept {
+  std::size_t visible[block_rows];
+  float scales[block_rows];
+  for (std::size_t r = 0; r < job.rows; ++r) {
+    visible[r] = job.first_visible + r * job.visible_step;
+    scales[r] = job.scale;
+  }
+  visit_rounded(source, {visible, scales, job.weights, job.first_weights, job.first_stride}, sums, job.isa);
+}
+
 inline void run(const Job& job, const FloatKvView& cache, const Tiles& tiles) noexcept {
   RowSumsMemory memory;
   const std::size_t stride = divide_up(cache.width, float_panel_width) * float_panel_width;
@@ -121,8 +136,12 @@ inline void run(const Job& job, const FloatKvView& cache, const Tiles& tiles) no
   if (job.slopes != nullptr) sums.biases = {slopes, own};
   const FloatSource source{tiles, cache, job.kv_head, job.queries, job.query_stride, job.rows};
   if (job.column_sums != nullptr) return add_columns(source, seen, sums, job);
-  visit(source, seen, sums, job.isa);
-  if (job.first_weights != nullptr) write_first_weights(source, sums, job.first_weights, job.first_stride);
+  if (job.weights == SoftmaxWeights::log2) {
+    visit_rounded(source, job, sums);
+  } else {
+    visit(source, seen, sums, job.isa);
+    if (job.first_weights != nullptr) write_first_weights(source, sums, job.first_weights, job.first_stride);
+  }
   for (std::size_t r = 0; r < job.rows; ++r) normalize(sums, r, job.out + r * job.out_stride, cache.width);
 }
 
@@ -147,8 +166,11 @@ struct FloatCall {
             .out_stride = cache.width,
             .rows = group(),
             .kv_head = kv_head,
+            .head = head,
+            .head_step = 1,
             .first_visible = cache.size,
             .scale = scores.scale,
+            .weights = scores.weights,
             .slope_step = 1,
             .first_stride = 1,
             .isa = isa};
@@ -164,14 +186,31 @@ struct FloatCall {
             .out_stride = out.stride,
             .rows = q.rows - first < block_rows ? q.rows - first : block_rows,
             .kv_head = head / group(),
+            .head = head,
             .first_visible = cache.size - q.rows + first + 1,
             .visible_step = 1,
             .scale = scores.scale,
+            .weights = scores.weights,
             .first_stride = scores.first_weights.stride,
             .isa = isa};
     if (!scores.slopes.empty()) job.slopes = &scores.slopes[head];
     if (scores.first_weights.data != nullptr) job.first_weights = row(scores.first_weights, first) + head;
     return job;
+  }
+  /// Calls body(job) for all queries. Late queries see the most: first and last blocks alternate, so that every
+  /// contiguous share of the tasks is equal work.
+  template <Executor E, class Body>
+  void for_each_job(const E& executor, const Body& body) const noexcept {
+    if (q.rows == 1 && group() <= block_rows) {
+      executor.for_each_index(cache.heads, [&](std::size_t kv_head) { body(query(kv_head)); });
+      return;
+    }
+    const std::size_t count = blocks();
+    executor.for_each_index(count * heads(), [&](std::size_t task) {
+      const std::size_t turn = task / heads();
+      const std::size_t index = turn % 2 == 0 ? turn / 2 : count - 1 - turn / 2;
+      body(block(task % heads(), index * block_rows));
+    });
   }
   /// Writes one head's sums of columns.
   void sum_columns(std::size_t head, const Tiles& tiles) const noexcept {
@@ -201,19 +240,7 @@ template <Executor E>
   const attention::Tiles tiles = attention::float_tiles(context.isa());
   const auto columns = [&](std::size_t head) { call.sum_columns(head, tiles); };
   if (scores.column_sums.data != nullptr) context.executor().for_each_index(call.heads(), columns);
-  if (q.rows == 1 && call.group() <= attention::block_rows) {
-    const auto one_query = [&](std::size_t kv_head) { attention::run(call.query(kv_head), call.cache, tiles); };
-    context.executor().for_each_index(call.cache.heads, one_query);
-    return {};
-  }
-  // Late queries see the most. First and last blocks alternate, so that every contiguous share of the tasks is equal
-  // work.
-  const std::size_t blocks = call.blocks();
-  context.executor().for_each_index(blocks * call.heads(), [&](std::size_t task) {
-    const std::size_t turn = task / call.heads();
-    const std::size_t block = turn % 2 == 0 ? turn / 2 : blocks - 1 - turn / 2;
-    attention::run(call.block(task % call.heads(), block * attention::block_rows), call.cache, tiles);
-  });
+  call.for_each_job(context.executor(), [&](const attention::Job& job) { attention::run(job, call.cache, tiles); });
   return {};
 }
 
