@@ -46,6 +46,11 @@ TEST_CASE("names give the parts of a scheme") {
   CHECK(*cbq::parse_scheme("w4a8_g128_act_group") == cbq::schemes::w4a8_g128_act_group);
   CHECK(std::string(cbq::scheme_name(*cbq::parse_scheme("w16a8_g99999_asym_act_group")).c_str()) ==
         "w16a8_g99999_asym_act_group");
+  // _act_tensor: one scale for all tokens.
+  const auto tensor = cbq::parse_scheme("w4a4_asym_act_tensor");
+  REQUIRE(tensor);
+  CHECK(tensor->weight == cbq::Grid{4, Granularity::per_channel, 0, Zero::affine});
+  CHECK(tensor->activation == cbq::Grid{4, Granularity::per_tensor, 0, Zero::affine});
 }
 
 TEST_CASE("names that break the grammar are errors that repeat the name") {
@@ -78,6 +83,8 @@ TEST_CASE("names that break the grammar are errors that repeat the name") {
                            "w4a8_g128_act_group_asym",
                            "w4a8_g128_act",
                            "w4a8_g128_act_group_",
+                           "w4a16_act_tensor",
+                           "w4a8_g128_act_tensor_act_group",
                            "w-4a8"}) {
     CAPTURE(name);
     const auto scheme = cbq::parse_scheme(name);
@@ -103,9 +110,22 @@ TEST_CASE("every packed scheme goes through its name and visit_scheme unchanged"
   CHECK(names.size() == cbq::packed_schemes.size());
 }
 
+TEST_CASE("activations per tensor are packed as those per token") {
+  for (const char* name : {"w4a4_act_tensor", "w8a8_act_tensor", "w2a8_g64_asym_act_tensor"}) {
+    const auto scheme = cbq::parse_scheme(name);
+    REQUIRE(scheme);
+    CHECK(std::string(cbq::scheme_name(*scheme).c_str()) == name);
+    CHECK(cbq::check_packed_scheme(*scheme));
+    const auto visited = cbq::visit_scheme(*scheme, Identity{});
+    REQUIRE(visited);
+    CHECK(visited->activation.granularity == Granularity::per_token);
+    CHECK(cbq::with_tensor_activations(*visited) == *scheme);
+  }
+}
+
 TEST_CASE("schemes without a packed kernel are unsupported, by name") {
-  for (const char* name :
-       {"w5a8_g32_act_group", "w4a8_g96_act_group", "w5a8", "w4a5", "w16a16", "w4a8_g48", "w4a16_g256", "w16a8"}) {
+  for (const char* name : {"w5a8_g32_act_group", "w4a8_g96_act_group", "w5a8", "w4a5", "w16a16", "w4a8_g48",
+                           "w4a16_g256", "w16a8", "w4a5_act_tensor"}) {
     CAPTURE(name);
     const auto scheme = cbq::parse_scheme(name);
     REQUIRE(scheme);

@@ -11,6 +11,7 @@
 #include <cbq/gemm/activations.hpp>
 #include <cbq/gemm/epilogue.hpp>
 #include <cbq/gemm/grouped_matmul.hpp>
+#include <cbq/gemm/int4_tokens.hpp>
 #include <cbq/gemm/matmul.hpp>
 #include <cbq/gemm/packed_weights.hpp>
 #include <cbq/gemm/weight_only_bfloat16.hpp>

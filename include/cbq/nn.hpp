@@ -10,6 +10,7 @@
 #include <cbq/nn/dense_linear.hpp>
 #include <cbq/nn/embedding.hpp>
 #include <cbq/nn/linear.hpp>
+#include <cbq/nn/linear_input.hpp>
 #include <cbq/nn/llama_block.hpp>
 #include <cbq/nn/mlp.hpp>
 #include <cbq/nn/norm.hpp>
@@ -19,3 +20,4 @@
 #include <cbq/nn/row_kernels.hpp>
 #include <cbq/nn/runtime_packed_linear.hpp>
 #include <cbq/nn/self_attention.hpp>
+#include <cbq/nn/trip_linear.hpp>

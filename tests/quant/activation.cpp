@@ -9,11 +9,14 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "oracle/gemm.hpp"
 #include "oracle/quant.hpp"
+#include "support/isas.hpp"
 
 using cbq::Grid;
 using cbq::Zero;
@@ -143,6 +146,158 @@ TEST_CASE("activations per group are the packed path's, bit for bit") {
     CHECK(wrong == 0);
     CHECK(different == 0);
   }
+}
+
+namespace {
+
+Grid whole_grid(int bits, Zero zero) {
+  return {.bits = bits, .granularity = cbq::Granularity::per_tensor, .zero = zero};
+}
+
+/// x^ of one element by the definition: a static grid, clipped, for a token of `bits` in a scheme of `grid`.
+float on_static_grid(float x, const Grid& grid, const cbq::ActivationRules& rules, int bits) {
+  const int levels = grid.zero == Zero::affine ? 15 : grid.bits == 8 ? 127 : 7;
+  float scale = rules.fixed->scale * rules.clip;
+  int low = grid.zero == Zero::affine ? -rules.fixed->zero : -levels;
+  int high = low + (grid.zero == Zero::affine ? 15 : 2 * levels);
+  if (bits < grid.bits) {
+    scale *= 127.0f / 7.0f;
+    low = -7;
+    high = 7;
+  }
+  return scale * std::clamp(std::nearbyint(x * (1.0f / scale)), static_cast<float>(low), static_cast<float>(high));
+}
+
+/// Activations that the packed path quantizes, read back as floats.
+template <cbq::Scheme S>
+std::vector<float> packed_values(const std::vector<float>& x, std::size_t size, const cbq::ActivationRules& rules,
+                                 cbq::Isa isa) {
+  const std::size_t tokens = x.size() / size;
+  std::vector<std::int32_t> memory(*cbq::activations_size<S>(tokens, size) / 4 + 1);
+  const cbq::RuledActivations ruled = {cbq::matrix_view(x.data(), tokens, size), rules};
+  const auto view =
+      cbq::quantize_activations<S>(ruled, std::as_writable_bytes(std::span(memory)), cbq::SerialExecutor{}, isa);
+  REQUIRE(view);
+  std::vector<float> values(x.size());
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const std::size_t blocks = view->layout.blocks_per_group;
+    const int code = oracle::activation_code(*view, i / size, i % size, cbq::group_length(S.weight, size), blocks);
+    values[i] = view->scales[i / size] * static_cast<float>(code);
+  }
+  return values;
+}
+
+template <cbq::Scheme S>
+void check_rules(const std::vector<float>& x, std::size_t size, const cbq::ActivationRules& rules) {
+  const std::size_t tokens = x.size() / size;
+  const Grid grid = S.activation;
+  CAPTURE(cbq::scheme_name(S).c_str(), rules.clip, rules.fixed.has_value(), rules.tokens.bits.size());
+  std::vector<float> fake(x.size());
+  const auto view = cbq::matrix_view(x.data(), tokens, size);
+  REQUIRE(cbq::fake_quantize_activations(view, grid, cbq::matrix_view(fake.data(), tokens, size), rules));
+  for (const cbq::Isa isa : support::machine_isas()) CHECK(packed_values<S>(x, size, rules, isa) == fake);
+  int wrong = 0;
+  for (std::size_t t = 0; t < tokens; ++t) {
+    const int bits = rules.tokens.bits.empty() ? grid.bits : std::min<int>(rules.tokens.bits[t], grid.bits);
+    if (grid.granularity == cbq::Granularity::per_tensor) {
+      cbq::ActivationRules fixed = rules;
+      if (!fixed.fixed) {
+        const auto [low, high] = std::minmax_element(x.begin(), x.end());
+        fixed.fixed = cbq::static_grid(grid, *low, *high);
+      }
+      for (std::size_t i = t * size; i < (t + 1) * size; ++i)
+        wrong += fake[i] == on_static_grid(x[i], grid, fixed, bits) ? 0 : 1;
+    } else {
+      // A token alone, in a scheme of its bits.
+      const Grid own = bits == grid.bits ? grid : token_grid(4, rules.tokens.zero);
+      std::vector<float> alone(size);
+      REQUIRE(cbq::fake_quantize_activations(cbq::rows(view, t, 1), own, cbq::matrix_view(alone.data(), 1, size),
+                                             {.clip = rules.clip}));
+      wrong += std::equal(alone.begin(), alone.end(), fake.begin() + static_cast<std::ptrdiff_t>(t * size)) ? 0 : 1;
+    }
+  }
+  CHECK(wrong == 0);
+}
+
+}  // namespace
+
+TEST_CASE("static activations and tokens of fewer bits are the packed path's, bit for bit") {
+  using cbq::StaticGrid;
+  const std::size_t tokens = 23, size = 67;
+  std::vector<float> x = oracle::random_weights(tokens * size, 5);
+  x[3 * size + 1] = 40.0f;  // an outlier
+  x[4 * size] = 1e30f;
+  for (std::size_t i = 0; i < size; ++i) x[6 * size + i] = 0.0f;
+  std::vector<std::uint8_t> bits(tokens, 8);
+  for (std::size_t t = 0; t < tokens; t += 3) bits[t] = 4;
+  constexpr cbq::Scheme w4a8_asym = cbq::make_scheme(4, 8, 0, Zero::affine);
+  constexpr cbq::Scheme w4a4_asym = cbq::make_scheme(4, 4, 32, Zero::affine);
+  for (const float clip : {1.0f, 0.6f}) {
+    for (const cbq::TokenBits& mixed :
+         {cbq::TokenBits{}, cbq::TokenBits{bits, Zero::symmetric}, cbq::TokenBits{bits, Zero::affine}}) {
+      check_rules<cbq::schemes::w8a8>(x, size, {clip, {}, mixed});
+      check_rules<w4a8_asym>(x, size, {clip, {}, mixed});
+      check_rules<w4a4_asym>(x, size, {clip, {}, mixed});
+      check_rules<cbq::with_tensor_activations(cbq::schemes::w8a8)>(x, size, {clip, StaticGrid{0.031f, 0}, mixed});
+      check_rules<cbq::with_tensor_activations(cbq::schemes::w8a8)>(x, size, {clip, {}, mixed});
+      check_rules<cbq::with_tensor_activations(cbq::schemes::w4a4)>(x, size, {clip, StaticGrid{0.3f, 0}, mixed});
+      for (const int zero : {0, 6, 15})
+        check_rules<cbq::with_tensor_activations(w4a4_asym)>(x, size, {clip, StaticGrid{0.27f, zero}, mixed});
+    }
+  }
+  check_rules<cbq::with_tensor_activations(w4a4_asym)>(x, size, {});
+  // A scale of zero is everything zero.
+  std::vector<float> out(x.size(), 1.0f);
+  REQUIRE(cbq::fake_quantize_activations(cbq::matrix_view(std::as_const(x).data(), tokens, size),
+                                         whole_grid(8, Zero::symmetric), cbq::matrix_view(out.data(), tokens, size),
+                                         {.fixed = StaticGrid{}}));
+  CHECK(std::count(out.begin(), out.end(), 0.0f) == static_cast<std::ptrdiff_t>(out.size()));
+}
+
+TEST_CASE("a static grid is that of a range, zero included") {
+  const auto eight = cbq::static_grid(whole_grid(8, Zero::symmetric), -1.0f, 2.0f);
+  CHECK(eight == cbq::StaticGrid{2.0f / 127.0f, 0});
+  CHECK(cbq::static_grid(whole_grid(4, Zero::symmetric), -3.5f, 2.0f) == cbq::StaticGrid{0.5f, 0});
+  CHECK(cbq::static_grid(whole_grid(4, Zero::affine), -3.0f, 4.5f) == cbq::StaticGrid{0.5f, 6});
+  CHECK(cbq::static_grid(whole_grid(4, Zero::affine), 3.0f, 7.5f) == cbq::StaticGrid{0.5f, 0});
+  CHECK(cbq::static_grid(whole_grid(4, Zero::affine), -7.5f, -1.0f) == cbq::StaticGrid{0.5f, 15});
+  CHECK(cbq::static_grid(whole_grid(4, Zero::affine), -FLT_MAX, FLT_MAX).scale < FLT_MAX);
+  CHECK(cbq::static_grid(whole_grid(8, Zero::symmetric), 0.0f, 0x1p-101f) == cbq::StaticGrid{});
+}
+
+TEST_CASE("rules that do not fit are errors") {
+  using cbq::Errc;
+  using cbq::StaticGrid;
+  std::vector<float> x(3 * 20, 1.0f), out(60);
+  const auto code = [&](const Grid& grid, const cbq::ActivationRules& rules) {
+    const auto status = cbq::fake_quantize_activations({x.data(), 3, 20, 20}, grid, {out.data(), 3, 20, 20}, rules);
+    REQUIRE(!status);
+    std::vector<std::int32_t> memory(100);
+    cbq::Scheme scheme = cbq::schemes::w4a8;
+    scheme.activation = grid;
+    if (grid.group != 0) scheme = cbq::schemes::w4a8_g32_act_group;
+    const auto packed = cbq::driver::quantize_tokens(
+        cbq::RuledActivations{cbq::matrix_view(std::as_const(x).data(), 3, 20), rules}, scheme,
+        std::as_writable_bytes(std::span(memory)), cbq::SerialExecutor{}, cbq::Isa::scalar);
+    REQUIRE(!packed);
+    CHECK(packed.error().code == status.error().code);
+    return status.error().code;
+  };
+  const Grid sym = whole_grid(8, Zero::symmetric), affine = whole_grid(4, Zero::affine);
+  CHECK(code(grids[0], {.fixed = StaticGrid{1.0f, 0}}) == Errc::unsupported);
+  for (const float scale : {-1.0f, NAN, INFINITY, 0x1p-140f})
+    CHECK(code(sym, {.fixed = StaticGrid{scale, 0}}) == Errc::bad_argument);
+  CHECK(code(sym, {.fixed = StaticGrid{1.0f, 1}}) == Errc::bad_argument);
+  CHECK(code(affine, {.fixed = StaticGrid{1.0f, 16}}) == Errc::bad_argument);
+  CHECK(code(affine, {.fixed = StaticGrid{1.0f, -1}}) == Errc::bad_argument);
+  const std::vector<std::uint8_t> two = {8, 4}, wrong = {8, 4, 5};
+  CHECK(code(grids[0], {.tokens = {two}}) == Errc::bad_argument);
+  CHECK(code(grids[0], {.tokens = {wrong}}) == Errc::bad_argument);
+  const Grid groups = {.bits = 8, .granularity = cbq::Granularity::per_group, .group = 32};
+  CHECK(code(groups, {.tokens = {std::span(wrong).first(3)}}) == Errc::unsupported);
+  x[25] = INFINITY;
+  CHECK(code(sym, {.fixed = StaticGrid{1.0f, 0}}) == Errc::not_finite);
+  CHECK(code(sym, {}) == Errc::not_finite);
 }
 
 TEST_CASE("tokens are independent, and the result may overwrite the input") {

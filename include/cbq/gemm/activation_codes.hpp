@@ -18,8 +18,9 @@ namespace cbq {
 inline namespace CBQ_ABI {
 namespace driver {
 
-/// One row of codes into its panel; false where a code is -128. See ActivationRow.
-[[nodiscard]] inline bool arrange_row(const std::int8_t* from, const ActivationRow& row) noexcept {
+/// One row of codes, which `from` is indexed for, into its panel; false where a code is -128. See ActivationRow.
+template <class Codes>
+[[nodiscard]] bool arrange_row(const Codes& from, const ActivationRow& row) noexcept {
   std::int8_t* out = row.codes;
   int lowest = 0;
   for (std::size_t first = 0, group = 0; first < row.inputs; first += row.group, ++group) {
@@ -28,10 +29,10 @@ namespace driver {
     for (std::size_t begin = first; begin < end; begin += row.slice_inputs) {
       const std::size_t count = end - begin < row.slice_inputs ? end - begin : row.slice_inputs;
       for (std::size_t i = 0; i < count; ++i) {
-        const int code = from[begin + i];
+        const std::int8_t code = from[begin + i];
         sum += code;
         lowest = code < lowest ? code : lowest;
-        out[i] = from[begin + i];
+        out[i] = code;
       }
       for (std::size_t i = count; i < row.slice_inputs; ++i) out[i] = 0;
       out += row.slice_inputs * row.panel_rows;
@@ -40,6 +41,51 @@ namespace driver {
   }
   return lowest >= -127;
 }
+
+/// All rows of x, which has `tokens`, `inputs`, codes(token) and scale(token), into the panels of `memory`, which is
+/// large enough. A token whose codes cannot be arranged gets the scale NaN.
+template <class Source, Executor E>
+[[nodiscard]] QuantizedTokens arrange_tokens(const Source& x, const Scheme& scheme, const ActivationLayout& layout,
+                                             std::byte* memory, const E& executor, Isa isa) {
+  const PackedLayout& groups = layout.groups;
+  auto* out = reinterpret_cast<std::int8_t*>(memory);
+  auto* zero_terms = reinterpret_cast<std::int32_t*>(memory + layout.zero_terms_offset);
+  auto* scales = reinterpret_cast<float*>(memory + layout.scales_offset);
+  const PanelShape shape = panel_shape(groups, x.tokens, isa);
+  executor.for_each_index(divide_up(x.tokens, shape.rows), [&](std::size_t panel) {
+    const std::size_t first = panel * shape.rows;
+    const std::size_t count = x.tokens - first < shape.rows ? x.tokens - first : shape.rows;
+    for (std::size_t r = 0; r < count; ++r) {
+      ActivationRow job;
+      job.inputs = x.inputs;
+      job.group = group_length(scheme.weight, x.inputs);
+      job.panel_rows = count;
+      job.slice_inputs = shape.inputs;
+      job.codes = out + first * row_codes(groups, shape) + r * shape.inputs;
+      job.zero_terms = zero_terms + first * groups.groups + r;
+      job.zero_factor = scheme.weight.zero == Zero::affine ? -1 : -symmetric_zero(scheme.weight);
+      scales[first + r] = arrange_row(x.codes(first + r), job) ? x.scale(first + r) : __builtin_nanf("");
+    }
+  });
+  QuantizedTokens tokens;
+  tokens.codes = out;
+  tokens.zero_terms = zero_terms;
+  tokens.scales = scales;
+  tokens.layout = groups;
+  tokens.tokens = x.tokens;
+  tokens.shape = shape;
+  return tokens;
+}
+
+/// Codes under one scale, as arrange_tokens() reads them.
+struct CodesSource {
+  MatrixView<const std::int8_t> matrix = {};
+  float static_scale = 0.0f;
+  std::size_t tokens = 0;
+  std::size_t inputs = 0;
+  [[nodiscard]] const std::int8_t* codes(std::size_t token) const noexcept { return row(matrix, token); }
+  [[nodiscard]] float scale(std::size_t) const noexcept { return static_scale; }
+};
 
 [[nodiscard]] inline Status check_codes(const MatrixView<const std::int8_t>& codes, float scale,
                                         std::span<std::byte> memory, std::size_t needed) noexcept {
@@ -80,40 +126,16 @@ template <Scheme S, Executor E = SerialExecutor>
   const Result<ActivationLayout> layout = activation_layout(S, codes.rows, codes.columns);
   if (!layout) return layout.error();
   if (const Status valid = driver::check_codes(codes, scale, memory, layout->bytes); !valid) return valid.error();
-  const PackedLayout& groups = layout->groups;
-  QuantizedActivationsView<S> view{};
-  view.layout = groups;
-  view.tokens = codes.rows;
-  view.shape = panel_shape(groups, codes.rows, capped(cap));
-  auto* out = reinterpret_cast<std::int8_t*>(memory.data());
-  auto* zero_terms = reinterpret_cast<std::int32_t*>(memory.data() + layout->zero_terms_offset);
-  auto* scales = reinterpret_cast<float*>(memory.data() + layout->scales_offset);
-  view.codes = out;
-  view.zero_terms = zero_terms;
-  view.scales = scales;
-  executor.for_each_index(divide_up(codes.rows, view.shape.rows), [&](std::size_t panel) {
-    const std::size_t first = panel * view.shape.rows;
-    const std::size_t count = codes.rows - first < view.shape.rows ? codes.rows - first : view.shape.rows;
-    for (std::size_t r = 0; r < count; ++r) {
-      ActivationRow job;
-      job.inputs = codes.columns;
-      job.group = group_length(S.weight, codes.columns);
-      job.panel_rows = count;
-      job.slice_inputs = view.shape.inputs;
-      job.codes = out + first * row_codes(groups, view.shape) + r * view.shape.inputs;
-      job.zero_terms = zero_terms + first * groups.groups + r;
-      job.zero_factor = S.weight.zero == Zero::affine ? -1 : -symmetric_zero(S.weight);
-      // A NaN scale marks the row for the check below; no kernel sees it.
-      scales[first + r] = driver::arrange_row(row(codes, first + r), job) ? scale : __builtin_nanf("");
-    }
-  });
+  // A NaN scale marks a row for the check below; no kernel sees it.
+  const QuantizedTokens tokens = driver::arrange_tokens(driver::CodesSource{codes, scale, codes.rows, codes.columns}, S,
+                                                        *layout, memory.data(), executor, capped(cap));
   for (std::size_t token = 0; token < codes.rows; ++token) {
-    if ((__builtin_bit_cast(std::uint32_t, scales[token]) & 0x7fffffffu) > 0x7f800000u) {
+    if ((__builtin_bit_cast(std::uint32_t, tokens.scales[token]) & 0x7fffffffu) > 0x7f800000u) {
       return Error{Errc::bad_argument, "[cbq] activations_from_codes: codes lie in [-127, 127]",
                    ErrorText("token ") << token, -128};
     }
   }
-  return view;
+  return QuantizedActivationsView<S>{tokens};
 }
 
 }  // namespace CBQ_ABI

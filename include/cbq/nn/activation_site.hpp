@@ -2,15 +2,17 @@
 #pragma once
 
 // ActivationSite: what a scheme does to the input of linear layers, with a backward pass. Floating-point grids do
-// nothing; others fake-quantize per token, or per group of a token, exactly as the packed path does
-// (<cbq/quant/activation.hpp>). Gradients pass straight through. A clip multiplier c shrinks every range and can be
-// learned; operators run with it (clip_activations()).
+// nothing; others fake-quantize per token, per group of a token, or all tokens on one grid, exactly as the packed path
+// does (<cbq/quant/activation.hpp>). Gradients pass straight through. A clip multiplier c shrinks every range and can
+// be learned; operators run with it (clip_activations()). Where activations are per tensor, a grid that calibration
+// fixed (fix_activations()) replaces the range of all tokens of a call.
 //
 //   step = c step_0,  u = x / step,  v = round(u),  q = clamp(v, low, high),  x^ = step q,  m = 1[low <= v <= high]
 //   dx = m dx^        dc = sum dx^ (q - m u) step_0                             algorithms: LSQ, Esser et al., 2020
 
 #include <cmath>
 #include <cstddef>
+#include <optional>
 #include <span>
 #include <type_traits>
 
@@ -48,6 +50,12 @@ class ActivationSite {
   [[nodiscard]] bool is_trained() const noexcept { return !is_identity() && multiplier_ == ClipMultiplier::learned; }
   [[nodiscard]] T& clip() noexcept { return clip_; }
   [[nodiscard]] T& clip_gradient() noexcept { return clip_gradient_; }
+  /// See PackedLinear::fix_activations().
+  [[nodiscard]] Status fix_activations(const StaticGrid& fixed) noexcept {
+    const Status valid = check_activation_rules({.fixed = fixed}, grid_, 0);
+    if (valid) fixed_ = fixed;
+    return valid;
+  }
   /// After an optimizer's step: c stays in [0.3, 1].
   void project() noexcept { clip_ = clip_ < smallest_clip ? smallest_clip : clip_ > T(1) ? T(1) : clip_; }
 
@@ -57,11 +65,12 @@ class ActivationSite {
                                ExecutionContext<E>& context) const noexcept {
     const auto failed = context.workspace().template take<unsigned char>(x.rows);
     if (!failed) return failed.error();
+    const Token all = fit_all(x);
     for_each_row_block(context.executor(), x.rows, [&](const RowBlock& block) {
       for (std::size_t r = block.first; r < block.first + block.count; ++r) {
         (*failed)[r] = 0;
         for_each_group(x.columns, [&](std::size_t first, std::size_t count) {
-          const Token token = fit(row(x, r) + first, count);
+          const Token token = fit(row(x, r) + first, count, all);
           if (!token.finite) (*failed)[r] = 1;
           if (token.finite) quantize(token, row(x, r) + first, count, row(out, r) + first);
         });
@@ -78,14 +87,16 @@ class ActivationSite {
   template <Executor E>
   [[nodiscard]] Status backward(const MatrixView<T>& gradient, const MatrixView<const T>& x, const MatrixView<const T>&,
                                 ExecutionContext<E>& context) noexcept {
-    if (!is_trained() && clip_ == T(1)) return {};  // nothing is clipped
+    if (!is_trained() && clip_ == T(1) && !fixed_) return {};  // nothing is clipped
     const auto parts = context.workspace().template take<double>(x.rows);
     if (!parts) return parts.error();
+    const Token all = fit_all(x);
     for_each_row_block(context.executor(), x.rows, [&](const RowBlock& block) {
       for (std::size_t r = block.first; r < block.first + block.count; ++r) {
         (*parts)[r] = 0;
         for_each_group(x.columns, [&](std::size_t first, std::size_t count) {
-          (*parts)[r] += backward_group(row(x, r) + first, count, row(gradient, r) + first);
+          const Token token = fit(row(x, r) + first, count, all);
+          (*parts)[r] += backward_group(token, {row(x, r) + first, count}, row(gradient, r) + first);
         });
       }
     });
@@ -101,6 +112,7 @@ class ActivationSite {
     T low = 0;
     T high = 0;
     bool finite = true;
+    bool given = false;  ///< for all tokens
   };
 
   /// Calls f(first, count) for what shares a grid in a row of `inputs`.
@@ -112,17 +124,50 @@ class ActivationSite {
     }
   }
 
-  [[nodiscard]] Token fit(const T* x, std::size_t count) const noexcept {
-    T low = 0, high = 0;
+  /// The smallest and largest value of some, zero included.
+  struct Range {
+    T low = 0;
+    T high = 0;
     bool finite = true;
+  };
+  [[nodiscard]] static Range range_of(const T* x, std::size_t count) noexcept {
+    Range range;
     for (std::size_t i = 0; i < count; ++i) {
-      low = x[i] < low ? x[i] : low;
-      high = x[i] > high ? x[i] : high;
-      finite = finite && x[i] - x[i] == T(0);
+      range.low = x[i] < range.low ? x[i] : range.low;
+      range.high = x[i] > range.high ? x[i] : range.high;
+      range.finite = range.finite && x[i] - x[i] == T(0);
     }
-    if (!finite) return {.finite = false};
-    low *= clip_;
-    high *= clip_;
+    return range;
+  }
+
+  /// The grid of all tokens, given where activations are per tensor.
+  [[nodiscard]] Token fit_all(const MatrixView<const T>& x) const noexcept {
+    if (grid_.granularity != Granularity::per_tensor || is_identity()) return {};
+    ActivationRules rules = {.clip = static_cast<float>(clip_), .fixed = fixed_};
+    if (!rules.fixed) {
+      Range whole;
+      for (std::size_t r = 0; r < x.rows; ++r) {
+        const Range range = range_of(row(x, r), x.columns);
+        if (!range.finite) continue;
+        whole.low = range.low < whole.low ? range.low : whole.low;
+        whole.high = range.high > whole.high ? range.high : whole.high;
+      }
+      rules.fixed = static_grid(grid_, static_cast<float>(whole.low), static_cast<float>(whole.high));
+    }
+    const TokenGrid token = fit_token(fixed_token_grid(rules, grid_, grid_), grid_);
+    return {.scale = static_cast<T>(token.scale),
+            .inverse = static_cast<T>(token.inverse),
+            .low = static_cast<T>(token.low),
+            .high = static_cast<T>(token.high),
+            .given = true};
+  }
+
+  [[nodiscard]] Token fit(const T* x, std::size_t count, const Token& all) const noexcept {
+    const Range range = range_of(x, count);
+    if (!range.finite) return {.finite = false};
+    if (all.given) return all;
+    const T low = range.low * clip_;
+    const T high = range.high * clip_;
     if constexpr (std::is_same_v<T, float>) {
       const TokenGrid token = fit_token(Interval{low, high}, grid_);
       return {token.scale, token.inverse, token.low, token.high};
@@ -151,10 +196,9 @@ class ActivationSite {
     }
   }
 
-  [[nodiscard]] double backward_group(const T* x, std::size_t count, T* gradient) const noexcept {
-    const Token token = fit(x, count);
+  [[nodiscard]] double backward_group(const Token& token, std::span<const T> x, T* gradient) const noexcept {
     double sum = 0;
-    for (std::size_t i = 0; i < count; ++i) {
+    for (std::size_t i = 0; i < x.size(); ++i) {
       const T u = x[i] * token.inverse;
       const T code = std::nearbyint(u);
       const bool inside = code >= token.low && code <= token.high;
@@ -169,6 +213,7 @@ class ActivationSite {
   ClipMultiplier multiplier_ = ClipMultiplier::fixed;
   T clip_ = 1;
   T clip_gradient_ = 0;
+  std::optional<StaticGrid> fixed_ = {};
 };
 
 static_assert(DifferentiableActivation<ActivationSite<float>> && DifferentiableActivation<ActivationSite<double>>);

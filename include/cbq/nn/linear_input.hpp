@@ -58,6 +58,8 @@ class LinearInput {
   /// As the caller has it: not rotated.
   [[nodiscard]] const MatrixView<const float>& values() const noexcept { return values_; }
 
+  [[nodiscard]] const TokenBits& tokens() const noexcept { return tokens_; }
+
   /// The input rotated; the input itself where the operator rotates nothing. Errc::out_of_memory.
   template <Executor E>
   [[nodiscard]] Result<MatrixView<const float>> rotated(InputRotation rotation, ExecutionContext<E>& context) noexcept {

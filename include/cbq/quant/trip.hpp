@@ -38,6 +38,12 @@ struct TripOptions {
   int largest_exponent = 3;                                         ///< K, 0 .. trip::most_exponent
 };
 
+/// Factors that TRIP found: channel c is on the grid with step grid.scale 2^exponents[c].
+struct ChannelFactors {
+  std::span<const std::uint8_t> exponents = {};
+  StaticGrid grid = {};
+};
+
 inline namespace CBQ_ABI {
 namespace trip {
 
@@ -93,6 +99,7 @@ class TripFactors {
   }
   /// s_1 and z.
   [[nodiscard]] const StaticGrid& grid() const noexcept { return grid_; }
+  [[nodiscard]] ChannelFactors view() const noexcept { return {exponents(), grid_}; }
 
  private:
   friend Result<TripFactors> find_trip_factors(const MatrixView<const float>&, const Interval&,
