@@ -13,9 +13,10 @@
 #include <cbq/gemm/extern_kernels.hpp>
 #include <cbq/nn/activation_site.hpp>
 #include <cbq/nn/block_gradient.hpp>
-#include <cbq/nn/opt_block.hpp>
+#include <cbq/nn/bloom_block.hpp>
 #include <cbq/nn/rotated_site.hpp>
 #include <cbq/nn/self_attention.hpp>
+#include <cbq/quant/activation_range.hpp>
 #include <cbq/rounding/input_moments.hpp>
 #include <cbq/transform/channel_statistics.hpp>
 
@@ -30,6 +31,7 @@ using Site = cbq::RotatedSite<cbq::ActivationSite<float>>;
 struct InputObserver {
   cbq::InputMoments* moments = nullptr;
   cbq::ChannelStatistics<float>* statistics = nullptr;
+  cbq::ActivationRange* range = nullptr;
 };
 
 /// A linear layer with constant weights that are kept elsewhere; forward passes show their inputs to the observer.
@@ -50,6 +52,9 @@ class ObservedLinear {
     }
     if (observer_.statistics != nullptr) {
       if (const cbq::Status added = observer_.statistics->add(x, "inputs", context.executor()); !added) return added;
+    }
+    if (observer_.range != nullptr) {
+      if (const cbq::Status added = observer_.range->add(x); !added) return added;
     }
     return dense_.forward(x, y, context);
   }
@@ -105,7 +110,8 @@ class OwningBlock {
   Block block_;
 };
 
-/// Opens blocks of a model of architecture A. The weights must outlive what is opened, and so must the opener.
+/// Opens blocks of a model of architecture A; those of BLOOM are opened as OPT's. The weights must outlive what is
+/// opened, and so must the opener.
 template <Architecture A>
 class BlockOpener {
  public:
@@ -124,6 +130,9 @@ class BlockOpener {
       cbq::Result<cbq::RotaryTable> table = cbq::RotaryTable::create(config.rotary, config.head_width, length);
       if (!table) return table.error();
       opener.rotary_ = *std::move(table);
+    }
+    for (std::size_t h = 0; h < config.heads && config.architecture == Architecture::bloom; ++h) {
+      opener.slopes_.push_back(cbq::alibi_slope(h, config.heads));
     }
     return opener;
   }
@@ -150,8 +159,10 @@ class BlockOpener {
     if (!first) return first.error();
     cbq::Result<Norm> second = norm(weights, norms[2 * layer + 1], memory);
     if (!second) return second.error();
+    cbq::AttentionPositions positions(A == Architecture::llama ? &rotary_ : nullptr);
+    positions.slopes = slopes_;
     auto attention = cbq::SelfAttentionGradient<L, Site>::create(
-        {config_.heads, config_.kv_heads, config_.head_width}, A == Architecture::llama ? &rotary_ : nullptr,
+        {config_.heads, config_.kv_heads, config_.head_width}, positions,
         {std::move(linears[0]), std::move(linears[1]), std::move(linears[2]), std::move(linears[3]), sites[0], sites[3],
          heads});
     if (!attention) return attention.error();
@@ -161,8 +172,8 @@ class BlockOpener {
       if (!mlp) return mlp.error();
       return Block<L>(std::move(memory), {*first, *std::move(attention), *second, *std::move(mlp)});
     } else {
-      auto mlp =
-          cbq::ReluMlpGradient<L, Site>::create({std::move(linears[4]), std::move(linears[5]), sites[4], sites[5]});
+      auto mlp = cbq::PlainMlpGradient<L, Site>::create(
+          {std::move(linears[4]), std::move(linears[5]), sites[4], sites[5]}, config_.activation);
       if (!mlp) return mlp.error();
       return Block<L>(std::move(memory), {*first, *std::move(attention), *second, *std::move(mlp)});
     }
@@ -217,6 +228,7 @@ class BlockOpener {
 
   ModelConfig config_;
   cbq::RotaryTable rotary_;
+  std::vector<float> slopes_;  // of BLOOM
 };
 
 /// The scheme that `plan` has for a module. Errc::unsupported where it stays in floating point.
@@ -246,7 +258,7 @@ class BlockOpener {
   return Site();
 }
 
-/// The site before a module of this scheme. Clips of 8-bit grids stay 1: learning them gains nothing.
+/// The site before a module of this scheme, on the grid that calibration fixed, if any. Clips of 8-bit grids stay 1: learning them gains nothing.
 [[nodiscard]] inline cbq::Result<Site> site_of(std::span<const ModuleReport> plan, const MatrixModule& module,
                                                cbq::ClipMultiplier clip = cbq::ClipMultiplier::fixed) {
   const cbq::Result<cbq::Scheme> scheme = scheme_of(plan, module);
@@ -254,6 +266,10 @@ class BlockOpener {
   const bool learned = scheme->activation.bits == 4;
   auto site = cbq::ActivationSite<float>::create(scheme->activation, learned ? clip : cbq::ClipMultiplier::fixed);
   if (!site) return site.error();
+  for (const ModuleReport& entry : plan) {
+    if (entry.module.name != module.name || !entry.inputs) continue;
+    if (const cbq::Status fixed = site->fix_activations(entry.inputs->grid); !fixed) return fixed.error();
+  }
   return Site(*std::move(site), float_site_of(plan, module).rotation());
 }
 

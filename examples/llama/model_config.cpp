@@ -161,6 +161,31 @@ Status read_opt(const Json& json, ModelConfig& config) {
   return {};
 }
 
+// BLOOM's older files say n_embed and num_attention_heads, or n_layer and n_head.
+Status assign_either(std::size_t& target, const Json& json, const std::string& key, const std::string& older) {
+  return assign(target, size_member(json, optional_member(json, key) != nullptr ? key : older));
+}
+
+Status read_bloom(const Json& json, ModelConfig& config) {
+  if (const Status ok = assign_either(config.layers, json, "n_layer", "num_hidden_layers"); !ok) return ok;
+  if (const Status ok = assign_either(config.hidden, json, "hidden_size", "n_embed"); !ok) return ok;
+  if (const Status ok = assign_either(config.heads, json, "n_head", "num_attention_heads"); !ok) return ok;
+  config.intermediate = 4 * config.hidden;
+  config.kv_heads = config.heads;
+  config.head_width = config.hidden / config.heads;
+  config.attention_bias = config.mlp_bias = true;
+  config.activation = cbq::Activation::gelu_tanh;
+  // ALiBi sets no limit; this is what the model was trained on.
+  if (const Status ok = assign(config.context, size_member_or(json, "seq_length", 2048)); !ok) return ok;
+  if (const Status ok = assign(config.norm_epsilon, number_member_or(json, "layer_norm_epsilon", 1e-5)); !ok) return ok;
+  if (const Status ok = assign(config.tied, boolean_member_or(json, "tie_word_embeddings", true)); !ok) return ok;
+  const Result<bool> late = boolean_member_or(json, "apply_residual_connection_post_layernorm", false);
+  if (!late) return late.error();
+  if (!*late) return {};
+  return Error{Errc::unsupported, "a variant of BLOOM is not supported", "apply_residual_connection_post_layernorm",
+               "true", "false"};
+}
+
 Status check_config(const ModelConfig& config) {
   if (config.layers > most_layers) {
     return Error{Errc::bad_file, "too many layers", "num_hidden_layers", config.layers, most_layers};
@@ -182,7 +207,8 @@ Status check_config(const ModelConfig& config) {
 }  // namespace
 
 const char* architecture_name(Architecture architecture) {
-  return architecture == Architecture::llama ? "llama" : "opt";
+  constexpr const char* names[] = {"llama", "opt", "bloom"};
+  return names[static_cast<std::size_t>(architecture)];
 }
 
 Result<ModelConfig> read_config(const Json& json) {
@@ -193,8 +219,10 @@ Result<ModelConfig> read_config(const Json& json) {
     config.architecture = Architecture::llama;
   } else if (*type == "opt") {
     config.architecture = Architecture::opt;
+  } else if (*type == "bloom") {
+    config.architecture = Architecture::bloom;
   } else {
-    return Error{Errc::unsupported, "unknown architecture", "model_type", *type, "llama or opt"};
+    return Error{Errc::unsupported, "unknown architecture", "model_type", *type, "llama, opt or bloom"};
   }
   if (const Status ok = assign(config.vocabulary, size_member(json, "vocab_size")); !ok) return ok.error();
   if (const Status ok = assign(config.context, size_member_or(json, "max_position_embeddings", 2048)); !ok)
@@ -203,7 +231,9 @@ Result<ModelConfig> read_config(const Json& json) {
   if (!bos) return bos.error();
   if (!bos->empty()) config.bos = bos->front();
   if (const Status ok = assign(config.eos, token_ids(json, "eos_token_id")); !ok) return ok.error();
-  const Status read = config.architecture == Architecture::llama ? read_llama(json, config) : read_opt(json, config);
+  const Status read = config.architecture == Architecture::llama ? read_llama(json, config)
+                      : config.architecture == Architecture::opt ? read_opt(json, config)
+                                                                 : read_bloom(json, config);
   if (!read) return read.error();
   if (const Status ok = check_config(config); !ok) return ok.error();
   return config;
@@ -300,8 +330,8 @@ Result<ModelConfig> read_config(const cbq::GgufMetadata& metadata) {
 }
 
 cbq::Json to_json(const ModelConfig& config) {
-  const bool llama = config.architecture == Architecture::llama;
-  Json json = {{"architectures", {llama ? "LlamaForCausalLM" : "OPTForCausalLM"}},
+  constexpr const char* classes[] = {"LlamaForCausalLM", "OPTForCausalLM", "BloomForCausalLM"};
+  Json json = {{"architectures", {classes[static_cast<std::size_t>(config.architecture)]}},
                {"model_type", architecture_name(config.architecture)},
                {"vocab_size", config.vocabulary},
                {"hidden_size", config.hidden},
@@ -313,7 +343,12 @@ cbq::Json to_json(const ModelConfig& config) {
   if (config.bos) json["bos_token_id"] = *config.bos;
   if (config.eos.size() == 1) json["eos_token_id"] = config.eos.front();
   if (config.eos.size() > 1) json["eos_token_id"] = config.eos;
-  if (!llama) {
+  if (config.architecture == Architecture::bloom) {
+    json["seq_length"] = config.context;
+    json["layer_norm_epsilon"] = config.norm_epsilon;
+    return json;
+  }
+  if (config.architecture == Architecture::opt) {
     json["ffn_dim"] = config.intermediate;
     json["word_embed_proj_dim"] = config.hidden;
     json["do_layer_norm_before"] = true;

@@ -18,7 +18,7 @@
 
 namespace cbq_llama {
 
-enum class Architecture : unsigned char { llama, opt };
+enum class Architecture : unsigned char { llama, opt, bloom };
 
 struct ModelConfig {
   Architecture architecture = Architecture::llama;
@@ -32,7 +32,7 @@ struct ModelConfig {
   std::size_t context = 0;  ///< longest sequence, in tokens
   double norm_epsilon = 1e-5;
   cbq::RotaryConfig rotary = {};
-  cbq::Activation activation = cbq::Activation::relu;  ///< of OPT
+  cbq::Activation activation = cbq::Activation::relu;  ///< of OPT and BLOOM
   bool tied = false;                                   ///< the head is the embedding
   bool attention_bias = false;                         ///< Q, K, V and output projections have biases
   bool mlp_bias = false;
@@ -40,7 +40,7 @@ struct ModelConfig {
   std::vector<std::int64_t> eos;  ///< any of them ends a text
 };
 
-/// "llama" or "opt".
+/// "llama", "opt" or "bloom".
 [[nodiscard]] const char* architecture_name(Architecture architecture);
 
 /// From a config.json. Errc::bad_file naming the key, Errc::unsupported for other architectures and variants.

@@ -39,9 +39,9 @@ std::vector<T> as(const std::vector<float>& values) {
 
 template <class T>
 SelfAttentionGradient<Linear<T>, Site<T>> attention_of(const support::Layer& layer, const AttentionShape& heads,
-                                                       const RotaryTable* rotary) {
+                                                       const AttentionPositions& positions) {
   return *SelfAttentionGradient<Linear<T>, Site<T>>::create(
-      heads, rotary,
+      heads, positions,
       {trained<T>(layer.query), trained<T>(layer.key), trained<T>(layer.value), trained<T>(layer.output)});
 }
 
@@ -78,11 +78,18 @@ struct Opt {
         first_bias(as<T>(layer.first_bias)),
         second_bias(as<T>(layer.second_bias)),
         block({first, first_bias, static_cast<double>(model.config.norm_epsilon)},
-              attention_of<T>(layer, attention_shape(model.config), nullptr),
+              attention_of<T>(layer, attention_shape(model.config), placed(model)),
               {second, second_bias, static_cast<double>(model.config.norm_epsilon)},
-              *ReluMlpGradient<Linear<T>, Site<T>>::create({trained<T>(layer.up), trained<T>(layer.down)})) {}
+              *PlainMlpGradient<Linear<T>, Site<T>>::create({trained<T>(layer.up), trained<T>(layer.down)},
+                                                            model.config.activation)) {}
   Opt(const Opt&) = delete;
   Opt& operator=(const Opt&) = delete;
+
+  static AttentionPositions placed(const support::RandomOpt& model) {
+    AttentionPositions positions(nullptr);
+    positions.slopes = model.slopes;
+    return positions;
+  }
 
   const support::Layer& layer;
   std::vector<T> first, second, first_bias, second_bias;
@@ -182,6 +189,13 @@ TEST_CASE("Gradients of an OPT block equal central differences") {
   check_gradients(opt.block, model.config.shape.hidden);
 }
 
+TEST_CASE("Gradients of a BLOOM block equal central differences") {
+  support::RandomBloom model;
+  model.config.activation = GENERATE(Activation::gelu_tanh, Activation::gelu_erf);
+  Opt<double> bloom(model);
+  check_gradients(bloom.block, model.config.shape.hidden);
+}
+
 TEST_CASE("The forward pass for calibration is that of the model") {
   const support::RandomLlama model(false);
   Llama<float> llama(model);
@@ -195,17 +209,18 @@ TEST_CASE("The forward pass for calibration is that of the model") {
   CHECK(oracle::distance(y, wanted) < 2e-6);
 }
 
-TEST_CASE("The forward pass of an OPT block for calibration is that of the model") {
-  const support::RandomOpt model;
-  Opt<float> opt(model);
-  const std::size_t hidden = model.config.shape.hidden;
-  const auto one = problem(opt.block, hidden, 1, 40);
-  const SerialExecutor serial;
-  ExecutionContext<> context(serial);
-  Opt<float>::Block::Tape tape;
-  const std::vector<float> y = one.forward(context, tape);
-  const auto wanted = model.reference(model.layers[0], oracle::Matrix(40, hidden, one.x));
-  CHECK(oracle::distance(y, wanted) < 2e-6);
+TEST_CASE("The forward pass of OPT and BLOOM blocks for calibration is that of the model") {
+  for (const support::RandomOpt& model : {support::RandomOpt(), support::RandomOpt(support::RandomBloom())}) {
+    Opt<float> opt(model);
+    const std::size_t hidden = model.config.shape.hidden;
+    const auto one = problem(opt.block, hidden, 1, 40);
+    const SerialExecutor serial;
+    ExecutionContext<> context(serial);
+    Opt<float>::Block::Tape tape;
+    const std::vector<float> y = one.forward(context, tape);
+    const auto wanted = model.reference(model.layers[0], oracle::Matrix(40, hidden, one.x));
+    CHECK(oracle::distance(y, wanted) < 2e-6);
+  }
 }
 
 TEST_CASE("Sequences do not see one another, and floats follow doubles over several blocks of queries") {

@@ -20,30 +20,6 @@ DenseLinear<float> dense(const support::Weights& w) {
 
 using Block = BloomBlock<DenseLinear<float>>;
 
-/// OPT's layers with another activation and five heads: four and one more.
-struct RandomBloom : support::RandomOpt {
-  RandomBloom() { config.activation = Activation::gelu_tanh; }
-
-  [[nodiscard]] Block block(const support::Layer& l) const {
-    BloomBlockParts<DenseLinear<float>> parts{*LayerNorm::create(l.first_norm, l.first_bias, config.norm_epsilon),
-                                              {dense(l.query), dense(l.key), dense(l.value), dense(l.output)},
-                                              *LayerNorm::create(l.second_norm, l.second_bias, config.norm_epsilon),
-                                              {dense(l.up), dense(l.down)}};
-    return *Block::create(config, std::move(parts));
-  }
-
-  [[nodiscard]] oracle::Matrix reference(const support::Layer& l, const oracle::Matrix& h) const {
-    const std::vector<double> slopes = {1 / 4.0, 1 / 16.0, 1 / 64.0, 1 / 256.0, 1 / 2.0};
-    const auto n = oracle::layer_norm(h, support::doubles(l.first_norm), support::doubles(l.first_bias), 1e-5);
-    const auto mixed = oracle::attention(l.query(n), l.key(n), l.value(n), 8, 1 / std::sqrt(8.0), slopes);
-    const auto middle = oracle::add(h, l.output(mixed));
-    auto inner =
-        l.up(oracle::layer_norm(middle, support::doubles(l.second_norm), support::doubles(l.second_bias), 1e-5));
-    for (double& v : inner.values) v = oracle::gelu_tanh(v);
-    return oracle::add(middle, l.down(inner));
-  }
-};
-
 }  // namespace
 
 TEST_CASE("Slopes halve from head to head; heads beyond a power of two lie between") {
@@ -71,8 +47,8 @@ TEST_CASE("Rows of the fused projection are taken apart head by head") {
 
 TEST_CASE("A BLOOM block equals the definition in double, at once and token by token") {
   const SerialExecutor serial;
-  const RandomBloom bloom;
-  const Block block = bloom.block(bloom.layers[0]);
+  const support::RandomBloom bloom;
+  const Block block = bloom.block<AlibiPositions>(bloom.layers[0], dense);
   const auto alibi = AlibiPositions::create(bloom.config);
   REQUIRE(alibi);
   CHECK(alibi->max_positions() == 50);
@@ -96,12 +72,12 @@ TEST_CASE("A BLOOM block equals the definition in double, at once and token by t
 }
 
 TEST_CASE("Embeddings pass the norm of a model that has one") {
-  const RandomBloom bloom;
+  const support::RandomBloom bloom;
   const support::Weights head(33, 40, 5, false);
   const support::Layer& l = bloom.layers[0];
   const auto create = [&](std::size_t norm_width) {
     std::vector<Block> blocks;
-    for (const support::Layer& layer : bloom.layers) blocks.push_back(bloom.block(layer));
+    for (const support::Layer& layer : bloom.layers) blocks.push_back(bloom.block<AlibiPositions>(layer, dense));
     const std::span<const float> gain(l.first_norm.data(), norm_width), bias(l.first_bias.data(), norm_width);
     return CausalModel<Block>::create(
         bloom.config,

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// Small random LLaMA and OPT models: their weights, the same blocks over any linear operator, and in plain double.
+// Small random LLaMA, OPT and BLOOM models: their weights, the same blocks over any linear operator, and in plain
+// double.
 
 #include <cstddef>
 #include <optional>
@@ -104,19 +105,20 @@ struct RandomLlama {
     return *std::move(made);
   }
 
-  /// Hidden states after layer `l` for positions 0 .. h.rows.
-  [[nodiscard]] oracle::Matrix reference(const Layer& l, const oracle::Matrix& h) const {
+  /// Hidden states after layer `l` for positions 0 .. h.rows, or for those of them in `stay`, where it is not empty.
+  [[nodiscard]] oracle::Matrix reference(const Layer& l, const oracle::Matrix& h,
+                                         const std::vector<std::uint32_t>& stay = {}) const {
     const std::size_t width = config.attention.width;
     const double epsilon = static_cast<double>(config.norm_epsilon);
     const auto frequencies = oracle::rotary_frequencies(config.rotary.base, width);
     const auto n = oracle::rms_norm(h, doubles(l.first_norm), epsilon);
     const auto rounded = [&](const oracle::Matrix& x) {
-      return oracle::quantized_heads(x, width, config.head_grid.bits);
+      return oracle::quantized_heads(oracle::gather(x, stay), width, config.head_grid.bits);
     };
     const auto mixed = oracle::attention(rounded(oracle::rotary(l.query(n), frequencies, 0)),
                                          rounded(oracle::rotary(l.key(n), frequencies, 0)), rounded(l.value(n)), width,
                                          1 / std::sqrt(static_cast<double>(width)));
-    const auto middle = oracle::add(h, l.output(mixed));
+    const auto middle = oracle::add(oracle::gather(h, stay), l.output(mixed));
     const auto m = oracle::rms_norm(middle, doubles(l.second_norm), epsilon);
     auto inner = l.gate(m);
     const auto up = l.up(m);
@@ -139,6 +141,7 @@ struct RandomOpt {
   cbq::OptConfig config;
   std::vector<Layer> layers;
   std::vector<float> positions;
+  std::vector<float> slopes = {};
 
   RandomOpt()
       : config{.shape = {.vocabulary = 33, .hidden = 40, .layers = 2, .max_positions = 50},
@@ -150,14 +153,14 @@ struct RandomOpt {
     for (unsigned i = 0; i < 2; ++i) layers.emplace_back(40, 64, cbq::attention_shape(config), 100 * (i + 1), true);
   }
 
-  template <class Make>
+  template <cbq::PositionEmbedding P = cbq::LearnedPositions, class Make>
   [[nodiscard]] auto block(const Layer& l, const Make& make) const {
     using Linear = decltype(make(l.query));
     cbq::OptBlockParts<Linear> parts{*cbq::LayerNorm::create(l.first_norm, l.first_bias, config.norm_epsilon),
                                      {make(l.query), make(l.key), make(l.value), make(l.output)},
                                      *cbq::LayerNorm::create(l.second_norm, l.second_bias, config.norm_epsilon),
                                      {make(l.up), make(l.down)}};
-    auto made = cbq::OptBlock<Linear>::create(config, std::move(parts));
+    auto made = cbq::OptBlock<Linear, P>::create(config, std::move(parts));
     REQUIRE(made);
     return *std::move(made);
   }
@@ -165,11 +168,23 @@ struct RandomOpt {
   [[nodiscard]] oracle::Matrix reference(const Layer& l, const oracle::Matrix& h) const {
     const double epsilon = static_cast<double>(config.norm_epsilon);
     const auto n = oracle::layer_norm(h, doubles(l.first_norm), doubles(l.first_bias), epsilon);
-    const auto mixed = oracle::attention(l.query(n), l.key(n), l.value(n), 8, 1 / std::sqrt(8.0));
+    const auto mixed = oracle::attention(l.query(n), l.key(n), l.value(n), 8, 1 / std::sqrt(8.0), doubles(slopes));
     const auto middle = oracle::add(h, l.output(mixed));
     auto inner = l.up(oracle::layer_norm(middle, doubles(l.second_norm), doubles(l.second_bias), epsilon));
-    for (double& v : inner.values) v = std::fmax(v, 0.0);
+    for (double& v : inner.values) {
+      v = config.activation == cbq::Activation::relu        ? std::fmax(v, 0.0)
+          : config.activation == cbq::Activation::gelu_tanh ? oracle::gelu_tanh(v)
+                                                            : oracle::gelu_erf(v);
+    }
     return oracle::add(middle, l.down(inner));
+  }
+};
+
+/// OPT's layers with GELU and the slopes of five heads: four and one more.
+struct RandomBloom : RandomOpt {
+  RandomBloom() {
+    config.activation = cbq::Activation::gelu_tanh;
+    slopes = {1 / 4.0f, 1 / 16.0f, 1 / 64.0f, 1 / 256.0f, 1 / 2.0f};
   }
 };
 

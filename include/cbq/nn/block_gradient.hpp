@@ -3,8 +3,9 @@
 
 // One layer of a decoder-only model with a backward pass, over whole sequences: m = x + attention(norm(x)),
 // y = m + mlp(norm(m)). LlamaBlockGradient and OptBlockGradient are the counterparts of LlamaBlock and OptBlock for
-// calibration. A tape of n tokens holds, in scalars, about n (7 hidden + 4 intermediate) for LLaMA and n (8 hidden +
-// intermediate) for OPT, more where activations are quantized; Tape::bytes() counts.
+// calibration; with slopes and GELU the latter is BLOOM's. A tape of n tokens holds, in scalars, about n (7 hidden +
+// 4 intermediate) for LLaMA and n (8 hidden + intermediate) for OPT, with GELU twice the intermediate, more where
+// activations are quantized; Tape::bytes() counts.
 
 #include <cstddef>
 #include <utility>
@@ -123,8 +124,8 @@ using LlamaBlockGradient =
     TransformerBlockGradient<RmsNormGradient<typename L::Scalar>, SelfAttentionGradient<L, A>, GatedMlpGradient<L, A>>;
 
 template <DifferentiableLinear L, DifferentiableActivation A>
-using OptBlockGradient =
-    TransformerBlockGradient<LayerNormGradient<typename L::Scalar>, SelfAttentionGradient<L, A>, ReluMlpGradient<L, A>>;
+using OptBlockGradient = TransformerBlockGradient<LayerNormGradient<typename L::Scalar>, SelfAttentionGradient<L, A>,
+                                                  PlainMlpGradient<L, A>>;
 
 }  // namespace CBQ_ABI
 }  // namespace cbq

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The two kinds of MLP with a backward pass: gated with SiLU (LLaMA) and plain with ReLU (OPT). The counterparts of
-// GatedMlp and PlainMlp for calibration.
+// The two kinds of MLP with a backward pass: gated with SiLU (LLaMA) and plain with ReLU or GELU (OPT, BLOOM). The
+// counterparts of GatedMlp and PlainMlp for calibration.
 //
 //   h = silu(g) o u      dg = dh u s (1 + g (1 - s)),  du = dh g s,  s = 1 / (1 + exp(-g))
-//   h = max(f, 0)        df = dh 1[f > 0]
 
 #include <xsimd/xsimd.hpp>
 
@@ -14,6 +13,7 @@
 #include <type_traits>
 #include <utility>
 
+#include <cbq/nn/activation_gradient.hpp>
 #include <cbq/nn/self_attention_gradient.hpp>
 
 namespace cbq {
@@ -168,7 +168,7 @@ class GatedMlpGradient {
 };
 
 template <DifferentiableLinear L, DifferentiableActivation A>
-struct ReluMlpGradientParts {
+struct PlainMlpGradientParts {
   L first;
   L second;
   A input_site = {};
@@ -176,24 +176,27 @@ struct ReluMlpGradientParts {
 };
 
 template <DifferentiableLinear L, DifferentiableActivation A>
-class ReluMlpGradient {
+class PlainMlpGradient {
  public:
   using T = typename L::Scalar;
-  using Parts = ReluMlpGradientParts<L, A>;
+  using Parts = PlainMlpGradientParts<L, A>;
   struct Tape {
-    TapeMatrix<T> input;  // quantized; unused where the site is the identity
-    TapeMatrix<T> inner;  // after ReLU
+    TapeMatrix<T> input;   // quantized; unused where the site is the identity
+    TapeMatrix<T> before;  // the activation; unused with ReLU
+    TapeMatrix<T> inner;   // after the activation
     TapeMatrix<T> inner_quantized;
-    [[nodiscard]] std::size_t bytes() const noexcept { return input.bytes() + inner.bytes() + inner_quantized.bytes(); }
+    [[nodiscard]] std::size_t bytes() const noexcept {
+      return input.bytes() + before.bytes() + inner.bytes() + inner_quantized.bytes();
+    }
   };
 
   /// Errc::bad_shape.
-  [[nodiscard]] static Result<ReluMlpGradient> create(Parts parts) noexcept {
+  [[nodiscard]] static Result<PlainMlpGradient> create(Parts parts, Activation activation = Activation::relu) noexcept {
     if (parts.first.outputs() != parts.second.inputs()) {
       return Error{Errc::bad_shape, "the projections of an MLP do not fit", "first, second", parts.first.outputs(),
                    parts.second.inputs()};
     }
-    return ReluMlpGradient(std::move(parts));
+    return PlainMlpGradient(std::move(parts), activation);
   }
 
   [[nodiscard]] Parts& parts() noexcept { return parts_; }
@@ -206,13 +209,15 @@ class ReluMlpGradient {
     const auto input = quantized_input(parts_.input_site, x, tape.input, context);
     if (!input) return input.error();
     const std::size_t width = parts_.first.outputs();
-    if (const Status taken = tape.inner.reshape(x.rows, width); !taken) return taken;
-    if (const Status done = parts_.first.forward(*input, tape.inner.view(), context); !done) return done;
+    TapeMatrix<T>& before = activation_ == Activation::relu ? tape.inner : tape.before;
+    for (TapeMatrix<T>* matrix : {&before, &tape.inner}) {
+      if (const Status taken = matrix->reshape(x.rows, width); !taken) return taken;
+    }
+    if (const Status done = parts_.first.forward(*input, before.view(), context); !done) return done;
     for_each_row(
         x.rows,
         [&](std::size_t r) {
-          T* values = row(tape.inner.view(), r);
-          for (std::size_t i = 0; i < width; ++i) values[i] = values[i] > T(0) ? values[i] : T(0);
+          activation_gradient::forward<T>(activation_, row(before.constant(), r), row(tape.inner.view(), r), width);
         },
         context);
     const auto inner = quantized_input(parts_.inner_site, tape.inner.constant(), tape.inner_quantized, context);
@@ -236,13 +241,10 @@ class ReluMlpGradient {
     if (!parts_.inner_site.is_identity()) {
       if (const Status done = parts_.inner_site.backward(*slopes, inner, quantized, context); !done) return done;
     }
+    const auto before = activation_ == Activation::relu ? inner : tape.before.constant();
     for_each_row(
         x.rows,
-        [&](std::size_t r) {
-          const T* values = row(inner, r);
-          T* gradient = row(*slopes, r);
-          for (std::size_t i = 0; i < width; ++i) gradient[i] = values[i] > T(0) ? gradient[i] : T(0);
-        },
+        [&](std::size_t r) { activation_gradient::backward<T>(activation_, row(before, r), row(*slopes, r), width); },
         context);
     if (const Status done = parts_.first.backward(as_const(*slopes), input, dx, Accumulate::overwrite, context); !done)
       return done;
@@ -263,8 +265,9 @@ class ReluMlpGradient {
   }
 
  private:
-  explicit ReluMlpGradient(Parts parts) noexcept : parts_(std::move(parts)) {}
+  PlainMlpGradient(Parts parts, Activation activation) noexcept : parts_(std::move(parts)), activation_(activation) {}
   Parts parts_;
+  Activation activation_;
 };
 
 }  // namespace CBQ_ABI

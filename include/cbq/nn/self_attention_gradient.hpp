@@ -53,6 +53,15 @@ template <DifferentiableActivation A, class T, Executor E>
   return memory.constant();
 }
 
+/// How attention knows positions. What this points to must outlive the layer.
+struct AttentionPositions {
+  // NOLINTNEXTLINE(google-explicit-constructor): what models with a rotary embedding, or without any, have to say.
+  constexpr AttentionPositions(const RotaryTable* table) noexcept : rotary(table) {}
+
+  const RotaryTable* rotary;           ///< null: none
+  std::span<const float> slopes = {};  ///< of ALiBi, one per query head; empty: none
+};
+
 template <DifferentiableLinear L, DifferentiableActivation A>
 class SelfAttentionGradient {
  public:
@@ -60,9 +69,9 @@ class SelfAttentionGradient {
   using Parts = SelfAttentionGradientParts<L, A>;
   using Tape = SelfAttentionTape<T>;
 
-  /// `rotary`: null where the model has none; must outlive the layer. Errc::bad_shape, Errc::unsupported.
-  [[nodiscard]] static Result<SelfAttentionGradient> create(const AttentionShape& heads, const RotaryTable* rotary,
-                                                            Parts parts) noexcept {
+  /// Errc::bad_shape, Errc::unsupported.
+  [[nodiscard]] static Result<SelfAttentionGradient> create(const AttentionShape& heads,
+                                                            const AttentionPositions& positions, Parts parts) noexcept {
     if (const Status valid = check_attention(heads); !valid) return valid.error();
     const std::size_t q = heads.heads * heads.width;
     const std::size_t kv = heads.kv_heads * heads.width;
@@ -74,7 +83,7 @@ class SelfAttentionGradient {
                    ErrorText(q) << ", " << kv};
     }
     if (const Status fits = parts.cache.check(heads); !fits) return fits.error();
-    return SelfAttentionGradient(heads, rotary, std::move(parts));
+    return SelfAttentionGradient(heads, positions, std::move(parts));
   }
 
   [[nodiscard]] Parts& parts() noexcept { return parts_; }
@@ -162,11 +171,11 @@ class SelfAttentionGradient {
   }
 
  private:
-  SelfAttentionGradient(const AttentionShape& heads, const RotaryTable* rotary, Parts parts) noexcept
-      : heads_(heads), rotary_(rotary), parts_(std::move(parts)) {}
+  SelfAttentionGradient(const AttentionShape& heads, const AttentionPositions& positions, Parts parts) noexcept
+      : heads_(heads), rotary_(positions.rotary), slopes_(positions.slopes), parts_(std::move(parts)) {}
 
   [[nodiscard]] SequenceAttention shape(std::size_t length) const noexcept {
-    return {heads_, length, 1.0 / std::sqrt(static_cast<double>(heads_.width))};
+    return {heads_, length, 1.0 / std::sqrt(static_cast<double>(heads_.width)), slopes_};
   }
 
   template <Executor E>
@@ -207,6 +216,7 @@ class SelfAttentionGradient {
 
   AttentionShape heads_;
   const RotaryTable* rotary_;
+  std::span<const float> slopes_;
   Parts parts_;
 };
 

@@ -21,6 +21,7 @@ struct SequenceAttention {
   AttentionShape heads = {};
   std::size_t length = 0;
   double scale = 1.0;
+  std::span<const float> slopes = {};  ///< of ALiBi, one per query head; empty: none
 };
 
 /// q [tokens x heads * width], k and v [tokens x kv_heads * width].
@@ -128,6 +129,10 @@ template <class T>
     return Error{Errc::bad_shape, "attention needs whole sequences and whole heads", "q, k, v",
                  ErrorText(tokens) << " tokens, " << q << ", " << kv << ", " << operands.v.columns, shape.length};
   }
+  if (!shape.slopes.empty() && shape.slopes.size() != shape.heads.heads) {
+    return Error{Errc::bad_shape, "attention has one slope per query head, or none", "slopes", shape.slopes.size(),
+                 shape.heads.heads};
+  }
   for (const MatrixView<const T>& own : {operands.own_k, operands.own_v}) {
     if ((own.data == nullptr) == (operands.own_k.data == nullptr) && (own.data == nullptr || alike(own))) {
       continue;
@@ -226,6 +231,17 @@ void add_rows(const T* factors, const MatrixView<const T>& x, const MatrixView<T
   }
 }
 
+/// Adds what ALiBi says of the distances of a place's rows from their keys.
+template <class T>
+void add_biases(const SequenceAttention& shape, const Place& place, const MatrixView<T>& scores) noexcept {
+  if (shape.slopes.empty()) return;
+  const T slope = static_cast<T>(static_cast<double>(shape.slopes[place.head]) / shape.scale);
+  for (std::size_t r = 0; r < scores.rows; ++r) {
+    const T own = static_cast<T>(place.keys.count - place.queries.count + r);
+    for (std::size_t i = 0; i < scores.columns; ++i) row(scores, r)[i] += slope * (static_cast<T>(i) - own);
+  }
+}
+
 /// The softmax weights of a place into scratch.
 template <class T>
 [[nodiscard]] Status weigh(const AttentionOperands<const T>& operands, const SequenceAttention& shape,
@@ -236,6 +252,7 @@ template <class T>
   const Status done =
       products::multiply_transposed(q, head(operands.k, place.keys, place.kv_head, width), weights, options);
   if (done) set_own(weights, q, operands.own_k, place);
+  if (done) add_biases(shape, place, weights);
   if (done) causal_softmax(weights, place.keys.count - place.queries.count + 1, shape.scale, isa);
   return done;
 }

@@ -32,6 +32,11 @@ Json opt() {
           {"word_embed_proj_dim", 64}};
 }
 
+Json bloom() {
+  return {{"model_type", "bloom"}, {"vocab_size", 100}, {"hidden_size", 48},         {"n_layer", 2},
+          {"n_head", 6},           {"seq_length", 256}, {"layer_norm_epsilon", 1e-6}};
+}
+
 ModelConfig read(const Json& json) {
   auto config = read_config(json);
   if (!config) FAIL(support::message(config.error()));
@@ -62,6 +67,38 @@ TEST_CASE("absent keys have Hugging Face's defaults") {
   CHECK(other.attention_bias);
   CHECK(other.mlp_bias);
   CHECK(other.activation == cbq::Activation::relu);
+}
+
+TEST_CASE("BLOOM's sizes have two names each, and what follows from them has none") {
+  Json json = bloom();
+  const ModelConfig config = read(json);
+  CHECK(config.architecture == Architecture::bloom);
+  CHECK(config.intermediate == 192);
+  CHECK(config.kv_heads == 6);
+  CHECK(config.head_width == 8);
+  CHECK(config.context == 256);
+  CHECK(config.norm_epsilon == 1e-6);
+  CHECK(config.activation == cbq::Activation::gelu_tanh);
+  CHECK((config.tied && config.attention_bias && config.mlp_bias));
+  const ModelConfig again = read(to_json(config));
+  CHECK(again.architecture == Architecture::bloom);
+  CHECK(again.context == 256);
+  CHECK(again.norm_epsilon == 1e-6);
+  for (const auto& [name, other] :
+       {std::pair{"hidden_size", "n_embed"}, {"n_layer", "num_hidden_layers"}, {"n_head", "num_attention_heads"}}) {
+    json[other] = json[name];
+    json.erase(name);
+  }
+  json.erase("seq_length");
+  CHECK(read(json).hidden == 48);
+  CHECK(read(json).layers == 2);
+  CHECK(read(json).heads == 6);
+  CHECK(read(json).context == 2048);
+  json["apply_residual_connection_post_layernorm"] = true;
+  CHECK(code(json) == Errc::unsupported);
+  json = bloom();
+  json["n_head"] = 0;
+  CHECK(code(json) == Errc::bad_file);
 }
 
 TEST_CASE("rotary settings are found where each release of Transformers puts them") {
