@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <random>
 #include <string>
 #include <utility>
@@ -48,12 +49,23 @@ class Embeddings {
       if (!learned) return learned.error();
       result.positions_ = *std::move(learned);
     }
+    if (const std::string name = embedding_norm_name(config); !name.empty()) {
+      const Result<FloatMatrix> gain = weights.read_matrix(name + ".weight", 1, config.hidden);
+      if (!gain) return gain.error();
+      const Result<FloatMatrix> bias = weights.read_matrix(name + ".bias", 1, config.hidden);
+      if (!bias) return bias.error();
+      Result<cbq::LayerNorm> norm =
+          cbq::LayerNorm::create({gain->memory.data(), config.hidden}, {bias->memory.data(), config.hidden},
+                                 static_cast<float>(config.norm_epsilon));
+      if (!norm) return norm.error();
+      result.norm_ = *std::move(norm);
+    }
     return result;
   }
 
   // What enters the first block of the float model, or of the quantized one.
-  void look_up(std::span<const std::int32_t> tokens, std::size_t length, bool quantized,
-               const MatrixView<float>& out) const {
+  [[nodiscard]] Status look_up(std::span<const std::int32_t> tokens, std::size_t length, bool quantized,
+                               const MatrixView<float>& out) const {
     const float* table = quantized && !rounded_.empty() ? rounded_.data() : table_.memory.data();
     for (std::size_t t = 0; t < tokens.size(); ++t) {
       float* hidden = cbq::row(out, t);
@@ -62,11 +74,16 @@ class Embeddings {
       const float* learned = cbq::row(positions_.view, t % length + cbq::LearnedPositions::offset);
       for (std::size_t i = 0; i < out.columns; ++i) hidden[i] += learned[i];
     }
+    if (!norm_) return {};
+    const cbq::SerialExecutor serial;
+    cbq::ExecutionContext<> context(serial);
+    return norm_->forward(cbq::as_const(out), out, context);
   }
 
  private:
   FloatMatrix table_;
   FloatMatrix positions_;
+  std::optional<cbq::LayerNorm> norm_;  // of BLOOM
   std::vector<float> rounded_;
 };
 
@@ -102,8 +119,11 @@ Result<FirstStates> FirstStates::create(const ChangedWeights& weights, std::span
   }
   const Result<Embeddings> embeddings = Embeddings::read(weights, plan, options);
   if (!embeddings) return embeddings.error();
-  embeddings->look_up(tokens.ids, tokens.length, false, states.target.view());
-  embeddings->look_up(tokens.ids, tokens.length, true, states.student.view());
+  for (const bool quantized : {false, true}) {
+    const StateMatrix& matrix = quantized ? states.student : states.target;
+    const Status done = embeddings->look_up(tokens.ids, tokens.length, quantized, matrix.view());
+    if (!done) return done.error();
+  }
   return states;
 }
 

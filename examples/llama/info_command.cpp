@@ -17,8 +17,7 @@ std::size_t parameter_count(const ModelConfig& config) {
     count += module.outputs * module.inputs + (module.has_bias ? module.outputs : 0);
   }
   for (const FloatTensor& tensor : norm_tensors(config)) count += tensor.columns;
-  const FloatTensor positions = position_tensor(config);
-  count += positions.name.empty() ? 0 : positions.rows * positions.columns;
+  for (const FloatTensor& tensor : embedding_tensors(config)) count += tensor.rows * tensor.columns;
   return count + (config.tied ? 1 : 2) * config.vocabulary * config.hidden;
 }
 

@@ -26,7 +26,8 @@ struct FloatTensor {
   std::size_t columns = 0;
 };
 
-/// The linear layers of a block in the order Q, K, V, output, then gate, up, down (LLaMA) or fc1, fc2 (OPT).
+/// The linear layers of a block in the order Q, K, V, output, then gate, up, down (LLaMA) or two (OPT, BLOOM). Of
+/// BLOOM's fused projection each part goes by a name of its own: q_proj, k_proj and v_proj; see ModelSource.
 [[nodiscard]] std::vector<MatrixModule> block_modules(const ModelConfig& config, std::size_t layer);
 
 /// The first module of those that read the same input: q for k and v, gate for up.
@@ -44,10 +45,10 @@ struct FloatTensor {
 /// The output head of models that are not tied.
 [[nodiscard]] MatrixModule head_module(const ModelConfig& config);
 
-/// "model.layers.3" or "model.decoder.layers.3".
+/// "model.layers.3", "model.decoder.layers.3" or "transformer.h.3".
 [[nodiscard]] std::string block_name(const ModelConfig& config, std::size_t layer);
 
-/// Weights of the norms (and biases, for OPT) of a block, in the order they are applied, then those of the final norm;
+/// Weights of the norms (and biases, but for LLaMA) of a block, in the order they are applied, then those of the final norm;
 /// and learned positions.
 [[nodiscard]] std::vector<FloatTensor> norm_tensors(const ModelConfig& config);
 
@@ -56,5 +57,11 @@ struct FloatTensor {
 
 /// Learned positions of OPT; an empty name where there are none.
 [[nodiscard]] FloatTensor position_tensor(const ModelConfig& config);
+
+/// The module name of the norm of BLOOM's embeddings; empty where there is none.
+[[nodiscard]] std::string embedding_norm_name(const ModelConfig& config);
+
+/// What embeddings are made of beside their table: learned positions, or weight and bias of a norm.
+[[nodiscard]] std::vector<FloatTensor> embedding_tensors(const ModelConfig& config);
 
 }  // namespace cbq_llama

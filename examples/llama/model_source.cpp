@@ -248,9 +248,45 @@ const TensorView* ModelSource::find_stored(std::string_view name) const {
   const cbq::Checkpoint* files = checkpoint();
   if (files == nullptr) return nullptr;
   if (const TensorView* found = files->find(name)) return found;
-  // OPT checkpoints of 2022 leave the prefix out.
-  constexpr std::string_view prefix = "model.";
+  // Checkpoints of OPT and BLOOM of 2022 leave the prefix out.
+  const std::string_view prefix = config_.architecture == Architecture::bloom ? "transformer." : "model.";
   return name.starts_with(prefix) ? files->find(name.substr(prefix.size())) : nullptr;
+}
+
+ModelSource::Fused ModelSource::find_fused(std::string_view name) const {
+  if (config_.architecture != Architecture::bloom) return {};
+  constexpr std::string_view parts[] = {".q_proj.", ".k_proj.", ".v_proj."};
+  for (std::size_t i = 0; i < 3; ++i) {
+    const std::size_t at = name.find(parts[i]);
+    if (at == std::string_view::npos) continue;
+    std::string whole(name.substr(0, at));
+    whole.append(".query_key_value.").append(name.substr(at + parts[i].size()));
+    const TensorView* tensor = find_stored(whole);
+    const bool fits = tensor != nullptr && tensor->shape.rank > 0 && tensor->shape.sizes[0] == 3 * config_.hidden;
+    return fits ? Fused{tensor, static_cast<cbq::FusedPart>(i)} : Fused{};
+  }
+  return {};
+}
+
+Status ModelSource::read_fused(const Fused& fused, const MatrixView<float>& out) const {
+  const std::size_t width = config_.head_width;
+  const bool vector = fused.tensor->shape.rank == 1;
+  if ((vector ? out.columns : out.rows) != config_.hidden || (vector && out.rows != 1)) {
+    return Error{Errc::bad_shape, "a tensor has the wrong shape", fused.tensor->name,
+                 cbq::shape_text(fused.tensor->shape),
+                 ErrorText("3 parts of [") << out.rows << ", " << out.columns << "]"};
+  }
+  const std::size_t row_bytes = fused.tensor->bytes.size() / fused.tensor->shape.sizes[0];
+  for (std::size_t first = 0; first < config_.hidden; first += width) {
+    TensorView head = *fused.tensor;
+    const std::size_t offset = cbq::fused_projection_row(fused.part, first, width) * row_bytes;
+    head.shape.sizes[0] = width;
+    head.bytes = head.bytes.subspan(offset, width * row_bytes);
+    head.offset += offset;
+    const auto to = vector ? cbq::matrix_view(out.data + first, 1, width) : cbq::rows(out, first, width);
+    if (const Status done = cbq::copy_to_float(head, to); !done) return done;
+  }
+  return {};
 }
 
 const GgufTensor* ModelSource::find_gguf(std::string_view name) const {
@@ -262,6 +298,11 @@ const GgufTensor* ModelSource::find_gguf(std::string_view name) const {
 std::optional<StoredTensor> ModelSource::find(std::string_view name) const {
   if (const TensorView* tensor = find_stored(name)) {
     return StoredTensor{tensor->shape, cbq::dtype_name(tensor->dtype), tensor->bytes.size()};
+  }
+  if (const Fused fused = find_fused(name); fused.tensor != nullptr) {
+    StoredTensor part{fused.tensor->shape, cbq::dtype_name(fused.tensor->dtype), fused.tensor->bytes.size() / 3};
+    part.shape.sizes[0] /= 3;
+    return part;
   }
   if (const GgufTensor* tensor = find_gguf(name)) {
     const auto layout = cbq::gguf_layout(static_cast<std::uint32_t>(tensor->type));
@@ -278,6 +319,7 @@ Result<StoredTensor> ModelSource::tensor(std::string_view name) const {
 
 Status ModelSource::read(std::string_view name, const MatrixView<float>& out) const {
   if (const TensorView* tensor = find_stored(name)) return cbq::copy_to_float(*tensor, out);
+  if (const Fused fused = find_fused(name); fused.tensor != nullptr) return read_fused(fused, out);
   return read_gguf(name, out);
 }
 

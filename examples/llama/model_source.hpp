@@ -3,7 +3,8 @@
 
 // The files of a model: a Hugging Face folder (float, or quantized by cbq) or a GGUF file, seen the same way. Tensors
 // go by their Hugging Face names; GGUF names are mapped, and the row order that GGUF gives query and key weights is
-// undone, so that the half-split rotary positions fit. Nothing is copied before it is read.
+// undone, so that the half-split rotary positions fit. BLOOM's fused projection is taken apart: its parts go by the
+// names q_proj, k_proj and v_proj. Nothing is copied before it is read.
 
 #include <cstddef>
 #include <optional>
@@ -17,6 +18,7 @@
 #include <cbq/core/view.hpp>
 #include <cbq/io/checkpoint.hpp>
 #include <cbq/io/gguf.hpp>
+#include <cbq/nn/bloom_block.hpp>
 
 #include "model_config.hpp"
 #include "tokenizer.hpp"
@@ -82,6 +84,13 @@ class ModelSource {
       : path_(std::move(path)), pre_tokenizer_(std::move(pre_tokenizer)) {}
 
   [[nodiscard]] const cbq::TensorView* find_stored(std::string_view name) const;
+  /// A tensor of BLOOM's fused projection, of which `name` is a part.
+  struct Fused {
+    const cbq::TensorView* tensor = nullptr;  ///< null: there is none
+    cbq::FusedPart part = cbq::FusedPart::query;
+  };
+  [[nodiscard]] Fused find_fused(std::string_view name) const;
+  [[nodiscard]] cbq::Status read_fused(const Fused& fused, const cbq::MatrixView<float>& out) const;
   [[nodiscard]] const cbq::GgufTensor* find_gguf(std::string_view name) const;
   [[nodiscard]] cbq::Status read_gguf(std::string_view name, const cbq::MatrixView<float>& out) const;
   [[nodiscard]] cbq::Result<Tokenizer> tokenizer_of(GgufVocabulary vocabulary, const std::string& file) const;

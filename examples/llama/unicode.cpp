@@ -78,26 +78,69 @@ struct ByteAlphabet {
 
 constexpr ByteAlphabet byte_alphabet = make_byte_alphabet();
 
-/// \s of PCRE2 also matches U+180E, which Unicode no longer counts as white space.
-[[nodiscard]] std::string with_unicode_white_space(std::string_view pattern) {
-  std::string out;
-  for (std::size_t i = 0; i < pattern.size(); ++i) {
-    if (pattern[i] != '\\' || i + 1 == pattern.size()) {
-      out += pattern[i];
-      continue;
+/// A pattern on its way into PCRE2's syntax. \s of PCRE2 also matches U+180E, which Unicode no longer counts as white
+/// space; and its classes do not nest: [a[bc]], a union in the syntax of tokenizer files, becomes [abc].
+class Translation {
+ public:
+  explicit Translation(std::string_view pattern) : pattern_(pattern) {}
+
+  [[nodiscard]] Result<std::string> run() {
+    for (; at_ < pattern_.size(); ++at_) {
+      const char c = pattern_[at_];
+      if (c == '\\' && at_ + 1 < pattern_.size()) {
+        escape();
+      } else if (c == '[' && depth_ == 0) {
+        open();
+      } else if (c == '[' && starts(":")) {
+        out_ += c;  // [:alpha:]
+        const std::size_t end = pattern_.find(":]", at_ + 2);
+        while (end != std::string_view::npos && at_ <= end) out_ += pattern_[++at_];
+      } else if (c == '[') {
+        if (starts("^")) {
+          return Error{Errc::unsupported, "a regular expression negates a class within a class", pattern_};
+        }
+        ++depth_;
+      } else if (c == ']' && depth_ > 1) {
+        --depth_;
+      } else {
+        if (c == ']') depth_ = 0;
+        out_ += c;
+      }
     }
-    const char escaped = pattern[++i];
+    return std::move(out_);
+  }
+
+ private:
+  [[nodiscard]] bool starts(std::string_view with) const { return pattern_.substr(at_ + 1).starts_with(with); }
+
+  void escape() {
+    const char escaped = pattern_[++at_];
     if (escaped == 's') {
-      out += "\\p{White_Space}";
+      out_ += "\\p{White_Space}";
     } else if (escaped == 'S') {
-      out += "\\P{White_Space}";
+      out_ += "\\P{White_Space}";
     } else {
-      out += '\\';
-      out += escaped;
+      out_ += '\\';
+      out_ += escaped;
     }
   }
-  return out;
-}
+
+  /// A bracket that comes first in a class stands for itself.
+  void open() {
+    depth_ = 1;
+    out_ += '[';
+    for (const std::string_view first : {"^", "]"}) {
+      if (!starts(first)) continue;
+      out_ += first;
+      ++at_;
+    }
+  }
+
+  std::string_view pattern_;
+  std::string out_;
+  std::size_t at_ = 0;
+  std::size_t depth_ = 0;
+};
 
 struct FreeMatchData {
   void operator()(pcre2_match_data* data) const { pcre2_match_data_free(data); }
@@ -165,12 +208,14 @@ struct Regex::Compiled {
 };
 
 Result<Regex> Regex::compile(std::string_view pattern) {
-  const std::string translated = with_unicode_white_space(pattern);
+  const Result<std::string> translated = Translation(pattern).run();
+  if (!translated) return translated.error();
   int code = 0;
   PCRE2_SIZE offset = 0;
   // ^ and $ stand at lines in the syntax that tokenizer files use; \C could cut a UTF-8 sequence.
   constexpr std::uint32_t options = PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C;
-  pcre2_code* compiled = pcre2_compile(pcre2_pointer(translated), translated.size(), options, &code, &offset, nullptr);
+  pcre2_code* compiled =
+      pcre2_compile(pcre2_pointer(*translated), translated->size(), options, &code, &offset, nullptr);
   if (compiled == nullptr) {
     std::array<PCRE2_UCHAR, 120> message = {};
     pcre2_get_error_message(code, message.data(), message.size());

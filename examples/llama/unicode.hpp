@@ -42,10 +42,12 @@ struct Span {
 };
 
 /// A compiled regular expression over UTF-8, in PCRE2's syntax with Unicode classes; \s is Unicode's White_Space as in
-/// the engines that tokenizer files are written for. Copies share the compiled form; safe to use from several threads.
+/// the engines that tokenizer files are written for, and classes unite those within them. Copies share the compiled
+/// form; safe to use from several threads.
 class Regex {
  public:
-  /// Errors: bad_file with PCRE2's message when the pattern does not compile.
+  /// Errors: bad_file with PCRE2's message when the pattern does not compile; unsupported for a negated class within
+  /// another.
   [[nodiscard]] static cbq::Result<Regex> compile(std::string_view pattern);
   /// A pattern that matches exactly this text.
   [[nodiscard]] static cbq::Result<Regex> literal(std::string_view text);

@@ -118,6 +118,16 @@ TEST_CASE("\\s is Unicode's White_Space") {
   CHECK(matched(R"(\\s)", "\\s ") == Found{"\\s"});  // an escaped backslash before an s
 }
 
+TEST_CASE("classes within a class are united with it") {
+  CHECK(matched("[a[bc]]+", "xabc]") == Found{"abc"});
+  CHECK(matched("[^(\\s|[.,[!]])]+", "ab(c, d|e]f!") == Found{"ab", "c", "d", "e", "f"});
+  CHECK(matched("[]a]+[^]b]", "a]c") == Found{"a]c"});  // a bracket that comes first stands for itself
+  CHECK(matched("[[:digit:]\\]]+", "a1]b") == Found{"1]"});
+  CHECK(matched("\\[a]", "[a] a]") == Found{"[a]"});
+  REQUIRE_FALSE(Regex::compile("[a[^b]]"));
+  CHECK(Regex::compile("[a[^b]]").error().code == cbq::Errc::unsupported);
+}
+
 TEST_CASE("matches stop at ill-formed bytes") {
   CHECK(matched("[^x]+",
                 "ab\xFF"
