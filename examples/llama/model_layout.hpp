@@ -48,8 +48,8 @@ struct FloatTensor {
 /// "model.layers.3", "model.decoder.layers.3" or "transformer.h.3".
 [[nodiscard]] std::string block_name(const ModelConfig& config, std::size_t layer);
 
-/// Weights of the norms (and biases, but for LLaMA) of a block, in the order they are applied, then those of the final norm;
-/// and learned positions.
+/// Weights of the norms (and biases, but for LLaMA) of a block, in the order they are applied, then those of the final
+/// norm; and learned positions.
 [[nodiscard]] std::vector<FloatTensor> norm_tensors(const ModelConfig& config);
 
 /// Module names of the norms, two per block, then the final one.
