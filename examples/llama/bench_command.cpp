@@ -67,6 +67,9 @@ Status run(const BenchCommand& command, const Console& console) {
   const Result<KvSetup> kv = KvSetup::create(command.kv, *loaded, *machine);
   if (!kv) return kv.error();
   options.kv = kv->options();
+  const auto pruning = pruning_of(command.prune, loaded->model.config());
+  if (!pruning) return pruning.error();
+  options.pruning = *pruning;
   const Result<Speed> speed = measure_speed(loaded->model, load.profile, options);
   if (!speed) return speed.error();
 
@@ -100,6 +103,7 @@ Status run(const BenchCommand& command, const Console& console) {
   cbq::Json json = to_json(report);
   json["prompt_tokens"] = command.prompt_tokens;
   json["new_tokens"] = command.new_tokens;
+  json["prune"] = command.prune.sparsity;
   if (command.profile) {
     json["profile"] = {{"prompt", profile_json(speed->prompt)}, {"new_tokens", profile_json(speed->generation)}};
   }

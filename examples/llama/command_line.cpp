@@ -100,6 +100,26 @@ void add_kv(CLI::App& app, KvArguments& kv) {
       ->type_name("FILE");
 }
 
+// Of the commands that can drop tokens of a prompt.
+void add_prune(CLI::App& app, PruneArguments& prune) {
+  app.add_option("--prune", prune.sparsity, "mean share of a prompt's tokens that layers do without; 0: none")
+      ->capture_default_str()
+      ->type_name("S");
+  const std::map<std::string, cbq::Importance> kinds = {{"first_token", cbq::Importance::first_token},
+                                                        {"column_sums", cbq::Importance::column_sums}};
+  app.add_option("--prune-by", prune.importance,
+                 "tokens stay that attend to the first token (first_token, default), or are attended to (column_sums)")
+      ->transform(CLI::CheckedTransformer(kinds).description(""))
+      ->type_name("KIND");
+  const std::map<std::string, cbq::PrunedPositions> positions = {{"original", cbq::PrunedPositions::original},
+                                                                 {"compacted", cbq::PrunedPositions::compacted}};
+  app.add_option_function<cbq::PrunedPositions>(
+         "--prune-positions", [&prune](const cbq::PrunedPositions& where) { prune.positions = where; },
+         "of tokens that stay: original (default; BLOOM: compacted), or compacted")
+      ->transform(CLI::CheckedTransformer(positions).description(""))
+      ->type_name("KIND");
+}
+
 // Replaces "4G" by bytes.
 std::string read_size(std::string& text) {
   const cbq::Result<std::size_t> bytes = parse_size(text);
@@ -384,6 +404,7 @@ void add_perplexity(CLI::App& app, Commands& commands) {
   added->add_option("--reference", command.reference, "model to measure the divergence from")->type_name("MODEL");
   add_operators(*added, command.operators);
   add_kv(*added, command.kv);
+  add_prune(*added, command.prune);
 }
 
 void add_choose(CLI::App& app, Commands& commands) {
@@ -408,6 +429,7 @@ void add_generate(CLI::App& app, Commands& commands) {
       ->type_name("T");
   added->add_option("--seed", command.seed, "of the random choices")->capture_default_str()->type_name("S");
   add_kv(*added, command.kv);
+  add_prune(*added, command.prune);
 }
 
 void add_passkey(CLI::App& app, Commands& commands) {
@@ -451,6 +473,7 @@ void add_bench(CLI::App& app, Commands& commands) {
       ->type_name("N");
   added->add_flag("--profile", command.profile, "time per kind of operation");
   add_kv(*added, command.kv);
+  add_prune(*added, command.prune);
 }
 
 void add_compare(CLI::App& app, Commands& commands) {

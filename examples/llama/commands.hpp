@@ -17,6 +17,7 @@
 #include "ablation_rows.hpp"
 #include "kv_setup.hpp"
 #include "model.hpp"
+#include "prompt_pruning.hpp"
 #include "quantization.hpp"
 #include "report.hpp"
 #include "threads.hpp"
@@ -77,6 +78,7 @@ struct PerplexityCommand {
   std::size_t windows = 0;
   Operators operators = Operators::packed;
   KvArguments kv = {};
+  PruneArguments prune = {};
 };
 
 struct GenerateCommand {
@@ -86,6 +88,7 @@ struct GenerateCommand {
   double temperature = 0;
   std::uint64_t seed = 0;
   KvArguments kv = {};
+  PruneArguments prune = {};
 };
 
 struct PasskeyCommand {
@@ -111,6 +114,7 @@ struct BenchCommand {
   std::size_t runs = 5;
   bool profile = false;
   KvArguments kv = {};
+  PruneArguments prune = {};
 };
 
 struct CompareCommand {

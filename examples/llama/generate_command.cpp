@@ -38,6 +38,9 @@ Status run(const GenerateCommand& command, const Console& console) {
   options.seed = command.seed;
   options.machine = *machine;
   options.kv = kv->options();
+  const auto pruning = pruning_of(command.prune, loaded->model.config());
+  if (!pruning) return pruning.error();
+  options.pruning = *pruning;
   const Result<Generation> done = generate(loaded->model, *tokenizer, *prompt, options, [&](std::string_view piece) {
     text += piece;
     if (!streams) return;

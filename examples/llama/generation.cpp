@@ -43,7 +43,8 @@ Result<Generation> generate(const Model& model, const Tokenizer& tokenizer, std:
   Sampler sampler(options.temperature, options.seed);
   StreamDecoder decoder(tokenizer, StreamDecoder::Start::continues, ShowSpecial::no);
   Clock::time_point start = Clock::now();
-  Result<std::span<const float>> logits = session->next_logits(prompt);
+  Result<std::span<const float>> logits =
+      session->next_logits(prompt, options.pruning ? &*options.pruning : nullptr);
   if (!logits) return logits.error();
   result.prompt_seconds = seconds_since(start);
   start = Clock::now();

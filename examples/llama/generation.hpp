@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -23,6 +24,7 @@ struct GenerationOptions {
   std::uint64_t seed = 0;
   Machine machine = {};
   KvOptions kv = {};
+  std::optional<cbq::ScheduledPruning> pruning = {};  ///< of the prompt
 };
 
 struct Generation {

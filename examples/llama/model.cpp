@@ -409,6 +409,7 @@ struct Session::State {
   cbq::ModelCache<LayerKv> cache;
   std::size_t piece = 0;  // tokens that the cache takes at once; 0: all
   std::vector<std::uint32_t> tokens;
+  std::vector<std::uint32_t> survivors;
   std::vector<float> hidden;
   std::vector<float> logits;
 };
@@ -443,14 +444,21 @@ std::size_t Session::size() const {
   return state_->cache.size();
 }
 
-Result<MatrixView<const float>> Session::forward(std::span<const std::int32_t> tokens, const Observer& observer) {
-  const ModelConfig& config = state_->model.config;
+// Makes room for the hidden states of tokens, too.
+Status Session::read_tokens(std::span<const std::int32_t> tokens) {
   for (const std::int32_t token : tokens) {
     if (token < 0) return Error{Errc::bad_argument, "a token id is negative", "token", token};
   }
   state_->tokens.assign(tokens.begin(), tokens.end());
-  if (state_->hidden.size() < tokens.size() * config.hidden) state_->hidden.resize(tokens.size() * config.hidden);
-  const MatrixView<float> hidden = cbq::matrix_view(state_->hidden.data(), tokens.size(), config.hidden);
+  const std::size_t size = tokens.size() * state_->model.config.hidden;
+  if (state_->hidden.size() < size) state_->hidden.resize(size);
+  return {};
+}
+
+Result<MatrixView<const float>> Session::forward(std::span<const std::int32_t> tokens, const Observer& observer) {
+  if (const Status read = read_tokens(tokens); !read) return read.error();
+  const std::size_t width = state_->model.config.hidden;
+  const MatrixView<float> hidden = cbq::matrix_view(state_->hidden.data(), tokens.size(), width);
   const Status done = std::visit(
       [&](const auto& model) {
         if (observer == nullptr) return model.forward_hidden(state_->tokens, state_->cache, hidden, state_->context);
@@ -461,25 +469,56 @@ Result<MatrixView<const float>> Session::forward(std::span<const std::int32_t> t
   return cbq::as_const(hidden);
 }
 
+Result<Session::Survivors> Session::forward_pruned(std::span<const std::int32_t> tokens,
+                                                   const cbq::ScheduledPruning& policy) {
+  if (const Status read = read_tokens(tokens); !read) return read.error();
+  const std::size_t past = size();
+  const std::size_t width = state_->model.config.hidden;
+  const MatrixView<float> hidden = cbq::matrix_view(state_->hidden.data(), tokens.size(), width);
+  state_->survivors.resize(tokens.size());
+  const Result<std::size_t> left = std::visit(
+      [&](const auto& model) {
+        return model.forward_pruned(state_->tokens, state_->cache, {hidden, state_->survivors}, policy,
+                                    state_->context);
+      },
+      state_->model.model);
+  if (!left) return left.error();
+  const std::size_t layers = state_->cache.layers();
+  std::size_t kept = *left;
+  for (std::size_t i = 1; i < layers; ++i) {
+    for (std::size_t p = past; p < size(); ++p) kept += state_->cache.holds(i, p) ? 1u : 0u;
+  }
+  return Survivors{cbq::as_const(cbq::rows(hidden, 0, *left)),
+                   std::span(state_->survivors).first(*left),
+                   1 - static_cast<double>(kept) / static_cast<double>(layers * tokens.size())};
+}
+
 Status Session::logits(const MatrixView<const float>& hidden, const MatrixView<float>& logits) {
   return std::visit([&](const auto& model) { return model.logits(hidden, logits, state_->context); },
                     state_->model.model);
 }
 
-Result<std::span<const float>> Session::next_logits(std::span<const std::int32_t> tokens) {
+Result<std::span<const float>> Session::next_logits(std::span<const std::int32_t> tokens,
+                                                    const cbq::ScheduledPruning* policy) {
   if (tokens.empty()) return Error{Errc::bad_argument, "no token to continue from", "tokens", 0, "at least 1"};
   const std::size_t past = size();
   const std::size_t piece = state_->piece == 0 ? tokens.size() : state_->piece;
+  const auto pass = [&](std::span<const std::int32_t> some) -> Result<MatrixView<const float>> {
+    if (policy == nullptr) return forward(some);
+    const Result<Survivors> left = forward_pruned(some, *policy);
+    if (!left) return left.error();
+    return left->hidden;
+  };
   while (tokens.size() > piece) {
     const Status go = check_interrupt();
-    const auto done = go ? forward(tokens.first(piece)) : Result<MatrixView<const float>>(go.error());
+    const auto done = go ? pass(tokens.first(piece)) : Result<MatrixView<const float>>(go.error());
     if (!done) {
       truncate(past);
       return done.error();
     }
     tokens = tokens.subspan(piece);
   }
-  const Result<MatrixView<const float>> hidden = forward(tokens);
+  const Result<MatrixView<const float>> hidden = pass(tokens);
   if (!hidden) {
     truncate(past);
     return hidden.error();

@@ -14,6 +14,7 @@
 #include <cbq/core/result.hpp>
 #include <cbq/core/view.hpp>
 #include <cbq/io/quantization_config.hpp>
+#include <cbq/prune/token_pruning.hpp>
 #include <cbq/quant/quantized_matrix.hpp>
 
 #include "engine_linear.hpp"
@@ -98,15 +99,30 @@ class Session {
   [[nodiscard]] cbq::Result<cbq::MatrixView<const float>> forward(std::span<const std::int32_t> tokens,
                                                                   const Observer& observer = nullptr);
 
+  /// What is left of some tokens.
+  struct Survivors {
+    cbq::MatrixView<const float> hidden = {};     ///< after the final norm, valid until the next call
+    std::span<const std::uint32_t> indices = {};  ///< of each among the tokens of the call; likewise
+    double sparsity = 0;                          ///< mean share of the tokens that layers did without
+  };
+
+  /// Appends tokens, drops some on the way, and returns those that stay. Errors as forward(), those of the policy, and
+  /// Errc::unsupported (the form of cache).
+  [[nodiscard]] cbq::Result<Survivors> forward_pruned(std::span<const std::int32_t> tokens,
+                                                      const cbq::ScheduledPruning& policy);
+
   /// logits [rows x vocabulary] of hidden states. Errors of the head.
   [[nodiscard]] cbq::Status logits(const cbq::MatrixView<const float>& hidden, const cbq::MatrixView<float>& logits);
 
   /// Appends tokens, pieces of kv_prompt_piece where the cache is quantized, and returns the logits after the last one,
-  /// valid until the next call. Errors as above; the tokens are then not appended.
-  [[nodiscard]] cbq::Result<std::span<const float>> next_logits(std::span<const std::int32_t> tokens);
+  /// valid until the next call; with a policy (may be null), which keeps the last token, drops some on the way. Errors
+  /// as above; the tokens are then not appended.
+  [[nodiscard]] cbq::Result<std::span<const float>> next_logits(std::span<const std::int32_t> tokens,
+                                                                const cbq::ScheduledPruning* policy = nullptr);
 
  private:
   struct State;
+  [[nodiscard]] cbq::Status read_tokens(std::span<const std::int32_t> tokens);
   explicit Session(std::unique_ptr<State> state) noexcept;
   std::unique_ptr<State> state_;
 };

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <cmath>
 #include <optional>
 #include <string>
 #include <utility>
@@ -6,9 +7,12 @@
 
 #include "commands.hpp"
 #include "evaluation.hpp"
+#include "pruned_evaluation.hpp"
 
 namespace cbq_llama {
 
+using cbq::Errc;
+using cbq::Error;
 using cbq::Result;
 using cbq::Status;
 
@@ -34,6 +38,53 @@ void print(const Report& report, const PerplexityCommand& command, const std::st
   if (report.peak_memory_bytes)
     (void)std::fprintf(out, ", peak memory %s", size_text(*report.peak_memory_bytes).c_str());
   (void)std::fprintf(out, "\n");
+}
+
+void print(const Report& report, const PrunedEvaluation& pruned, const std::string& text, std::FILE* out) {
+  (void)std::fprintf(out, "model       %s (%s, %.3f bits per weight)\n", report.model.c_str(), report.scheme.c_str(),
+                     *report.bits_per_weight);
+  (void)std::fprintf(out, "text        %s: %zu windows of %zu tokens\n", text.c_str(), pruned.windows, pruned.context);
+  (void)std::fprintf(out, "pruned      layers do without %.2f %% of a window's tokens, %.2f %% are left at the end\n",
+                     100 * pruned.sparsity, 100 * pruned.left);
+  const auto line = [&](const char* name, const NllMean& nll, const char* what) {
+    (void)std::fprintf(out, "%-11s perplexity %.4f (nll %.5f", name, std::exp(nll.mean), nll.mean);
+    if (nll.error) (void)std::fprintf(out, ", standard error %.5f", *nll.error);
+    (void)std::fprintf(out, "), %s\n", what);
+  };
+  line("survivors", pruned.survivors, "tokens after those that are left");
+  line("  dense", pruned.survivors_dense, "the same tokens, nothing pruned");
+  line("suffix", pruned.suffix, "second half of each window, first half pruned");
+  line("  dense", pruned.suffix_dense, "the same tokens, nothing pruned");
+  (void)std::fprintf(out, "difference  suffix nll %+.5f", pruned.suffix_difference.mean);
+  if (pruned.suffix_difference.error) {
+    (void)std::fprintf(out, ", standard error %.5f", *pruned.suffix_difference.error);
+  }
+  (void)std::fprintf(out, "\nrun         %.2f s, %zu threads, %s\n", *report.seconds, *report.threads,
+                     report.isa.c_str());
+}
+
+cbq::Json nll_json(const NllMean& nll) {
+  return {{"nll", nll.mean},
+          {"perplexity", std::exp(nll.mean)},
+          {"nll_stderr", nll.error ? cbq::Json(*nll.error) : cbq::Json(nullptr)}};
+}
+
+Status write_pruned(const PerplexityCommand& command, const PrunedEvaluation& pruned, const std::string& text,
+                    Report report, const Console& console) {
+  report.windows = pruned.windows;
+  report.context = pruned.context;
+  report.seconds = pruned.seconds;
+  report.peak_memory_bytes = peak_memory_bytes();
+  if (prints_text(command.common)) print(report, pruned, text, console.out);
+  cbq::Json json = to_json(report);
+  json["pruning"] = {{"sparsity", pruned.sparsity},
+                     {"left", pruned.left},
+                     {"survivors", nll_json(pruned.survivors)},
+                     {"survivors_dense", nll_json(pruned.survivors_dense)},
+                     {"suffix", nll_json(pruned.suffix)},
+                     {"suffix_dense", nll_json(pruned.suffix_dense)},
+                     {"suffix_nll_difference", pruned.suffix_difference.mean}};
+  return write_json(command.common, json, console);
 }
 
 // The text named on the command line, else the one beside the model, else the one beside the reference.
@@ -77,6 +128,19 @@ Status run(const PerplexityCommand& command, const Console& console) {
   options.context = command.context;
   options.windows = command.windows;
   options.machine = *machine;
+  const auto pruning = pruning_of(command.prune, loaded->model.config());
+  if (!pruning) return pruning.error();
+  if (*pruning) {
+    if (reference) {
+      return Error{Errc::unsupported, "what pruning costs is measured against the same model: no reference",
+                   "--reference"};
+    }
+    const Result<PrunedEvaluation> pruned = evaluate_pruned(loaded->model, **pruning, *tokens, options);
+    if (!pruned) return pruned.error();
+    Report report = describe(command.common.model.path, *loaded, *machine);
+    kv->describe(report);
+    return write_pruned(command, *pruned, *path, std::move(report), console);
+  }
   const Result<Evaluation> evaluation =
       evaluate(loaded->model, reference ? &reference->model : nullptr, *tokens, options);
   if (!evaluation) return evaluation.error();

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include <cbq/core/result.hpp>
@@ -20,6 +21,7 @@ struct SpeedOptions {
   std::uint64_t seed = 0;
   Machine machine = {};
   KvOptions kv = {};
+  std::optional<cbq::ScheduledPruning> pruning = {};  ///< of the prompt
   std::string label = "measuring";  ///< of the progress line
 };
 
