@@ -43,8 +43,7 @@ Result<Generation> generate(const Model& model, const Tokenizer& tokenizer, std:
   Sampler sampler(options.temperature, options.seed);
   StreamDecoder decoder(tokenizer, StreamDecoder::Start::continues, ShowSpecial::no);
   Clock::time_point start = Clock::now();
-  Result<std::span<const float>> logits =
-      session->next_logits(prompt, options.pruning ? &*options.pruning : nullptr);
+  Result<std::span<const float>> logits = session->next_logits(prompt, options.pruning ? &*options.pruning : nullptr);
   if (!logits) return logits.error();
   result.prompt_seconds = seconds_since(start);
   start = Clock::now();

@@ -58,7 +58,8 @@ Result<Speed> measure_speed(const Model& model, Profile* profile, const SpeedOpt
     if (run == 1) speed = {};
     Clock::time_point start = Clock::now();
     if (options.prompt_tokens != 0) {
-      const auto logits = session->next_logits(all.first(options.prompt_tokens), options.pruning ? &*options.pruning : nullptr);
+      const auto logits =
+          session->next_logits(all.first(options.prompt_tokens), options.pruning ? &*options.pruning : nullptr);
       if (!logits) return logits.error();
     }
     const double prompt = seconds_since(start);
