@@ -44,6 +44,40 @@ TEST_CASE("A grid of 16 bits is the identity, other grids are those of packed ac
   }
 }
 
+TEST_CASE("All tokens are on one grid where activations are per tensor, and what it clips gets no gradient") {
+  const std::vector<float> x = support::normal(20 * 45, 4);
+  for (const Zero zero : {Zero::symmetric, Zero::affine}) {
+    const Grid grid = {.bits = 4, .granularity = Granularity::per_tensor, .zero = zero};
+    auto site = ActivationSite<float>::create(grid, ClipMultiplier::learned);
+    auto exact = ActivationSite<double>::create(grid);
+    REQUIRE((site && exact));
+    std::vector<float> wanted(x.size());
+    ActivationRules rules;
+    const auto check = [&] {
+      REQUIRE(fake_quantize_activations(support::input(x, 45), grid, support::view(wanted, 45), rules));
+      CHECK(forward(*site, x, 45) == wanted);
+    };
+    check();
+    rules.fixed = StaticGrid{0.125f, zero == Zero::affine ? 7 : 0};
+    REQUIRE((site->fix_activations(*rules.fixed) && exact->fix_activations(*rules.fixed)));
+    check();
+    site->clip() = rules.clip = 0.5f;
+    check();
+    CHECK(site->fix_activations({1.0f, -1}).error().code == Errc::bad_argument);
+    // Not trained, but clipped: codes reach 7 steps of an eighth.
+    const std::vector<double> values = {0.8, 2.0, -0.1, -3.0};
+    std::vector<double> gradient = {1.0, 2.0, 3.0, 4.0};
+    CHECK(forward(*exact, values, 4) == std::vector<double>{0.75, zero == Zero::affine ? 1.0 : 0.875, -0.125, -0.875});
+    const SerialExecutor serial;
+    ExecutionContext<> context(serial);
+    const auto in = matrix_view<const double>(values.data(), 1, 4);
+    REQUIRE(exact->backward(matrix_view(gradient.data(), 1, 4), in, in, context));
+    CHECK(gradient == std::vector<double>{1.0, 0.0, 3.0, 0.0});
+  }
+  auto per_token = *ActivationSite<float>::create(token_grid(4, Zero::affine));
+  CHECK(per_token.fix_activations({1.0f, 0}).error().code == Errc::unsupported);
+}
+
 TEST_CASE("A clip below 1 shrinks the range of every token") {
   auto site = ActivationSite<double>::create(token_grid(4, Zero::symmetric), ClipMultiplier::learned);
   REQUIRE(site);

@@ -24,9 +24,11 @@ namespace {
 constexpr Scheme w2a8_asym = make_scheme(2, 8, 64, Zero::affine);
 constexpr Scheme w3a4_asym = make_scheme(3, 4, 32, Zero::affine);
 
-using Variant = VariantLinear<FakeQuantizedLinear, DenseLinear<float>, PackedLinear<schemes::w4a8_g32>,
-                              PackedLinear<schemes::w4a16_g128>, PackedLinear<schemes::w8a8>,
-                              PackedLinear<schemes::w4a4>, PackedLinear<w2a8_asym>, PackedLinear<w3a4_asym>>;
+using Variant =
+    VariantLinear<FakeQuantizedLinear, DenseLinear<float>, PackedLinear<schemes::w4a8_g32>,
+                  PackedLinear<schemes::w4a16_g128>, PackedLinear<schemes::w8a8>, PackedLinear<schemes::w4a4>,
+                  PackedLinear<w2a8_asym>, PackedLinear<w3a4_asym>, PackedLinear<with_tensor_activations(w3a4_asym)>,
+                  PackedLinear<with_tensor_activations(schemes::w8a8)>>;
 
 std::vector<float> multiply(const Variant& op, LinearInput& x, const LinearInfo& info,
                             const std::vector<float>& residual, ExecutionContext<support::ThreadExecutor>& context) {
@@ -171,6 +173,57 @@ TEST_CASE("Operators shrink the ranges of activations by a clip multiplier") {
   }
   auto dense = Variant(*DenseLinear<float>::create(support::input(weights, inputs)));
   CHECK(dense.clip_activations(0.5f).error().code == Errc::unsupported);
+}
+
+TEST_CASE("Operators with static activations, or tokens of fewer bits, compute what their fake-quantized ones do") {
+  const support::ThreadExecutor threads{3};
+  const std::size_t outputs = 37, inputs = 96, tokens = 45;
+  const auto weights = support::normal(outputs * inputs, 1);
+  const auto values = support::normal(tokens * inputs, 2);
+  std::vector<std::uint8_t> bits(tokens, 8);
+  for (std::size_t t = 0; t < tokens; t += 2) bits[t] = 4;
+  for (const Scheme& scheme : {with_tensor_activations(w3a4_asym), with_tensor_activations(schemes::w8a8)}) {
+    for (const InputRotation rotation : {InputRotation::none, InputRotation::hadamard}) {
+      const QuantizedMatrix matrix = support::rounded(weights, inputs, scheme.weight);
+      auto packed = *Variant::packed(matrix.view(), scheme, {}, rotation);
+      auto fake = Variant(*FakeQuantizedLinear::create(matrix.view(), scheme, {}, rotation));
+      CHECK(packed.info().scheme == scheme);
+      const auto check = [&](const TokenBits& mixed) {
+        for (const Isa isa : support::machine_isas()) {
+          CAPTURE(scheme_name(scheme).c_str(), isa_name(isa), mixed.bits.size());
+          ExecutionContext<support::ThreadExecutor> context(threads, isa);
+          const Workspace::Frame frame(context.workspace());
+          LinearInput one(support::input(values, inputs), mixed), two(support::input(values, inputs), mixed);
+          const auto y = multiply(packed, one, packed.info(), {}, context);
+          const auto wanted = multiply(fake, two, packed.info(), {}, context);
+          CHECK(oracle::distance(y, oracle::Matrix(tokens, outputs, wanted)) < 1e-6);
+        }
+      };
+      check({});  // one range for all tokens of a call
+      check({bits, Zero::affine});
+      const StaticGrid grid = static_grid(scheme.activation, -2.0f, 1.5f);
+      REQUIRE((packed.fix_activations(grid) && fake.fix_activations(grid)));
+      check({});
+      check({bits, Zero::affine});
+      for (Variant* op : {&packed, &fake}) {
+        CHECK(op->fix_activations({-1.0f, 0}).error().code == Errc::bad_argument);
+        CHECK(op->fix_activations({1.0f, 16}).error().code == Errc::bad_argument);
+      }
+      // What integer kernels read.
+      const SerialExecutor serial;
+      ExecutionContext<> context(serial);
+      const Workspace::Frame frame(context.workspace());
+      LinearInput input(support::input(values, inputs));
+      const auto rules = InputRules{.rotation = rotation, .fixed = grid};
+      CHECK(input.quantized(scheme, context, rules)->scales[0] == grid.scale);
+    }
+  }
+  const QuantizedMatrix matrix = support::rounded(weights, inputs, schemes::w8a8.weight);
+  auto per_token = *Variant::packed(matrix.view(), schemes::w8a8);
+  CHECK(per_token.fix_activations({1.0f, 0}).error().code == Errc::unsupported);
+  auto dense = Variant(*DenseLinear<float>::create(support::input(weights, inputs)));
+  CHECK(dense.fix_activations({1.0f, 0}).error().code == Errc::unsupported);
+  CHECK(Variant::packed(matrix.view(), with_tensor_activations(schemes::w4a8_g32)).error().code == Errc::unsupported);
 }
 
 TEST_CASE("Operators of one scheme quantize a shared input once") {

@@ -31,7 +31,9 @@ TEST_CASE("Every packed scheme, chosen at run time, computes what its fake-quant
   const std::size_t outputs = 21, inputs = 150;
   const auto weights = support::normal(outputs * inputs, 1);
   const auto bias = support::normal(outputs, 2);
-  for (const Scheme& scheme : packed_schemes) {
+  std::vector<Scheme> all(packed_schemes.begin(), packed_schemes.end());
+  all.push_back(with_tensor_activations(schemes::w4a4));
+  for (const Scheme& scheme : all) {
     CAPTURE(scheme_name(scheme).c_str());
     const QuantizedMatrix matrix = support::rounded(weights, inputs, scheme.weight);
     const auto packed = AnyLinear::packed(matrix.view(), scheme, bias);
