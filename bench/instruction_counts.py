@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Counts what integer kernels execute per 64-byte line of packed weights, from their machine code.
 
-    instruction_counts.py [--bits 4] [--compiler g++] [--include include] [--arm-compiler aarch64-linux-gnu-g++]
+    instruction_counts.py [--bits 4] [--activation-bits 8] [--compiler g++] [--include include] [--arm-compiler aarch64-linux-gnu-g++]
                           [--markdown] [--listing]
 
 One kernel per row is instantiated in a file of its own and disassembled with the objdump of the compiler's target. The
-innermost loop that multiplies is the block loop (32 inputs: `bits` lines per panel of 16 outputs), the loop around it the
-group loop; what only the latter holds is the epilogue of a group. Instructions are counted by what they do:
+innermost loop that multiplies is the block loop (32 inputs: `bits` lines per panel of 16 outputs), the outermost one the
+group loop; what only the latter holds is the epilogue of a group. A loop between them widens sums of int16, once for as
+many blocks as codes of activations of --activation-bits allow; it may begin with a block of its own. `nibble` is the 4-bit
+multiplier. Instructions are counted by what they do:
 
     load      vectors, or broadcasts of activations, from memory; also as the operand of another instruction
     decode    shifts, masks and shuffles that turn packed codes into bytes
@@ -26,7 +28,8 @@ import subprocess
 import sys
 import tempfile
 
-# Instruction set, template arguments after bits and zero point, rows, panels of 16 outputs.
+# Instruction set, template arguments after bits and zero point, rows, panels of 16 outputs; "nibble": of its namespace's
+# 4-bit multiplier, rows, and the outputs of a loop that takes one input.
 KERNELS = [
     ("avx512_vnni", "1, 1", 1, 1),
     ("avx512_vnni", "4, 2", 4, 2),
@@ -34,24 +37,31 @@ KERNELS = [
     ("avx_vnni", "1", 1, 1),
     ("avx_vnni", "4", 4, 1),
     ("avx2", "1, 2", 1, 1),
-    ("avx2", "4, 1", 4, 0.5),
+    ("avx2", "4, 2", 4, 1),
+    ("nibble avx512_vnni", "8", 8, 64),
+    ("nibble avx2", "4", 4, 32),
     ("neon_i8mm", "10", 20, 0.25),
     ("neon_dotprod", "1, 4", 1, 1),
     ("neon_dotprod", "10, 1", 10, 0.25),
     ("neon", "1, 4", 1, 1),
     ("neon", "4, 2", 4, 0.5),
+    ("nibble neon", "4", 4, 32),
 ]
 
-PRODUCT = r"vpdp|vpmaddubsw|[su]dot|usdot|[su]mmla|[su]ml[as]l|[su]mull"  # of weights and activations
+PRODUCT = r"vpdp|vpmaddubsw|vpmullw|[su]dot|usdot|[su]mmla|[su]ml[as]l|[su]mull|mul$"  # of weights and activations
+WIDEN = r"vpmaddwd|sadalp"  # sums of int16
 MULTIPLY = PRODUCT + r"|vpmaddwd|vfn?m(add|sub)|vmulps|vpmulld|fmla|fmul"
-ADD = r"vpadd|vpsub|[su]adalp|[su]addlp|add$|sub$"
+ADD = r"vpadd|vpsub|[su]adalp|[su]addlp|usra|addp?$|sub$"
 DECODE = r"vpand|vpor|vpternlog|vps[lr][la]|vpshuf|vperm|vpunpck|vextract|vinsert|vpxor|valign|and$|orr$|eor$|[us]shr|shl|bic$|zip|uzp|tbl|ext$|sli$|sri$"
 CONVERT = r"vcvt|vpmovzx|scvtf|fcvt|sxtl|uxtl"
-VECTOR = r"%[xyz]mm|\b[vq]\d+"
+VECTOR = r"%[xyz]mm|\b[hqsv]\d+"
 X86_STORE = re.compile(r",[^,(]*\([^)]*\)$")
 
 
 def source(isa, arguments, bits):
+    if isa.startswith("nibble "):
+        name = f"cbq::isa::{isa.removeprefix('nibble ')}::multiply_nibbles<{arguments}>"
+        return f"#include <cbq/gemm/nibble_matmul.hpp>\n[[gnu::used]] auto* const kernel = &{name};\n"
     function = "multiply_chunk" if isa == "neon_i8mm" else "multiply_rows"
     name = f"cbq::isa::{isa}::{function}<{bits}, cbq::Zero::symmetric, {arguments}>"
     return f"#include <cbq/gemm/dispatch.hpp>\n[[gnu::used]] auto* const kernel = &{name};\n"
@@ -74,7 +84,7 @@ def disassemble(compiler, include, text):
     body, inside = [], False
     for line in listing.splitlines():
         if line.endswith(">:"):
-            inside = re.search(r"multiply_(rows|chunk)<", line) is not None and "cold" not in line
+            inside = re.search(r"multiply_(rows|chunk|nibbles)<", line) is not None and "cold" not in line
         elif inside and (match := re.match(r"\s*([0-9a-f]+):\s+(?:\{vex\} )?(\S+)\s*(.*)", line)):
             body.append((int(match[1], 16), match[2], match[3]))
     return body
@@ -109,39 +119,52 @@ def kinds_of(mnemonic, operands):
     return kinds or ["move"]
 
 
-def count(body, inside, outside=None):
+def count(body, inside, outside=()):
     counts = {"instructions": 0}
     for address, mnemonic, operands in body:
-        if inside[0] <= address <= inside[1] and not (outside and outside[0] <= address <= outside[1]):
+        if inside[0] <= address <= inside[1] and not any(first <= address <= last for first, last in outside):
             counts["instructions"] += 1
             for kind in kinds_of(mnemonic, operands):
                 counts[kind] = counts.get(kind, 0) + 1
     return counts
 
 
-def analyse(body, bits, panels):
-    """Counts per line in the block loop, and per group in the loop around it."""
-    products = lambda loop: sum(re.match(PRODUCT, m) is not None for a, m, _ in body if loop[0] <= a <= loop[1])
-    loops = [loop for loop in loops_of(body) if products(loop)]
-    if not loops:
+def analyse(body, lines, run):
+    """Counts per line in the block loop, and per group around it; `run` blocks between two widenings, 0 where none are."""
+    matching = lambda loop, kind: sum(re.match(kind, m) is not None for a, m, _ in body if loop[0] <= a <= loop[1])
+    inside = lambda loop, other: loop != other and other[0] <= loop[0] and loop[1] <= other[1]
+    loops = [loop for loop in loops_of(body) if matching(loop, PRODUCT)]
+    blocks = [loop for loop in loops if not any(inside(other, loop) for other in loops)]  # innermost
+    if run:  # blocks are widened each in one loop, many at a time in the other
+        blocks = [loop for loop in blocks if (matching(loop, WIDEN) != 0) == (run == 1)]
+    if not blocks:
         return None
-    blocks = loops[0]  # the smallest, hence innermost
-    group = next((loop for loop in loops[1:] if loop[0] <= blocks[0] and blocks[1] <= loop[1]), None)
-    lines = bits * panels
-    line = {kind: value / lines for kind, value in count(body, blocks).items()}
-    epilogue = count(body, group, blocks) if group else {}
+    block = blocks[0]
+    around = [loop for loop in loops if inside(block, loop)]
+    per_block = count(body, block)
+    if run > 1:
+        widening = count(body, around[0], [block])
+        repeats = run - 1 if matching(around[0], PRODUCT) > matching(block, PRODUCT) else run
+        per_block = {kind: (widening.get(kind, 0) + repeats * per_block.get(kind, 0)) / run
+                     for kind in widening | per_block}
+        around = around[1:]
+    line = {kind: value / lines for kind, value in per_block.items()}
+    epilogue = count(body, around[0], [loop for loop in loops if inside(loop, around[0])]) if around else {}
     return line, epilogue
 
 
-def pipe_share(line, epilogue, bits, panels, blocks):
-    useful = line["multiply"] * bits * panels * blocks
+def pipe_share(line, epilogue, lines, blocks):
+    useful = line["multiply"] * lines * blocks
     return useful / (useful + epilogue.get("multiply", 0))
 
 
 def table(options):
     rows = []
     for isa, arguments, height, panels in KERNELS:
-        compiler = options.arm_compiler if isa.startswith("neon") else options.compiler
+        nibble = isa.startswith("nibble ")
+        if nibble and options.bits != 4:
+            continue
+        compiler = options.arm_compiler if "neon" in isa else options.compiler
         try:
             body = disassemble(compiler, options.include, source(isa, arguments, options.bits))
         except FileNotFoundError:
@@ -151,23 +174,27 @@ def table(options):
             continue
         if options.listing:
             print(isa, arguments, *(f"{a:x} {m} {o}" for a, m, o in body), sep="\n")
-        found = analyse(body, options.bits, panels)
+        lines = panels * 4 / 8 / 64 if nibble else options.bits * panels
+        largest_code = 127 if options.activation_bits == 8 else 15
+        run = 32767 // (16 * (2 ** options.bits - 1) * largest_code) if isa in ("avx2", "neon") else 0
+        found = analyse(body, lines, run)
         if found is None:
             continue
         line, epilogue = found
-        shares = [100 * pipe_share(line, epilogue, options.bits, panels, blocks) for blocks in (1, 4)]
+        shares = [100 * pipe_share(line, epilogue, lines, blocks) for blocks in (1, 4)]
         cell = lambda counts, *kinds: f"{sum(counts.get(kind, 0) for kind in kinds):.4g}"
-        rows.append([isa, f"{height} x {16 * panels:g}", cell(line, "instructions"), cell(line, "load"),
+        rows.append([isa, f"{height} x {panels if nibble else 16 * panels:g}", cell(line, "instructions"), cell(line, "load"),
                      cell(line, "decode"), cell(line, "multiply"), cell(line, "add"),
                      cell(line, "other", "move", "store", "convert"), cell(epilogue, "instructions"),
                      cell(epilogue, "convert"), cell(epilogue, "multiply"),
-                     f"{shares[0]:.0f} % / {shares[1]:.0f} %"])
+                     "-" if nibble else f"{shares[0]:.0f} % / {shares[1]:.0f} %"])
     return rows
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bits", type=int, default=4, choices=(2, 3, 4, 8))
+    parser.add_argument("--activation-bits", type=int, default=8, choices=(4, 8))
     parser.add_argument("--compiler", default="g++")
     parser.add_argument("--arm-compiler", default="aarch64-linux-gnu-g++")
     parser.add_argument("--include", default=os.path.join(os.path.dirname(__file__), "..", "include"))

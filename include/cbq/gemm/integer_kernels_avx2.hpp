@@ -82,6 +82,31 @@ template <int Bits, int Step, std::size_t Rows, std::size_t Halves>
   if constexpr (Step < 7) multiply_steps<Bits, Step + 1, Rows, Halves>(sums, block, codes);
 }
 
+/// Blocks that follow one another, of one panel and some rows.
+struct BlockRun {
+  const std::byte* block = nullptr;
+  const std::int8_t* codes = nullptr;
+  std::size_t stride = 0;  // of codes
+  std::size_t blocks = 0;
+};
+
+/// Adds the products of at least one block, at most as many as int16 sums hold.
+template <int Bits, std::size_t Rows, std::size_t Halves>
+[[gnu::always_inline]] inline void multiply_run(__m256i (&sums)[Rows][Halves], BlockRun run) noexcept {
+  __m256i pairs[Rows][Halves];
+  _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r)
+      _Pragma("GCC unroll 2") for (std::size_t h = 0; h < Halves; ++h) pairs[r][h] = _mm256_setzero_si256();
+  do {
+    multiply_steps<Bits, 0, Rows, Halves>(pairs, run.block, run.codes);
+    run.block += Bits * 64;
+    run.codes += run.stride;
+  } while (--run.blocks != 0);
+  _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r)
+      _Pragma("GCC unroll 2") for (std::size_t h = 0; h < Halves; ++h) {
+    sums[r][h] = _mm256_add_epi32(sums[r][h], _mm256_madd_epi16(pairs[r][h], _mm256_set1_epi16(1)));
+  }
+}
+
 /// 8 * Halves outputs of one panel times rows [first_row, first_row + Rows).
 template <int Bits, Zero Z, std::size_t Rows, std::size_t Halves>
 inline void multiply_rows(const IntegerTile& tile, const std::byte* panel, std::size_t first_output,
@@ -116,21 +141,17 @@ inline void multiply_rows(const IntegerTile& tile, const std::byte* panel, std::
         multiply_steps<Bits, 0, Rows, Halves>(sums, block, codes);
       }
     } else {
-      for (std::size_t left = count; left != 0;) {
-        std::size_t run = left < depth ? left : depth;
-        left -= run;
-        __m256i pairs[Rows][Halves];
-        _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r)
-            _Pragma("GCC unroll 2") for (std::size_t h = 0; h < Halves; ++h) pairs[r][h] = _mm256_setzero_si256();
-        do {
-          multiply_steps<Bits, 0, Rows, Halves>(pairs, block, codes);
-          block += Bits * 64;
-          codes += block_stride;
-        } while (--run != 0);
-        _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r)
-            _Pragma("GCC unroll 2") for (std::size_t h = 0; h < Halves; ++h) {
-          sums[r][h] = _mm256_add_epi32(sums[r][h], _mm256_madd_epi16(pairs[r][h], _mm256_set1_epi16(1)));
-        }
+      // A run of one block, known to be one, is no loop.
+      const std::size_t whole = depth == 1 ? count : 0;
+      for (std::size_t i = 0; i < whole; ++i, block += Bits * 64, codes += block_stride) {
+        multiply_run<Bits, Rows, Halves>(sums, {block, codes, block_stride, 1});
+      }
+      for (std::size_t i = whole; i < count;) {
+        const std::size_t run = count - i < depth ? count - i : depth;
+        multiply_run<Bits, Rows, Halves>(sums, {block, codes, block_stride, run});
+        block += run * Bits * 64;
+        codes += run * block_stride;
+        i += run;
       }
     }
     _Pragma("GCC unroll 2") for (std::size_t h = 0; h < Halves; ++h) {

@@ -172,26 +172,40 @@ struct GroupPosition {
   std::size_t short_blocks = 0;  // of which int16 sums hold the products
 };
 
+/// Adds the products of a run of blocks of narrow codes, as many as int16 sums hold.
+template <int Bits, std::size_t Rows, std::size_t Quads>
+[[gnu::always_inline]] inline void multiply_run(int32x4_t (&sums)[Rows][Quads], GroupPosition run) noexcept {
+  ShortSums shorts[Rows][Quads];
+  multiply_steps<Bits, 0, true>(shorts, run.block, run.codes);
+  while (--run.blocks != 0) {
+    run.block += Bits * 64;
+    run.codes += run.block_stride;
+    multiply_steps<Bits, 0, false>(shorts, run.block, run.codes);
+  }
+  _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r)
+      _Pragma("GCC unroll 4") for (std::size_t q = 0; q < Quads; ++q) {
+    sums[r][q] = vpadalq_s16(sums[r][q], vpaddq_s16(shorts[r][q].low, shorts[r][q].high));
+  }
+}
+
 /// Adds the products of a group of narrow codes.
 template <int Bits, std::size_t Rows, std::size_t Quads>
 [[gnu::always_inline]] inline void multiply_group(int32x4_t (&sums)[Rows][Quads], const GroupPosition& group) noexcept {
-  const std::byte* block = group.block;
-  const std::int8_t* codes = group.codes;
-  for (std::size_t left = group.blocks; left != 0;) {
-    std::size_t run = left < group.short_blocks ? left : group.short_blocks;
-    left -= run;
-    ShortSums shorts[Rows][Quads];
-    multiply_steps<Bits, 0, true>(shorts, block, codes);
-    while (true) {
-      block += Bits * 64;
-      codes += group.block_stride;
-      if (--run == 0) break;
-      multiply_steps<Bits, 0, false>(shorts, block, codes);
-    }
-    _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r)
-        _Pragma("GCC unroll 4") for (std::size_t q = 0; q < Quads; ++q) {
-      sums[r][q] = vpadalq_s16(sums[r][q], vpaddq_s16(shorts[r][q].low, shorts[r][q].high));
-    }
+  GroupPosition run = group;
+  std::size_t left = group.blocks;
+  // A run of one block, known to be one, is no loop.
+  run.blocks = 1;
+  for (; group.short_blocks == 1 && left != 0; --left) {
+    multiply_run<Bits>(sums, run);
+    run.block += Bits * 64;
+    run.codes += group.block_stride;
+  }
+  while (left != 0) {
+    run.blocks = left < group.short_blocks ? left : group.short_blocks;
+    multiply_run<Bits>(sums, run);
+    run.block += run.blocks * Bits * 64;
+    run.codes += run.blocks * group.block_stride;
+    left -= run.blocks;
   }
 }
 
