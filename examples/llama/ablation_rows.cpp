@@ -61,6 +61,30 @@ constexpr AblationChange changes[] = {
     {"attention_bits_4", "--attention-bits 4", nullptr, "a4"},
 };
 
+// Rows of `--settings agile`, which brings schemes of its own.
+struct AgileRow {
+  const char* name;
+  const char* scheme;
+  const char* options = "";
+};
+constexpr AgileRow agile_rows[] = {
+    {"w8a8", "w8a8"},
+    {"w8a8_static", "w8a8", "--activations static"},
+    {"w8a8_trip", "w8a8_trip"},
+    {"w4a8", "w4a8_channel"},
+    {"w4a8_trip", "w4a8_trip"},
+    {"w4a4_dynamic", "w4a4", "--activations dynamic"},
+    {"w4a4", "w4a4"},
+    {"w4a4_percentile", "w4a4", "--percentile 99.9"},
+    {"w4a4_rotation", "w4a4", "--rotate full"},
+    {"w4a4_cbq", "w4a4", "--weights cbq"},
+    {"w4a4_trip", "w4a4_trip"},
+    {"w4a4_trip_6", "w4a4_trip", "--trip-exponent 6"},
+    {"w4a4_trip_rotation", "w4a4_trip", "--rotate full"},
+    {"w4a4_trip_cbq", "w4a4_trip", "--weights cbq"},
+    {"w4a4_trip_asym", "w4a4_trip_asym"},
+};
+
 constexpr const char* baseline_schemes[] = {"w4a16_g128",     "w4a16",     "w3a16_g128_asym",
                                             "w2a16_g64_asym", "w4a8_g128", "w4a4_asym"};
 constexpr const char* ablation_schemes[] = {"w2a16_g64_asym", "w4a4_asym"};
@@ -98,6 +122,12 @@ class Rows {
     }
   }
 
+  void add_agile() {
+    for (const AgileRow& row : agile_rows) {
+      add(std::string("agile/") + row.name, row.scheme, std::string("--method agile ") + row.options);
+    }
+  }
+
   std::vector<AblationRow> rows;
 
  private:
@@ -119,6 +149,10 @@ std::span<const AblationChange> ablation_changes() {
 std::vector<AblationRow> ablation_rows(const AblationSelection& selection) {
   Rows rows(selection);
   rows.rows.push_back({"float", "", {}, 0});  // what the others are compared with
+  if (contains(selection.settings, "agile")) {
+    rows.add_agile();
+    return std::move(rows.rows);
+  }
   std::vector<std::string> schemes = selection.schemes;
   if (schemes.empty()) schemes.assign(std::begin(baseline_schemes), std::end(baseline_schemes));
   for (const std::string& scheme : schemes) {

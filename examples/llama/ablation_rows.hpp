@@ -3,7 +3,8 @@
 
 // What `cbq-llama ablate` runs, as data: a row is a name, a scheme and options of `cbq-llama quantize`. Baselines are
 // methods by themselves; an ablation is a setting (the default of `--method cbq`, or the paper's) with one thing
-// changed. To add one, add a line to a table in ablation_rows.cpp.
+// changed; `--settings agile` are the rows of Agile-Quant instead. To add one, add a line to a table in
+// ablation_rows.cpp.
 
 #include <cstddef>
 #include <cstdint>
@@ -42,7 +43,7 @@ struct AblationRow {
 struct AblationSelection {
   std::vector<std::string> only = {};      ///< patterns of names, in which `*` stands for any text
   std::vector<std::string> schemes = {};   ///< of all rows; default: six for baselines, two for ablations
-  std::vector<std::string> settings = {};  ///< whose ablations are run; default: all
+  std::vector<std::string> settings = {};  ///< whose ablations are run; default: all but "agile", which stands alone
   std::size_t seeds = 1;                   ///< 0, 1, ... of rows that have one
 };
 

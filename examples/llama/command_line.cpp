@@ -2,15 +2,19 @@
 #include "command_line.hpp"
 
 #include <algorithm>
+#include <cstdlib>
 #include <functional>
 #include <map>
 #include <new>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include <CLI/CLI.hpp>
+
+#include <cbq/quant/trip.hpp>
 
 #include "interrupt.hpp"
 #include "memory_estimate.hpp"
@@ -142,6 +146,15 @@ CLI::App* add_command(CLI::App& app, Commands& commands, Command& command, const
   return added;
 }
 
+// Names that `quantize` has beyond those of schemes.
+std::string check_named_scheme(const std::string& name) {
+  const cbq::Result<NamedScheme> scheme = parse_named_scheme(name);
+  if (scheme) return {};
+  std::string message;
+  cbq::append_message(message, scheme.error());
+  return message;
+}
+
 // Settings that measured well, or that the paper has; what the command line names stays as it names it.
 void apply_preset(const CLI::App& app, const std::string& name, QuantizeCommand& command) {
   QuantizeCommand preset;
@@ -205,8 +218,8 @@ void check_trains_something(const QuantizeCommand& command) {
     if (!is_float(rule.scheme)) return;
   }
   if (!command.scheme.empty()) {
-    const cbq::Result<cbq::Scheme> scheme = cbq::parse_scheme(command.scheme.c_str());
-    if (!scheme || !is_float(*scheme)) return;
+    const cbq::Result<NamedScheme> named = parse_named_scheme(command.scheme);
+    if (!named || !is_float(named->scheme)) return;
   }
   const cbq::KvScheme& cache = command.cache.scheme;
   if (cache.smoothed || cache.channel_keys) return;
@@ -300,17 +313,54 @@ void add_gptq(CLI::App& app, GptqSettings& settings) {
   app.add_flag("--static-groups", settings.static_groups, "gptq: scales of the weights as they were");
 }
 
+constexpr const char* agile_options[] = {"--weights", "--activations", "--percentile", "--trip-exponent"};
+
+void add_agile(CLI::App& app, AgileArguments& agile) {
+  app.add_option("--weights", agile.weights, "agile: how weights are rounded: gptq, rtn or cbq")
+      ->check(CLI::IsMember({"gptq", "rtn", "cbq"}).description(""))
+      ->capture_default_str()
+      ->type_name("NAME");
+  add_choice<std::optional<cbq::ActivationRanges>, cbq::ActivationRanges>(
+      app, "--activations", agile.ranges,
+      {{"static", cbq::ActivationRanges::fixed}, {"dynamic", cbq::ActivationRanges::dynamic}},
+      "agile: static, one grid per layer, or dynamic; default: static for 4 bits and _trip, dynamic for 8");
+  const auto percentile = [](const std::string& text) {
+    char* end = nullptr;
+    const double value = std::strtod(text.c_str(), &end);
+    return *end == '\0' && value > 0 && value <= 100 ? "" : "a percentile lies above 0 and at most at 100";
+  };
+  app.add_option("--percentile", agile.percentile, "agile: of values within a static range; 100: all")
+      ->check(CLI::Validator(percentile, "", ""))
+      ->capture_default_str()
+      ->type_name("R");
+  app.add_option("--trip-exponent", agile.largest_exponent, "agile: largest exponent of channel factors, with _trip")
+      ->check(CLI::Range(1, cbq::trip::most_exponent))
+      ->capture_default_str()
+      ->type_name("N");
+}
+
+// What the command line leaves open, and what it may not say.
+void apply_agile(const CLI::App& app, QuantizeCommand& command) {
+  if (command.method == "agile") {
+    if (app.count("--samples") == 0) command.calibration.samples = 128;
+    return;
+  }
+  for (const char* name : agile_options) {
+    if (app.count(name) != 0) throw CLI::ValidationError(name, "goes with --method agile");
+  }
+}
+
 void add_quantize(CLI::App& app, Commands& commands) {
   QuantizeCommand& command = commands.quantize;
   CLI::App* added = add_command(app, commands, command, "quantize", "quantize a model into a folder");
   added->add_option("-o,--output", command.output, "folder to write; required")->type_name("DIR");
   added->add_option("--scheme", command.scheme, "for example w4a8_g128; required but where a recipe lists schemes")
-      ->check(CLI::Validator(check_scheme, "", ""))
+      ->check(CLI::Validator(check_named_scheme, "", ""))
       ->type_name("NAME");
   added
       ->add_option("--method", command.method,
-                   "how weights are rounded: rtn, smoothquant, gptq, adaround, cbq, or wkvquant")
-      ->check(CLI::IsMember({"rtn", "smoothquant", "gptq", "adaround", "cbq", "wkvquant"}).description(""))
+                   "how weights are rounded: rtn, smoothquant, gptq, adaround, cbq or wkvquant; or agile")
+      ->check(CLI::IsMember({"rtn", "smoothquant", "gptq", "adaround", "cbq", "wkvquant", "agile"}).description(""))
       ->capture_default_str()
       ->type_name("NAME");
   const std::map<std::string, RangeSearch> ranges = {{"mse", RangeSearch::mse}, {"minmax", RangeSearch::minmax}};
@@ -350,6 +400,7 @@ void add_quantize(CLI::App& app, Commands& commands) {
       ->capture_default_str()
       ->type_name("R");
   add_gptq(*added, command.gptq);
+  add_agile(*added, command.agile);
   added->add_flag("--resume", command.resume, "continue a cbq run that was cut off, from DIR.checkpoint");
   added->add_option("--memory-budget", command.memory_budget, "of calibration, for example 4G or 500M; default: none")
       ->transform(CLI::Validator(read_size, "", ""))
@@ -374,7 +425,10 @@ void add_quantize(CLI::App& app, Commands& commands) {
     }
     if (command.output.empty()) throw CLI::RequiredError("--output");
     if (command.scheme.empty() && command.schemes.empty()) throw CLI::RequiredError("--scheme");
-    const bool trains = command.method == "cbq" || command.method == "adaround" || command.method == "wkvquant";
+    const bool agile_trains = command.method == "agile" && command.agile.weights == "cbq";
+    const bool trains =
+        command.method == "cbq" || command.method == "adaround" || command.method == "wkvquant" || agile_trains;
+    apply_agile(*added, command);
     if (!trains && added->count("--kv") != 0) {
       throw CLI::ValidationError("--kv", "goes with a method that trains: wkvquant, cbq or adaround");
     }
@@ -534,8 +588,9 @@ void add_ablate(CLI::App& app, Commands& commands) {
   names("--only", command.selection.only, "rows, separated by commas; * stands for any text");
   names("--schemes", command.selection.schemes, "of all rows; default: six for baselines, two for ablations")
       ->check(CLI::Validator(check_scheme, "", ""));
-  names("--settings", command.selection.settings, "whose ablations are run: default, paper; default: both")
-      ->check(CLI::IsMember({"default", "paper"}).description(""));
+  names("--settings", command.selection.settings,
+        "whose ablations are run: default, paper; default: both; or agile: its rows in place of all others")
+      ->check(CLI::IsMember({"default", "paper", "agile"}).description(""));
   added->add_option("--seeds", command.selection.seeds, "seeds 0, 1, .. of each row that has one")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str()

@@ -49,6 +49,14 @@ struct InfoCommand {
   CommonOptions common;
 };
 
+/// What `--method agile` has of its own.
+struct AgileArguments {
+  std::string weights = "gptq";                      ///< how they are rounded: another method's name
+  std::optional<cbq::ActivationRanges> ranges = {};  ///< nothing: fixed for 4 bits and TRIP, dynamic for 8
+  double percentile = 100;
+  int largest_exponent = 3;  ///< of TRIP, where the scheme's name has `_trip`
+};
+
 struct QuantizeCommand {
   CommonOptions common;
   std::string output;
@@ -63,6 +71,7 @@ struct QuantizeCommand {
   ReconstructionSettings reconstruction = {};
   CacheSettings cache = {};
   GptqSettings gptq = {};
+  AgileArguments agile = {};
   bool resume = false;
   std::size_t memory_budget = 0;  ///< bytes; 0: no limit
   int head_bits = 8;
@@ -165,6 +174,14 @@ struct AblateCommand {
 
 /// Threads and instruction set of the options. Errc::bad_argument.
 [[nodiscard]] cbq::Result<Machine> machine_of(const CommonOptions& common);
+
+/// A scheme by its name, in which `--method agile` allows `_trip`: static activations with channel factors.
+struct NamedScheme {
+  cbq::Scheme scheme;
+  bool trip = false;
+};
+/// Errc::bad_argument.
+[[nodiscard]] cbq::Result<NamedScheme> parse_named_scheme(const std::string& name);
 
 /// What quantize() is told. Errc::bad_argument (scheme).
 [[nodiscard]] cbq::Result<QuantizationOptions> quantization_options(const QuantizeCommand& command,

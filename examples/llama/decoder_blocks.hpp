@@ -258,7 +258,8 @@ class BlockOpener {
   return Site();
 }
 
-/// The site before a module of this scheme. Clips of 8-bit grids stay 1: learning them gains nothing.
+/// The site before a module of this scheme, on the grid that calibration fixed, if any. Clips of 8-bit grids stay 1:
+/// learning them gains nothing.
 [[nodiscard]] inline cbq::Result<Site> site_of(std::span<const ModuleReport> plan, const MatrixModule& module,
                                                cbq::ClipMultiplier clip = cbq::ClipMultiplier::fixed) {
   const cbq::Result<cbq::Scheme> scheme = scheme_of(plan, module);
@@ -266,6 +267,10 @@ class BlockOpener {
   const bool learned = scheme->activation.bits == 4;
   auto site = cbq::ActivationSite<float>::create(scheme->activation, learned ? clip : cbq::ClipMultiplier::fixed);
   if (!site) return site.error();
+  for (const ModuleReport& entry : plan) {
+    if (entry.module.name != module.name || !entry.inputs) continue;
+    if (const cbq::Status fixed = site->fix_activations(entry.inputs->grid); !fixed) return fixed.error();
+  }
   return Site(*std::move(site), float_site_of(plan, module).rotation());
 }
 

@@ -63,6 +63,10 @@ Status EngineLinear::clip_activations(float multiplier) noexcept {
   return state_->op.clip_activations(multiplier);
 }
 
+Status EngineLinear::fix_activations(const cbq::StaticGrid& grid) noexcept {
+  return state_->op.fix_activations(grid);
+}
+
 cbq::LinearInfo EngineLinear::info() const noexcept {
   return state_->op.info();
 }

@@ -68,6 +68,8 @@ class EngineLinear {
 
   /// See cbq::PackedLinear::clip_activations().
   [[nodiscard]] cbq::Status clip_activations(float multiplier) noexcept;
+  /// See cbq::PackedLinear::fix_activations().
+  [[nodiscard]] cbq::Status fix_activations(const cbq::StaticGrid& grid) noexcept;
 
   [[nodiscard]] cbq::LinearInfo info() const noexcept;
   template <cbq::Executor E>

@@ -9,6 +9,8 @@
 #include <cbq/nn/products.hpp>
 #include <cbq/reconstruct/rounding_choice.hpp>
 
+#include "input_calibration.hpp"
+
 namespace cbq_llama {
 
 using cbq::Errc;
@@ -140,7 +142,7 @@ Sizes sizes_of(const ModelConfig& config, const BlockSize& block, const Quantiza
   sizes.codes = config.layers * (block.weights + 5 * block.scales);
   const std::size_t blocks = config.layers * block.weights * sizeof(float);
   const bool preprocessed = options.preprocessing != Preprocessing::none;
-  if (preprocessed) sizes.changed = blocks;
+  if (preprocessed || options.activations.largest_exponent != 0) sizes.changed = blocks;
   // The whole model, and before it what was preprocessed, behind it the float model in the same basis.
   if (rotation_of(config, options) != Rotation::none) {
     sizes.changed = (preprocessed ? 2 : 1) * (blocks + 2 * sizes.embedding);
@@ -186,9 +188,13 @@ MemoryEstimate estimate_walk(const ModelConfig& config, const BlockSize& block, 
   estimate.batch = tokens * (tape_bytes(config, block.activations) + config.hidden * sizeof(float)) +
                    working_bytes(config, block, tokens, length) / 2 + alignment_bytes(config, tokens, 1, 2);
   estimate.rest = program + 2 * sizes.embedding + sizes.codes + sizes.changed;
+  const std::size_t q = config.heads * config.head_width;
+  const std::size_t inputs[] = {config.hidden, q, config.hidden, config.intermediate};
+  if (options.activations.fixed) {
+    const std::size_t rows = std::min(input_sample_rows, options.calibration.samples * length);
+    for (const std::size_t width : inputs) estimate.batch += rows * width * sizeof(float);
+  }
   if (options.method == "gptq") {
-    const std::size_t q = config.heads * config.head_width;
-    const std::size_t inputs[] = {config.hidden, q, config.hidden, config.intermediate};
     std::size_t most = 0;
     for (const std::size_t width : inputs) {
       estimate.rest += width * width * sizeof(double);
@@ -250,7 +256,8 @@ MemoryEstimate estimate_memory(const ModelConfig& config, std::span<const Module
   const MemoryEstimate walk = estimate_walk(config, block, options);
   if (!reconstructs(options.method)) return walk;
   const MemoryEstimate loop = estimate_reconstruction(config, block, options);
-  return options.preprocessing != Preprocessing::none && walk.total() > loop.total() ? walk : loop;
+  const bool walks = options.preprocessing != Preprocessing::none || options.activations.fixed;
+  return walks && walk.total() > loop.total() ? walk : loop;
 }
 
 Result<MemoryEstimate> plan_memory(const ModelConfig& config, std::span<const ModuleReport> plan,

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include <cbq/io/compressed_tensors.hpp>
+#include <cbq/io/stored_input_grid.hpp>
 #include <cbq/nn/causal_model.hpp>
 #include <cbq/nn/llama_block.hpp>
 #include <cbq/nn/opt_block.hpp>
@@ -139,8 +140,17 @@ class Loader {
       const Status clipped = op->clip_activations(learned->clip);
       if (!clipped) return in_module(clipped.error(), module.name);
     }
+    if (quantized != nullptr && quantized->ranges == cbq::ActivationRanges::fixed) {
+      const Status fixed = fix_activations(module, quantized->scheme.activation, *op);
+      if (!fixed) return in_module(fixed.error(), module.name);
+    }
     weight_bytes_ += op->info().bytes;
     return op;
+  }
+
+  Status fix_activations(const MatrixModule& module, const cbq::Grid& grid, EngineLinear& op) const {
+    const Result<cbq::StaticGrid> fixed = cbq::read_input_grid(*source_.checkpoint(), module.name, grid);
+    return fixed ? op.fix_activations(*fixed) : Status(fixed.error());
   }
 
   Result<EngineLinear> dense_matrix(const MatrixModule& module, std::span<const float> bias, OperatorRole role) {

@@ -12,12 +12,14 @@
 
 #include <cbq/io/atomic_folder.hpp>
 #include <cbq/io/compressed_tensors.hpp>
+#include <cbq/io/stored_input_grid.hpp>
 #include <cbq/nn/embedding.hpp>
 #include <cbq/nn/self_attention.hpp>
 #include <cbq/rounding/nearest.hpp>
 
 #include "calibration.hpp"
 #include "gptq.hpp"
+#include "input_calibration.hpp"
 #include "interrupt.hpp"
 #include "memory_estimate.hpp"
 #include "model.hpp"
@@ -65,7 +67,7 @@ Status check_packable(const Scheme& scheme) {
 }
 
 bool needs_calibration(const QuantizationOptions& options) {
-  return options.method != "rtn" || options.preprocessing != Preprocessing::none;
+  return options.method != "rtn" || options.preprocessing != Preprocessing::none || options.activations.fixed;
 }
 
 // Blocks that are calibrated quantize an input once for all layers that read it. `plan` begins with the blocks' layers.
@@ -353,12 +355,15 @@ Status add_smoothing(const ModelConfig& config, std::span<const cbq::KvSmoothing
   return {};
 }
 
-Status write_tensors(const std::string& path, const Content& content) {
+Status write_tensors(const std::string& path, const Content& content, std::span<const ModuleReport> modules) {
   std::vector<cbq::TensorPlan> plan;
   for (const Content::Codes& entry : content.codes) {
     const Grid& grid = entry.matrix.grid();
     if (const Status ok = cbq::plan_tensors(cbq::plan_of(entry.module, entry.matrix.view(), grid), plan); !ok)
       return ok;
+  }
+  for (const ModuleReport& entry : modules) {
+    if (entry.inputs) cbq::plan_input_grid(entry.module.name, entry.scheme->activation, plan);
   }
   for (const FloatCopy& copy : content.floats) plan.push_back(copy.plan());
   Result<cbq::SafetensorsWriter> writer = cbq::SafetensorsWriter::create(path, plan);
@@ -366,6 +371,11 @@ Status write_tensors(const std::string& path, const Content& content) {
   for (const Content::Codes& entry : content.codes) {
     if (const Status ok = check_interrupt(); !ok) return ok;
     const Status ok = cbq::write_quantized_matrix(*writer, entry.module, entry.matrix.view(), entry.matrix.grid());
+    if (!ok) return ok;
+  }
+  for (const ModuleReport& entry : modules) {
+    if (!entry.inputs) continue;
+    const Status ok = cbq::write_input_grid(*writer, entry.module.name, entry.scheme->activation, entry.inputs->grid);
     if (!ok) return ok;
   }
   for (const FloatCopy& copy : content.floats) {
@@ -381,12 +391,17 @@ Status write_config(const std::string& path, const ChangedWeights& weights, cons
   cbq::Json config = source.is_gguf() ? to_json(source.config()) : source.json();
   if (weights.config().tied != source.config().tied) config["tie_word_embeddings"] = weights.config().tied;
   cbq::QuantizationRecord record;
-  record.method = options.method;
+  record.method = options.method_name.empty() ? options.method : options.method_name;
   record.head_bits = options.head_bits;
   record.notes["range"] = options.range == RangeSearch::mse ? "mse" : "minmax";
   record.notes["calibration_tokens"] = report.calibration_tokens;
   if (options.preprocessing != Preprocessing::none) {
     record.notes["preprocess"] = preprocessing_names[static_cast<std::size_t>(options.preprocessing)];
+  }
+  if (!options.method_name.empty()) record.notes["weights"] = options.method;
+  if (options.activations.fixed) {
+    record.notes["percentile"] = options.activations.percentile;
+    record.notes["largest_exponent"] = options.activations.largest_exponent;
   }
   if (options.attention_bits != 16) record.notes[attention_bits_key] = options.attention_bits;
   if (!cbq::is_float(options.cache.scheme)) {
@@ -403,8 +418,9 @@ Status write_config(const std::string& path, const ChangedWeights& weights, cons
     }
     const bool looked_up = entry.module.name == embedding;
     if (entry.scheme) {
-      record.modules.push_back(
-          {entry.module.name, *entry.scheme, looked_up ? cbq::ModuleKind::embedding : cbq::ModuleKind::linear});
+      record.modules.push_back({entry.module.name, *entry.scheme,
+                                looked_up ? cbq::ModuleKind::embedding : cbq::ModuleKind::linear,
+                                entry.inputs ? cbq::ActivationRanges::fixed : cbq::ActivationRanges::dynamic});
     } else if (!looked_up) {
       record.ignore.push_back(entry.module.name);
     }
@@ -468,7 +484,7 @@ Status rotate(const QuantizationOptions& options, Rotation rotation, ChangedWeig
   return rotate_model(rotation, options.calibration.seed, make_executor(options.threads), weights);
 }
 
-Status calibrate(std::span<const ModuleReport> plan, const std::string& output, const QuantizationOptions& options,
+Status calibrate(std::vector<ModuleReport>& plan, const std::string& output, const QuantizationOptions& options,
                  Calibrated& result, QuantizationReport& report) {
   const ModelSource& source = result.weights.source();
   const CalibrationSettings& settings = options.calibration;
@@ -483,6 +499,9 @@ Status calibrate(std::span<const ModuleReport> plan, const std::string& output, 
     if (const Status done = preprocess(plan, tokens, options, result.weights); !done) return done;
   }
   if (const Status done = rotate(options, report.rotation, result.weights); !done) return done;
+  if (options.activations.fixed) {
+    if (const Status done = calibrate_inputs(plan, tokens, options, result.weights); !done) return done;
+  }
   if (options.method == "gptq") {
     Result<CodesByModule> codes = gptq_blocks(result.weights, plan, tokens, options);
     if (!codes) return codes.error();
@@ -526,7 +545,8 @@ Result<QuantizationReport> quantize(const ModelSource& source, const std::string
   if (!content) return content.error();
   if (const Status ok = add_smoothing(source.config(), report.smoothing, *content); !ok) return ok.error();
   report.modules = *std::move(plan);
-  if (const Status ok = write_tensors(folder->file("model.safetensors"), *content); !ok) return ok.error();
+  if (const Status ok = write_tensors(folder->file("model.safetensors"), *content, report.modules); !ok)
+    return ok.error();
   if (const Status ok = write_config(folder->file("config.json"), calibrated.weights, options, report); !ok)
     return ok.error();
   if (const Status ok = copy_companions(*folder, source); !ok) return ok.error();

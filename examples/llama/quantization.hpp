@@ -21,6 +21,7 @@
 #include <cbq/reconstruct/options.hpp>
 #include <cbq/reconstruct/rounding_choice.hpp>
 #include <cbq/scheme.hpp>
+#include <cbq/scheme/activation_rules.hpp>
 #include <cbq/transform/input_rotation.hpp>
 
 #include "kv_smoothing_files.hpp"
@@ -110,6 +111,14 @@ struct GptqSettings {
   bool static_groups = false;
 };
 
+/// How `--method agile` finds static activations, those of schemes with activations per tensor; see
+/// input_calibration.hpp.
+struct ActivationSettings {
+  bool fixed = false;        ///< calibration finds them; otherwise each call does, as for other methods
+  double percentile = 100;   ///< of all values, in (0, 100]; 100: their extremes
+  int largest_exponent = 0;  ///< K of TRIP; 0: no channel factors
+};
+
 /// Whether work that was cut off is continued.
 enum class Resume : unsigned char { no, yes };
 
@@ -134,12 +143,14 @@ struct QuantizationOptions {
   int attention_bits = 16;        ///< of queries, keys and values: 16, 8 or 4, per token and head
   RangeSearch range = RangeSearch::mse;
   std::string method = "rtn";  ///< of the linear layers of the blocks: rtn, gptq, cbq, or wkvquant: cbq by its settings
+  std::string method_name;     ///< in config.json; empty: `method`
   Preprocessing preprocessing = Preprocessing::none;
   std::optional<Rotation> rotation = {};  ///< nothing: see rotation_of()
   CalibrationSettings calibration = {};
   ReconstructionSettings reconstruction = {};
   CacheSettings cache = {};
   GptqSettings gptq = {};
+  ActivationSettings activations = {};
   Resume resume = Resume::no;                                ///< `method` cbq: from OUTPUT.checkpoint, if there is one
   std::size_t memory_budget = 0;                             ///< of calibration, in bytes; 0: no limit
   std::function<void(const MemoryEstimate&)> announce = {};  ///< called before calibration
@@ -154,6 +165,14 @@ struct QuantizationOptions {
 /// "none", "offline" or "full".
 [[nodiscard]] const char* rotation_name(Rotation rotation);
 
+/// The static grid of what a layer reads.
+struct StaticInput {
+  cbq::StaticGrid grid;
+  std::vector<std::size_t> channels;  ///< how many have the factor 2^0, 2^1, ..; empty: none has one
+  double plain_error = 0;             ///< squared error over squared values on calibration rows, without factors
+  double error = 0;                   ///< with them
+};
+
 /// What became of one matrix.
 struct ModuleReport {
   MatrixModule module;
@@ -161,7 +180,8 @@ struct ModuleReport {
   double bits_per_weight = 16;        ///< with scales and zero points, as stored
   double relative_error = 0;          ///< sqrt(sum (w - w^)^2 / sum w^2)
   cbq::InputRotation rotation = cbq::InputRotation::none;
-  std::string reason;  ///< why it stayed in floating point
+  std::optional<StaticInput> inputs;  ///< of static activations
+  std::string reason;                 ///< why it stayed in floating point
 };
 
 struct QuantizationReport {

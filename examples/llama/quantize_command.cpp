@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <chrono>
+#include <cmath>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "commands.hpp"
 
@@ -26,6 +28,26 @@ const char* what_rotates(Rotation rotation) {
   return "none";
 }
 
+// Static activations.
+void print_inputs(const QuantizationReport& report, std::FILE* out) {
+  bool any = false;
+  for (const ModuleReport& entry : report.modules) {
+    if (!entry.inputs) continue;
+    if (!any)
+      (void)std::fprintf(out, "%-40s %11s %5s %9s %9s  channels by factor\n", "static input of", "step", "zero",
+                         "plain", "error");
+    any = true;
+    const StaticInput& input = *entry.inputs;
+    (void)std::fprintf(out, "%-40s %11.5g %5d %9.5f %9.5f ", entry.module.name.c_str(),
+                       static_cast<double>(input.grid.scale), input.grid.zero, std::sqrt(input.plain_error),
+                       std::sqrt(input.error));
+    for (std::size_t i = 0; i < input.channels.size(); ++i) {
+      if (input.channels[i] != 0) (void)std::fprintf(out, " %zu of 2^%zu", input.channels[i], i);
+    }
+    (void)std::fprintf(out, "\n");
+  }
+}
+
 void explain(const QuantizationReport& report, const QuantizationOptions& options, std::FILE* out) {
   (void)std::fprintf(out, "rotation %s%s\n", what_rotates(report.rotation),
                      options.rotation ? "" : " (default: full where activations have 4 bits)");
@@ -40,12 +62,22 @@ void explain(const QuantizationReport& report, const QuantizationOptions& option
       (void)std::fprintf(out, "%-16s %7.3f  %8s  %s\n", "float", entry.bits_per_weight, "-", entry.reason.c_str());
     }
   }
+  print_inputs(report, out);
   (void)std::fprintf(out, "norms, biases and learned positions stay in floating point: they are small and cheap\n");
   (void)std::fprintf(out, "error: root of the squared error over the squared weights\n");
 }
 
+cbq::Json input_json(const StaticInput& input) {
+  return {{"scale", input.grid.scale},
+          {"zero", input.grid.zero},
+          {"channels_by_exponent", input.channels},
+          {"relative_error_without_factors", std::sqrt(input.plain_error)},
+          {"relative_error", std::sqrt(input.error)}};
+}
+
 cbq::Json module_json(const ModuleReport& entry) {
   return {{"module", entry.module.name},
+          {"static_input", entry.inputs ? input_json(*entry.inputs) : cbq::Json(nullptr)},
           {"outputs", entry.module.outputs},
           {"inputs", entry.module.inputs},
           {"scheme", entry.scheme ? cbq::Json(cbq::scheme_name(*entry.scheme).c_str()) : cbq::Json(nullptr)},
@@ -73,6 +105,11 @@ void set_method(const QuantizeCommand& command, QuantizationOptions& options) {
     options.reconstruction.logits_weight = 0;
     options.reconstruction.clip_rate = 0;
     options.reconstruction.rounding.method = cbq::RoundingMethod::ada;
+  } else if (command.method == "agile") {
+    options.method = command.agile.weights;
+    options.method_name = "agile";
+    options.rotation = command.rotation.value_or(Rotation::none);
+    options.activations.percentile = command.agile.percentile;
   } else if (command.method == "wkvquant") {
     cbq::WindowOptions& windows = options.reconstruction.windows;
     windows.overlap = windows.size - 1;
@@ -82,13 +119,41 @@ void set_method(const QuantizeCommand& command, QuantizationOptions& options) {
   }
 }
 
+// Makes activations per tensor where they are to be static.
+Status fix_activations(const AgileArguments& agile, const NamedScheme& named, QuantizationOptions& options) {
+  using cbq::ActivationRanges;
+  if (named.trip && agile.ranges == ActivationRanges::dynamic) {
+    return Error{Errc::bad_argument, "channel factors need static activations", "--activations", "dynamic"};
+  }
+  for (SchemeRule& rule : options.rules) {
+    const cbq::Grid& grid = rule.scheme.activation;
+    if (grid.bits == 16 || grid.granularity == cbq::Granularity::per_group) continue;
+    const bool fixed = grid.bits == 4 || named.trip || grid.granularity == cbq::Granularity::per_tensor;
+    if (agile.ranges.value_or(fixed ? ActivationRanges::fixed : ActivationRanges::dynamic) == ActivationRanges::dynamic)
+      continue;
+    rule.scheme = cbq::with_tensor_activations(rule.scheme);
+    options.activations.fixed = true;
+  }
+  if (named.trip && !options.activations.fixed) {
+    return Error{Errc::bad_argument, "channel factors are for activations of 4 or 8 bits", "--scheme"};
+  }
+  options.activations.largest_exponent = named.trip ? agile.largest_exponent : 0;
+  return {};
+}
+
 Status set_rules(const QuantizeCommand& command, QuantizationOptions& options) {
   options.rules = command.schemes;
-  if (command.scheme.empty()) return {};
-  const Result<cbq::Scheme> scheme = cbq::parse_scheme(command.scheme.c_str());
-  if (!scheme) return scheme.error();
-  options.rules.push_back({"*", *scheme});
-  return {};
+  NamedScheme named;
+  if (!command.scheme.empty()) {
+    const Result<NamedScheme> parsed = parse_named_scheme(command.scheme);
+    if (!parsed) return parsed.error();
+    named = *parsed;
+    options.rules.push_back({"*", named.scheme});
+  }
+  if (named.trip && command.method != "agile") {
+    return Error{Errc::bad_argument, "channel factors go with --method agile", "--scheme", command.scheme};
+  }
+  return command.method == "agile" ? fix_activations(command.agile, named, options) : Status();
 }
 
 void print_memory(const MemoryEstimate& estimate, std::FILE* out) {
@@ -137,6 +202,16 @@ void note_unused(const QuantizeCommand& command, std::FILE* err) {
 }
 
 }  // namespace
+
+Result<NamedScheme> parse_named_scheme(const std::string& name) {
+  constexpr std::string_view trip = "_trip";
+  std::string rest = name;
+  const std::size_t at = rest.find(trip);
+  if (at != std::string::npos) rest.erase(at, trip.size());
+  const Result<cbq::Scheme> scheme = cbq::parse_scheme(rest.c_str());
+  if (!scheme) return scheme.error();
+  return NamedScheme{*scheme, at != std::string::npos};
+}
 
 Result<QuantizationOptions> quantization_options(const QuantizeCommand& command, const Machine& machine) {
   QuantizationOptions options;

@@ -234,6 +234,9 @@ Result<std::uint64_t> fingerprint(const Model& model) {
   for (const ModuleReport& entry : model.plan) {
     const std::string name = entry.scheme ? cbq::scheme_name(*entry.scheme).c_str() : "float";
     add(name.data(), name.size());
+    if (!entry.inputs) continue;
+    add(&entry.inputs->grid.scale, 1);
+    add_number(entry.inputs->grid.zero);
   }
   const auto add_tensors = [&](const ChangedWeights& weights, const std::vector<FloatTensor>& tensors) -> Status {
     for (const FloatTensor& tensor : tensors) {

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Static activations of `cbq-llama quantize --method agile`: one pass of the float model over the calibration text
+// finds one grid for what each linear layer reads, from the extremes or a percentile of all values, and with TRIP
+// power-of-two factors of its channels, which are folded into what makes the input (algorithm A of
+// <cbq/quant/trip.hpp>). Channels that a rotation or GELU mixes before they are read keep their factors of 1.
+
+#include <vector>
+
+#include "calibration.hpp"
+
+namespace cbq_llama {
+
+/// Sets `inputs` of the entries of `plan` whose activations are per tensor, and folds factors into `weights`.
+/// `plan` begins with the blocks' layers. Errors of reading the model; Errc::bad_argument (percentile, exponent);
+/// Errc::not_finite naming layer and token.
+[[nodiscard]] cbq::Status calibrate_inputs(std::vector<ModuleReport>& plan, const CalibrationTokens& tokens,
+                                           const QuantizationOptions& options, ChangedWeights& weights);
+
+/// Rows of each input that percentiles and factors are found on.
+inline constexpr std::size_t input_sample_rows = 4096;
+
+}  // namespace cbq_llama
