@@ -10,6 +10,7 @@
 #include "support/isas.hpp"
 #include "support/kernels.hpp"
 #include "support/random_model.hpp"
+#include "support/rounded.hpp"
 
 using namespace cbq;
 
@@ -197,4 +198,83 @@ TEST_CASE("Policies see the weights of their layer's attention") {
     if (kind == Importance::column_sums) CHECK(std::fabs(sum - 40 * 4) < 1e-4);
     if (kind == Importance::first_token) CHECK(std::fabs(static_cast<double>(seen[0][0]) - 4) < 1e-5);
   }
+}
+
+namespace {
+
+/// Lowers the tokens that `low` names in layer 0, and notes in layer 1 whether bits are still those of their tokens;
+/// drops as EveryThird from layer `dropping_from` on.
+struct LowersSome : EveryThird {
+  std::vector<std::uint8_t> low = {};
+  std::size_t dropping_from = 2;
+  std::size_t* kept = nullptr;
+  [[nodiscard]] bool drops(std::size_t layer, std::size_t) const noexcept { return layer >= dropping_from; }
+  [[nodiscard]] bool lowers(std::size_t layer, std::size_t) const noexcept { return layer == 0 || kept != nullptr; }
+  [[nodiscard]] Status lower(const PruningStep& step, std::span<std::uint32_t>,
+                             std::span<std::uint8_t> bits) const noexcept {
+    for (std::size_t t = 0; t < bits.size(); ++t) {
+      if (step.layer == 0) bits[t] = low[step.positions[t]];
+      if (step.layer == 1) *kept += bits[t] == low[step.positions[t]] ? 1u : 0u;
+    }
+    return {};
+  }
+};
+static_assert(TokenLowering<LowersSome>);
+
+/// Layers of fake-quantized operators with activations of 8 bits, but of 4 where `lowered` says so.
+template <class Lowered>
+auto rounded_model(const support::RandomLlama& llama, const Lowered& lowered) {
+  return llama.model([&](const support::Weights& w) {
+    Scheme scheme = schemes::w8a8;
+    if (lowered(w)) scheme.activation = {.bits = 4, .granularity = Granularity::per_token, .zero = Zero::affine};
+    const QuantizedMatrix matrix = support::rounded(w.values, w.inputs, scheme.weight);
+    return *FakeQuantizedLinear::create(matrix.view(), scheme, w.bias);
+  });
+}
+
+}  // namespace
+
+TEST_CASE("Tokens of fewer bits stay so behind the layer that lowers them, in one pass with the others") {
+  const SerialExecutor serial;
+  ExecutionContext<> context(serial);
+  const support::RandomLlama llama;
+  const auto model = rounded_model(llama, [](const support::Weights&) { return false; });
+  // With all tokens lowered in layer 0, everything behind its attention has 4 bits, but the head.
+  const support::Layer& first = llama.layers[0];
+  const auto low_model = rounded_model(llama, [&](const support::Weights& w) {
+    return &w != &llama.head && &w != &first.query && &w != &first.key && &w != &first.value && &w != &first.output;
+  });
+  const Indices tokens = some_tokens(40);
+  const auto run = [&](const auto& one, const auto& policy) {
+    auto cache = *one.make_cache(40);
+    std::vector<float> hidden(40 * 48);
+    Indices survivors(40);
+    const auto left = one.forward_pruned(tokens, cache, {support::view(hidden, 48), survivors}, policy, context);
+    REQUIRE(left);
+    hidden.resize(*left * 48);
+    return hidden;
+  };
+  LowersSome policy;
+  policy.low.assign(40, 4);
+  std::vector<float> plain(40 * 48), low(40 * 48);
+  auto cache = *model.make_cache(40), low_cache = *low_model.make_cache(40);
+  REQUIRE(model.forward_hidden(tokens, cache, support::view(plain, 48), context));
+  REQUIRE(low_model.forward_hidden(tokens, low_cache, support::view(low, 48), context));
+  CHECK(run(model, policy) == low);
+  policy.low.assign(40, 8);
+  CHECK(run(model, policy) == plain);
+  CHECK(plain != low);
+  // The second half lowered: the first, which sees no later token, is as without.
+  std::fill(policy.low.begin() + 20, policy.low.end(), std::uint8_t{4});
+  const auto mixed = run(model, policy);
+  CHECK(std::equal(plain.begin(), plain.begin() + 20 * 48, mixed.begin()));
+  CHECK_FALSE(std::equal(plain.begin() + 20 * 48, plain.end(), mixed.begin() + 20 * 48));
+  // Bits move with tokens that stay.
+  std::size_t kept = 0;
+  policy.dropping_from = 0;
+  policy.kept = &kept;
+  for (std::size_t t = 0; t < 40; ++t) policy.low[t] = t % 5 < 2 ? 4 : 8;
+  const std::size_t left = run(model, policy).size() / 48;
+  CHECK(left == 26);
+  CHECK(kept == left);
 }

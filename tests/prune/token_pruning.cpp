@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cbq/prune/token_pruning.hpp>
 
+#include <algorithm>
 #include <catch2/catch_all.hpp>
+#include <cmath>
 #include <vector>
 
 #include <cbq/prune/gather.hpp>
@@ -34,6 +36,33 @@ TEST_CASE("Scheduled pruning drops the share of its schedule from calls of enoug
   CHECK(*left == 48);
   CHECK_FALSE(ScheduledPruning::create({.schedule = {.layers = 8, .first = 2, .ratio = 1.0}}));
   CHECK_FALSE(ScheduledPruning::create({}));
+}
+
+TEST_CASE("Scheduled pruning lowers the bits of a share of the tokens that are left, protected ones not") {
+  ScheduledPruningOptions options = {.schedule = {.layers = 8, .first = 2, .ratio = 0.25}, .low_bit_share = 0.5};
+  const auto policy = ScheduledPruning::create(options);
+  REQUIRE(policy);
+  CHECK(policy->lowers(0, 64));
+  CHECK_FALSE(policy->lowers(0, 63));
+  std::vector<float> importance(64);
+  std::vector<std::uint32_t> positions(64), scratch(64);
+  for (std::size_t i = 0; i < 64; ++i) {
+    importance[i] = static_cast<float>(i);  // the first, the least important, is protected
+    positions[i] = static_cast<std::uint32_t>(i);
+  }
+  std::vector<std::uint8_t> bits(64, 8), wanted(64, 8);
+  std::fill(wanted.begin() + 1, wanted.begin() + 33, std::uint8_t{4});
+  bits[50] = wanted[50] = 4;  // since an earlier layer
+  REQUIRE(policy->lower({0, importance, positions, 64}, scratch, bits));
+  CHECK(bits == wanted);
+  CHECK(policy->lower({0, importance, positions, 64}, scratch, std::span(bits).first(63)).error().code ==
+        Errc::bad_shape);
+  for (const double wrong : {-0.1, 1.0, std::nan("")}) {
+    options.low_bit_share = wrong;
+    CHECK(ScheduledPruning::create(options).error().code == Errc::bad_argument);
+  }
+  options.low_bit_share = 0.0;
+  CHECK_FALSE(ScheduledPruning::create(options)->lowers(0, 64));
 }
 
 TEST_CASE("Rows and elements of survivors move to the front, in place") {

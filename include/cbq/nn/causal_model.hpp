@@ -197,6 +197,15 @@ class CausalModel {
                                   ModelCache<LayerCache>& cache, const P& policy,
                                   ExecutionContext<E>& context) const noexcept {
     if (const Status done = begin(tokens, live.past, live.hidden, context); !done) return done;
+    const Workspace::Frame frame(context.workspace());
+    if constexpr (TokenLowering<P>) {
+      if (policy.lowers(0, tokens.size())) {
+        const auto bits = context.workspace().template take<std::uint8_t>(tokens.size());
+        if (!bits) return bits.error();
+        live.bits = *bits;
+      }
+    }
+    for (std::uint8_t& bits : live.bits) bits = 8;
     for (std::size_t t = 0; t < tokens.size(); ++t) live.indices[t] = static_cast<std::uint32_t>(t);
     const PrunedPass<Block, LayerCache, P, E> pass(parts_.positions, cache, policy, context);
     for (std::size_t i = 0; i < parts_.blocks.size(); ++i) {

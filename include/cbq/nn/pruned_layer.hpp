@@ -2,8 +2,9 @@
 #pragma once
 
 // A layer of a model that drops tokens between its halves: attention runs on all tokens that are there and shows what
-// the policy judges them by; the feed-forward layer and all layers behind run on those that stay. Cost beside what is
-// saved: the policy's, and one copy of what stays.
+// the policy judges them by; the feed-forward layer and all layers behind run on those that stay. A policy may also
+// lower the bits of activations of tokens that matter less (TokenLowering): the products stay one each, whatever the
+// bits of their tokens. Cost beside what is saved: the policy's, and one copy of what stays.
 
 #include <cstddef>
 #include <cstdint>
@@ -21,6 +22,7 @@ struct LiveTokens {
   MatrixView<float> hidden = {};          ///< theirs are the first rows
   std::span<std::uint32_t> indices = {};  ///< of each among the tokens of the call, ascending
   std::size_t past = 0;                   ///< tokens of the sequence before the call
+  std::span<std::uint8_t> bits = {};      ///< of the activations of each; empty where the policy lowers none
 };
 
 inline namespace CBQ_ABI {
@@ -55,24 +57,39 @@ class PrunedPass {
       const bool original = policy_.positions() == PrunedPositions::original;
       (*positions)[t] = static_cast<std::uint32_t>(original ? live.past + live.indices[t] : cache_.layer(i).size() + t);
     }
-    if (!policy_.drops(i, tokens)) return block.forward(hidden, embedding_, *positions, cache_.layer(i), context_);
+    const bool judged = policy_.drops(i, tokens) || lowers(i, tokens);
+    if (!judged && live.bits.empty()) return block.forward(hidden, embedding_, *positions, cache_.layer(i), context_);
     const auto middle = context_.workspace().take_matrix(tokens, hidden.columns);
-    const auto weights = context_.workspace().take_matrix(tokens, block.attention().shape().heads);
+    const auto weights = context_.workspace().take_matrix(judged ? tokens : 0, block.attention().shape().heads);
     if (!middle || !weights) return Error{Errc::out_of_memory, "no memory for hidden states"};
     AttentionTokens shown(*positions);
-    (policy_.importance() == Importance::first_token ? shown.first_weights : shown.column_sums) = *weights;
+    shown.bits = bits_of(live);
+    if (judged) (policy_.importance() == Importance::first_token ? shown.first_weights : shown.column_sums) = *weights;
     const HiddenStates first{as_const(hidden), *middle};
     const Status attended = block.forward_attention(first, embedding_, shown, cache_.layer(i), context_);
     if (!attended) return attended;
-    if (const Status dropped = drop(i, as_const(*weights), *middle, live); !dropped) return dropped;
+    if (judged) {
+      if (const Status done = judge(i, as_const(*weights), *middle, live); !done) return done;
+    }
     const std::size_t left = live.indices.size();
-    return block.forward_mlp({as_const(rows(*middle, 0, left)), rows(hidden, 0, left)}, context_);
+    return block.forward_mlp({as_const(rows(*middle, 0, left)), rows(hidden, 0, left), bits_of(live)}, context_);
   }
 
  private:
-  /// Drops what the policy says, of the rows of `middle` too.
-  [[nodiscard]] Status drop(std::size_t layer, const MatrixView<const float>& weights, const MatrixView<float>& middle,
-                            LiveTokens& live) const noexcept {
+  [[nodiscard]] bool lowers(std::size_t layer, std::size_t tokens) const noexcept {
+    if constexpr (TokenLowering<P>) return policy_.lowers(layer, tokens);
+    return false;
+  }
+
+  /// Grids of 4 bits are affine: a code more, and centred on what the token holds.
+  [[nodiscard]] static TokenBits bits_of(const LiveTokens& live) noexcept {
+    if (live.bits.empty()) return {};
+    return {.bits = live.bits.first(live.indices.size()), .zero = Zero::affine};
+  }
+
+  /// Drops tokens and lowers bits as the policy says, of the rows of `middle` too.
+  [[nodiscard]] Status judge(std::size_t layer, const MatrixView<const float>& weights, const MatrixView<float>& middle,
+                             LiveTokens& live) const noexcept {
     const std::size_t tokens = live.indices.size();
     const auto importance = context_.workspace().template take<float>(tokens);
     const auto survivors = context_.workspace().template take<std::uint32_t>(tokens);
@@ -82,20 +99,40 @@ class PrunedPass {
     for (std::size_t t = 0; t < tokens; ++t) {
       (*positions)[t] = static_cast<std::uint32_t>(live.past + live.indices[t]);
     }
-    const Result<std::size_t> left = policy_.select({layer, *importance, *positions, cache_.size()}, *survivors);
-    if (!left) return left.error();
-    const std::span<const std::uint32_t> stay = survivors->first(*left < tokens ? *left : tokens);
+    PruningStep step = {layer, *importance, *positions, cache_.size()};
+    if (policy_.drops(layer, tokens)) {
+      const Result<std::size_t> left = policy_.select(step, *survivors);
+      if (!left) return left.error();
+      const std::span<const std::uint32_t> stay = survivors->first(*left < tokens ? *left : tokens);
+      if (const Status dropped = drop(step, stay, middle, live); !dropped) return dropped;
+      gather_elements(stay, *importance);
+      gather_elements(stay, *positions);
+      step.importance = importance->first(stay.size());
+      step.positions = positions->first(stay.size());
+    }
+    if constexpr (TokenLowering<P>) {
+      const std::size_t left = live.indices.size();
+      if (policy_.lowers(layer, left)) return policy_.lower(step, *survivors, live.bits.first(left));
+    }
+    return {};
+  }
+
+  /// Leaves the tokens `stay` of those that `step` is about.
+  [[nodiscard]] Status drop(const PruningStep& step, std::span<const std::uint32_t> stay,
+                            const MatrixView<float>& middle, LiveTokens& live) const noexcept {
+    const std::size_t tokens = step.positions.size();
     if (const Status valid = check_survivors(stay, tokens); !valid) return valid;
     if (stay.empty()) return Error{Errc::bad_argument, "a pruning policy must leave some token"};
     for (std::size_t t = 0, next = 0; t < tokens; ++t) {
       if (next < stay.size() && stay[next] == t) {
         ++next;
       } else {
-        cache_.drop(layer, (*positions)[t]);
+        cache_.drop(step.layer, step.positions[t]);
       }
     }
     gather_rows(stay, middle);
     gather_elements(stay, live.indices);
+    if (!live.bits.empty()) gather_elements(stay, live.bits);
     live.indices = live.indices.first(stay.size());
     return {};
   }
