@@ -62,6 +62,7 @@ int main(int argc, char** argv) {
   bench::register_float_matmul(selection);
   bench::register_eigen(selection);
   bench::register_attention(selection);
+  bench::register_integer_attention(selection);
   bench::register_packing(selection);
   bench::register_rotated_input(selection);
   const std::size_t ran = benchmark::RunSpecifiedBenchmarks();

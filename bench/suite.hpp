@@ -57,6 +57,7 @@ void register_weight_only_matmul(const Selection& selection);
 void register_float_matmul(const Selection& selection);
 void register_eigen(const Selection& selection);
 void register_attention(const Selection& selection);
+void register_integer_attention(const Selection& selection);
 void register_packing(const Selection& selection);
 void register_rotated_input(const Selection& selection);
 
