@@ -93,7 +93,8 @@ BlockSize largest_block(const ModelConfig& config, std::span<const ModuleReport>
 // What the forward pass of a block leaves for the backward pass, bytes per token.
 std::size_t tape_bytes(const ModelConfig& config, bool quantized_inputs) {
   const std::size_t q = config.heads * config.head_width, kv = config.kv_heads * config.head_width;
-  const std::size_t inner = config.intermediate, gated = config.architecture == Architecture::llama ? 3 : 1;
+  const bool llama = config.architecture == Architecture::llama, relu = config.activation == cbq::Activation::relu;
+  const std::size_t inner = config.intermediate, gated = llama ? 3 : relu ? 1 : 2;
   std::size_t floats = 3 * config.hidden + 2 * (q + kv) + gated * inner;
   if (quantized_inputs) floats += 2 * config.hidden + q + inner;
   return floats * sizeof(float);

@@ -10,6 +10,7 @@
 
 #include <cbq/io/compressed_tensors.hpp>
 #include <cbq/io/stored_input_grid.hpp>
+#include <cbq/nn/bloom_block.hpp>
 #include <cbq/nn/causal_model.hpp>
 #include <cbq/nn/llama_block.hpp>
 #include <cbq/nn/opt_block.hpp>
@@ -27,8 +28,28 @@ using cbq::Status;
 
 namespace {
 
+// Positions of OPT, learned, and of BLOOM, ALiBi's: one type, so that their layers are compiled once.
+class PlainPositions {
+ public:
+  explicit PlainPositions(cbq::LearnedPositions learned) noexcept : learned_(std::move(learned)) {}
+  explicit PlainPositions(cbq::AlibiPositions alibi) noexcept : alibi_(std::move(alibi)) {}
+
+  [[nodiscard]] std::size_t max_positions() const noexcept {
+    return learned_ ? learned_->max_positions() : alibi_.max_positions();
+  }
+  [[nodiscard]] Status add_to(const MatrixView<float>& hidden,
+                              std::span<const std::uint32_t> positions) const noexcept {
+    return learned_ ? learned_->add_to(hidden, positions) : Status();
+  }
+  [[nodiscard]] std::span<const float> slopes() const noexcept { return alibi_.slopes(); }
+
+ private:
+  std::optional<cbq::LearnedPositions> learned_;
+  cbq::AlibiPositions alibi_;
+};
+
 using LlamaBlock = cbq::LlamaBlock<EngineLinear>;
-using OptBlock = cbq::OptBlock<EngineLinear>;
+using OptBlock = cbq::OptBlock<EngineLinear, PlainPositions>;
 using LlamaModel = cbq::CausalModel<LlamaBlock>;
 using OptModel = cbq::CausalModel<OptBlock>;
 using AnyModel = std::variant<LlamaModel, OptModel>;
@@ -244,13 +265,13 @@ class Loader {
   }
 
   Result<OptBlock> opt_block(std::size_t layer) {
-    const std::string name = block_name(source_.config(), layer);
     const std::vector<MatrixModule> modules = block_modules(source_.config(), layer);
-    Result<cbq::LayerNorm> first = norm<cbq::LayerNorm>(name + ".self_attn_layer_norm");
+    const std::vector<std::string> norms = norm_names(source_.config());
+    Result<cbq::LayerNorm> first = norm<cbq::LayerNorm>(norms[2 * layer]);
     if (!first) return first.error();
     auto attended = attention(modules);
     if (!attended) return attended.error();
-    Result<cbq::LayerNorm> second = norm<cbq::LayerNorm>(name + ".final_layer_norm");
+    Result<cbq::LayerNorm> second = norm<cbq::LayerNorm>(norms[2 * layer + 1]);
     if (!second) return second.error();
     Result<EngineLinear> up = matrix(modules[4], Operation::mlp_projections);
     if (!up) return up.error();
@@ -264,11 +285,16 @@ class Loader {
   Result<cbq::RotaryPositions> positions(const cbq::LlamaConfig& config) const {
     return cbq::RotaryPositions::create(config);
   }
-  Result<cbq::LearnedPositions> positions(const cbq::OptConfig&) const {
+  Result<PlainPositions> positions(const cbq::OptConfig& config) const {
+    if (source_.config().architecture == Architecture::bloom) {
+      Result<cbq::AlibiPositions> alibi = cbq::AlibiPositions::create(config);
+      return alibi ? Result<PlainPositions>(PlainPositions(*std::move(alibi))) : alibi.error();
+    }
     const FloatTensor tensor = position_tensor(source_.config());
     const Result<FloatMatrix> table = source_.read_matrix(tensor.name, tensor.rows, tensor.columns);
     if (!table) return table.error();
-    return cbq::LearnedPositions::create(cbq::as_const(table->view));
+    Result<cbq::LearnedPositions> learned = cbq::LearnedPositions::create(cbq::as_const(table->view));
+    return learned ? Result<PlainPositions>(PlainPositions(*std::move(learned))) : learned.error();
   }
 
   template <class Block, class LoadBlock>
@@ -283,8 +309,7 @@ class Loader {
     }
     auto placed = positions(config);
     if (!placed) return placed.error();
-    const bool llama = sizes.architecture == Architecture::llama;
-    auto final_norm = norm<typename Block::FinalNorm>(llama ? "model.norm" : "model.decoder.final_layer_norm");
+    auto final_norm = norm<typename Block::FinalNorm>(norm_names(sizes).back());
     if (!final_norm) return final_norm.error();
     Result<EngineLinear> embedding = matrix(embedding_module(sizes), Operation::head);
     if (!embedding) return embedding.error();
@@ -297,6 +322,11 @@ class Loader {
       Result<EngineLinear> head = matrix(head_module(sizes), Operation::head);
       if (!head) return head.error();
       parts.embedding = std::exchange(parts.head, *std::move(head));
+    }
+    if (const std::string name = embedding_norm_name(sizes); !name.empty()) {
+      auto embedded = norm<typename Block::FinalNorm>(name);
+      if (!embedded) return embedded.error();
+      parts.embedding_norm = *std::move(embedded);
     }
     Result<cbq::CausalModel<Block>> model = cbq::CausalModel<Block>::create(config, std::move(parts));
     if (!model) return model.error();

@@ -169,6 +169,7 @@ const char* rotation_name(Rotation rotation) {
 
 Rotation rotation_of(const ModelConfig& config, const QuantizationOptions& options) {
   if (options.rotation) return *options.rotation;
+  if (config.architecture == Architecture::bloom) return Rotation::none;
   for (const MatrixModule& module : all_block_modules(config)) {
     const SchemeRule* rule = rule_of(options, module);
     if (rule != nullptr && rule->scheme.activation.bits == 4) return Rotation::full;
@@ -193,6 +194,10 @@ Result<std::vector<ModuleReport>> plan_quantization(const ModelConfig& config, c
     return {};
   };
   const Rotation rotation = rotation_of(config, options);
+  if (config.architecture == Architecture::bloom && rotation != Rotation::none) {
+    return Error{Errc::unsupported, "no rotation can be folded into embeddings that a norm follows", "--rotate",
+                 rotation_name(rotation), "none, for BLOOM"};
+  }
   for (const MatrixModule& module : all_block_modules(config)) {
     const SchemeRule* rule = rule_of(options, module);
     const Status added = add(module, rule != nullptr ? rule->scheme : Scheme{},
@@ -337,8 +342,8 @@ Result<Content> quantize_all(const ChangedWeights& source, const QuantizationOpt
   for (const FloatTensor& tensor : norm_tensors(source.config())) {
     if (const Status ok = content.add_float(source, tensor, true); !ok) return ok.error();
   }
-  if (const FloatTensor positions = position_tensor(source.config()); !positions.name.empty()) {
-    if (const Status ok = content.add_float(source, positions, false); !ok) return ok.error();
+  for (const FloatTensor& tensor : embedding_tensors(source.config())) {
+    if (const Status ok = content.add_float(source, tensor, tensor.rows == 1); !ok) return ok.error();
   }
   return content;
 }

@@ -115,6 +115,49 @@ TEST_CASE("the embedded model computes what another implementation computes") {
   check_reference(load(engine_fixture::pocket_llama()), read_json(engine_fixture::pocket_llama() + "/reference.json"));
 }
 
+TEST_CASE("a BLOOM model computes what another implementation computes") {
+  const std::string path = CBQ_SOURCE_DIR "/tests/data/bloom";
+  const Loaded loaded = load(path);
+  check_reference(loaded, read_json(path + "/reference.json"));
+  // Keys and values of 8 bits count the same distances.
+  const std::vector<std::int32_t> tokens = evaluation_tokens(loaded, 200);
+  const std::vector<float> exact = last_logits(loaded.model, tokens, 2);
+  Session session = unwrap(Session::create(loaded.model, 200, {}, {.scheme = {.bits = 8}}));
+  double difference = 0, total = 0;
+  const auto logits = unwrap(session.next_logits(tokens));
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    difference += std::pow(static_cast<double>(logits[i] - exact[i]), 2);
+    total += std::pow(static_cast<double>(exact[i]), 2);
+  }
+  CHECK(difference < 1e-3 * total);
+}
+
+TEST_CASE("a BLOOM model is calibrated, quantized, and runs packed as it was rounded") {
+  const support::ScratchFolder scratch;
+  const std::string model = CBQ_SOURCE_DIR "/tests/data/bloom", out = scratch / "bloom-gptq";
+  const auto tool = [](std::vector<std::string> arguments) {
+    const auto run = engine_fixture::run_tool(std::move(arguments));
+    CAPTURE(run.err);
+    CHECK(run.code == 0);
+    return run.out;
+  };
+  (void)tool({"quantize", model, "-o", out, "--method", "gptq", "--scheme", "w8a8", "--samples", "4", "--sequence",
+              "64", "--calibration", engine_fixture::evaluation_text()});
+  const Loaded exact = load(model), packed = load(out), rounded = load(out, {.operators = Operators::fake_quantized});
+  const std::vector<std::int32_t> tokens = evaluation_tokens(exact, 512);
+  EvaluationOptions options;
+  options.context = 256;
+  const double nll = unwrap(evaluate(exact.model, nullptr, tokens, options)).nll;
+  const double as_packed = unwrap(evaluate(packed.model, nullptr, tokens, options)).nll;
+  CHECK_THAT(as_packed, Catch::Matchers::WithinAbs(nll, 0.03));
+  CHECK_THAT(unwrap(evaluate(rounded.model, nullptr, tokens, options)).nll,
+             Catch::Matchers::WithinAbs(as_packed, 0.003));
+  const auto run =
+      engine_fixture::run_tool({"quantize", model, "-o", out + "2", "--scheme", "w8a8", "--rotate", "full"});
+  CHECK(run.code != 0);
+  CHECK(run.err.find("--rotate") != std::string::npos);
+}
+
 TEST_CASE("an OPT model computes what another implementation computes") {
   const auto models = engine_fixture::environment("CBQ_TEST_MODELS");
   if (!models) SKIP("CBQ_TEST_MODELS names no folder of models");
