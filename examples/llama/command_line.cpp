@@ -100,7 +100,17 @@ void add_kv(CLI::App& app, KvArguments& kv) {
   app.add_option("--kv-recent", kv.policy.recent, "last positions that it keeps exact; more are quantized 64 at a time")
       ->capture_default_str()
       ->type_name("N");
-  app.add_option("--calibration", kv.calibration, "texts for smoothing factors of _2d; default: a text built in")
+  app.add_option("--attention", kv.attention,
+                 "what attention multiplies: float (what --kv keeps), int8, or int8_static (calibrated scales)")
+      ->check(CLI::IsMember({"float", "int8", "int8_static"}).description(""))
+      ->capture_default_str()
+      ->type_name("KIND");
+  app.add_option("--softmax", kv.softmax, "what its weights are rounded to: float, or log2 (powers of two, 4 bits)")
+      ->check(CLI::IsMember({"float", "log2"}).description(""))
+      ->capture_default_str()
+      ->type_name("KIND");
+  app.add_option("--calibration", kv.calibration,
+                 "texts for smoothing factors of _2d and scales of int8_static; default: a text built in")
       ->type_name("FILE");
 }
 

@@ -6,9 +6,11 @@
 
 #include <cbq/core/element.hpp>
 #include <cbq/kv/attention.hpp>
+#include <cbq/kv/integer_attention.hpp>
 #include <cbq/kv/kv_layout.hpp>
 #include <cbq/kv/smoothing.hpp>
 
+#include "head_ranges.hpp"
 #include "quantized_kv_forms.hpp"
 
 namespace cbq_llama {
@@ -23,21 +25,30 @@ namespace {
 
 using Rows = MatrixView<const float>;
 
-class FloatForm : public LayerKv::Form {
+// A cache whose attention may round softmax weights.
+template <class Cache>
+class OwnedForm : public LayerKv::Form {
  public:
-  explicit FloatForm(cbq::FloatKvCache cache) : cache_(std::move(cache)) {}
+  OwnedForm(Cache cache, cbq::SoftmaxWeights softmax) : cache_(std::move(cache)), softmax_(softmax) {}
   std::size_t size() const override { return cache_.size(); }
   std::size_t capacity() const override { return cache_.capacity(); }
   void truncate(std::size_t size) override { cache_.truncate(size); }
   Status append(const Rows& keys, const Rows& values) override { return cache_.append(keys, values); }
   Status attend(const Rows& q, const cbq::AttentionScores& scores, const MatrixView<float>& out,
                 LayerKv::Context& context) override {
-    return cbq::attend(q, cache_, scores, out, context);
+    cbq::AttentionScores own = scores;
+    own.weights = softmax_;
+    return cbq::attend(q, cache_, own, out, context);
   }
 
  protected:
-  cbq::FloatKvCache cache_;
+  Cache cache_;
+
+ private:
+  cbq::SoftmaxWeights softmax_;
 };
+
+using FloatForm = OwnedForm<cbq::FloatKvCache>;
 
 // Rows rounded to half as they come; they lie in memory as floats, which the float kernels read.
 class HalfForm final : public FloatForm {
@@ -102,10 +113,21 @@ Result<std::unique_ptr<LayerKv::Form>> make_form(const ModelConfig& config, std:
     return make_quantized_form(
         cache, scheme.smoothed ? options.transforms[layer] : cbq::KvSmoothing().transform(scheme), options);
   }
+  using Pointer = std::unique_ptr<LayerKv::Form>;
+  if (options.products == AttentionProducts::int8) {
+    cbq::Int8KvScales scales;
+    if (!options.head_scales.empty()) {
+      const HeadRanges& own = options.head_scales[layer];
+      scales = {own.queries, own.keys, own.values};
+    }
+    auto codes = cbq::Int8KvCache::create({config.kv_heads, config.head_width}, capacity, scales);
+    if (!codes) return codes.error();
+    return Pointer(std::make_unique<OwnedForm<cbq::Int8KvCache>>(*std::move(codes), options.softmax));
+  }
   Result<cbq::FloatKvCache> floats = cbq::FloatKvCache::create(config.kv_heads, config.head_width, capacity);
   if (!floats) return floats.error();
-  if (scheme.bits == 16) return std::unique_ptr<LayerKv::Form>(std::make_unique<HalfForm>(*std::move(floats)));
-  return std::unique_ptr<LayerKv::Form>(std::make_unique<FloatForm>(*std::move(floats)));
+  if (scheme.bits == 16) return Pointer(std::make_unique<HalfForm>(*std::move(floats), options.softmax));
+  return Pointer(std::make_unique<FloatForm>(*std::move(floats), options.softmax));
 }
 
 }  // namespace
@@ -116,6 +138,15 @@ Result<cbq::ModelCache<LayerKv>> make_kv_cache(const ModelConfig& config, std::s
     return Error{Errc::bad_argument, "smoothing factors belong to schemes with _2d, for all layers", "transforms",
                  options.transforms.size(), options.scheme.smoothed ? config.layers : 0};
   }
+  const bool rounds = options.products == AttentionProducts::int8 || options.softmax != cbq::SoftmaxWeights::exact;
+  if (rounds && !cbq::is_float(options.scheme)) {
+    return Error{Errc::unsupported, "a quantized cache has its own integer attention, with 8-bit softmax weights",
+                 "--attention, --softmax"};
+  }
+  if (options.head_scales.size() != config.layers && !options.head_scales.empty()) {
+    return Error{Errc::bad_argument, "static scales are for all layers", "scales", options.head_scales.size(),
+                 config.layers};
+  }
   std::vector<LayerKv> layers;
   layers.reserve(config.layers);
   for (std::size_t i = 0; i < config.layers; ++i) {
@@ -124,6 +155,7 @@ Result<cbq::ModelCache<LayerKv>> make_kv_cache(const ModelConfig& config, std::s
     if (options.statistics != nullptr) {
       *form = std::make_unique<ObservedForm>(*std::move(form), (*options.statistics)[i], i);
     }
+    if (options.ranges != nullptr) *form = observe_ranges(*std::move(form), (*options.ranges)[i]);
     layers.emplace_back(*std::move(form));
   }
   return cbq::ModelCache<LayerKv>(std::move(layers));

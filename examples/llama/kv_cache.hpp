@@ -35,6 +35,19 @@ enum class KvUse : unsigned char {
   teacher_forcing,  ///< a text in one pass, each token attending as if it had come alone
 };
 
+/// What attention multiplies.
+enum class AttentionProducts : unsigned char {
+  as_kept,  ///< what the cache is made of: floats, or codes of quantized caches
+  int8,     ///< queries, keys and values in INT8, one scale per head; the cache is float otherwise
+};
+
+/// One number per head of a layer: largest magnitudes, or what one code of INT8 is worth.
+struct HeadRanges {
+  std::vector<float> queries;
+  std::vector<float> keys;
+  std::vector<float> values;
+};
+
 /// How a session keeps keys and values.
 struct KvOptions {
   cbq::KvScheme scheme = {.bits = 32};
@@ -43,6 +56,12 @@ struct KvOptions {
   cbq::KvPolicy policy = {};  ///< of quantized caches; fake_quantized decoding has none
   /// Per layer, for schemes with `_2d`; what they point to outlives the caches. Otherwise none.
   std::span<const cbq::RowTransform> transforms = {};
+  AttentionProducts products = AttentionProducts::as_kept;
+  cbq::SoftmaxWeights softmax = cbq::SoftmaxWeights::exact;  ///< of caches in float or INT8
+  /// Per layer, of INT8 caches; none: scales are dynamic. They outlive the making of caches.
+  std::span<const HeadRanges> head_scales = {};
+  /// Per layer, raised to what passes through the caches. Null: nobody asks.
+  std::vector<HeadRanges>* ranges = nullptr;
   /// Per layer; the caches add all queries, keys and values to them. Null: nobody asks.
   std::vector<cbq::KvChannelStatistics>* statistics = nullptr;
 };

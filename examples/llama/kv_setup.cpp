@@ -8,6 +8,7 @@
 #include "calibration.hpp"
 #include "calibration_text.hpp"
 #include "commands.hpp"
+#include "head_ranges.hpp"
 #include "kv_smoothing.hpp"
 #include "kv_smoothing_files.hpp"
 
@@ -45,14 +46,16 @@ Result<KvSetup> KvSetup::create(const KvArguments& arguments, const LoadedModel&
   KvSetup setup;
   const Result<cbq::KvScheme> scheme = cbq::parse_kv_scheme(arguments.scheme);
   if (!scheme) return scheme.error();
-  if (!scheme->smoothed && !arguments.calibration.empty()) {
-    return Error{Errc::bad_argument, "only caches with _2d are calibrated", "--kv", arguments.scheme};
+  if (!scheme->smoothed && !arguments.calibration.empty() && arguments.attention != "int8_static") {
+    return Error{Errc::bad_argument, "only caches with _2d and static INT8 attention are calibrated", "--kv",
+                 arguments.scheme};
   }
   const Result<std::size_t> bytes = kv_bytes_per_token(loaded.model.config(), *scheme);
   if (!bytes) return cbq::in_context(bytes.error(), "--kv");
   setup.scheme_ = *scheme;
   if (!cbq::is_float(*scheme)) setup.policy_ = arguments.policy;
   setup.bytes_per_token_ = *bytes;
+  if (const cbq::Status chosen = setup.choose_attention(arguments, loaded, machine); !chosen) return chosen.error();
   if (!scheme->smoothed) return setup;
   if (arguments.calibration.empty()) {
     auto stored = read_smoothing(loaded.source);
@@ -72,24 +75,55 @@ Result<KvSetup> KvSetup::create(const KvArguments& arguments, const LoadedModel&
   return setup;
 }
 
+cbq::Status KvSetup::choose_attention(const KvArguments& arguments, const LoadedModel& loaded, const Machine& machine) {
+  attention_ = arguments.attention;
+  softmax_ = arguments.softmax;
+  if (attention_ == "float") {
+    if (softmax_ == "float" || cbq::is_float(scheme_)) return {};
+    return Error{Errc::unsupported, "a quantized cache rounds softmax weights in its own way", "--softmax", softmax_};
+  }
+  if (scheme_.bits != 32) {
+    return Error{Errc::unsupported, "INT8 attention keeps keys and values in its own form", "--kv", arguments.scheme,
+                 "f32"};
+  }
+  const ModelConfig& config = loaded.model.config();
+  bytes_per_token_ = config.layers * 2 * config.kv_heads * config.head_width;
+  if (attention_ != "int8_static") return {};
+  const std::size_t length = std::min(calibration_length, config.context);
+  const auto tokens = smoothing_tokens(arguments, loaded.source, length);
+  if (!tokens) return tokens.error();
+  auto scales = find_head_scales(loaded.model, {.tokens = *tokens, .length = length}, machine);
+  if (!scales) return cbq::in_context(scales.error(), "calibration");
+  head_scales_ = *std::move(scales);
+  return {};
+}
+
 void KvSetup::use(std::vector<cbq::KvSmoothing> smoothing) {
   smoothing_ = std::move(smoothing);
   for (const cbq::KvSmoothing& layer : smoothing_) transforms_.push_back(layer.transform(scheme_));
 }
 
 KvOptions KvSetup::options() const {
-  return {.scheme = scheme_, .policy = policy_, .transforms = transforms_};
+  return {.scheme = scheme_,
+          .policy = policy_,
+          .transforms = transforms_,
+          .products = attention_ == "float" ? AttentionProducts::as_kept : AttentionProducts::int8,
+          .softmax = softmax_ == "log2" ? cbq::SoftmaxWeights::log2 : cbq::SoftmaxWeights::exact,
+          .head_scales = head_scales_};
 }
 
 void KvSetup::describe(Report& report) const {
-  report.kv_scheme = cbq::kv_scheme_name(scheme_).c_str();
+  report.kv_scheme = attention_ == "float" ? cbq::kv_scheme_name(scheme_).c_str() : attention_;
+  report.attention = attention_;
+  report.softmax = softmax_;
   report.kv_bytes_per_token = bytes_per_token_;
   report.kv_sinks = policy_.sinks;
   report.kv_recent = policy_.recent;
 }
 
 std::string kv_text(const Report& report) {
-  return report.kv_scheme + ", " + std::to_string(*report.kv_bytes_per_token) + " bytes per token";
+  const std::string softmax = report.softmax == "float" ? "" : ", softmax " + report.softmax;
+  return report.kv_scheme + ", " + std::to_string(*report.kv_bytes_per_token) + " bytes per token" + softmax;
 }
 
 }  // namespace cbq_llama

@@ -23,7 +23,9 @@ struct LoadedModel;
 struct KvArguments {
   std::string scheme = "f32";
   cbq::KvPolicy policy = {.sinks = 1};  ///< of quantized caches
-  /// Texts to find smoothing factors with; empty: those that the model has, or the text built in.
+  std::string attention = "float";  ///< or "int8", "int8_static"
+  std::string softmax = "float";    ///< or "log2"
+  /// Texts to find smoothing factors or static scales with; empty: factors that the model has, or the text built in.
   std::vector<std::string> calibration;
 };
 
@@ -40,12 +42,17 @@ class KvSetup {
   void describe(Report& report) const;
 
  private:
+  [[nodiscard]] cbq::Status choose_attention(const KvArguments& arguments, const LoadedModel& loaded,
+                                             const Machine& machine);
   void use(std::vector<cbq::KvSmoothing> smoothing);
 
   cbq::KvScheme scheme_ = {.bits = 32};
   cbq::KvPolicy policy_ = {};
   std::vector<cbq::KvSmoothing> smoothing_;  // of each layer; transforms_ point into it
   std::vector<cbq::RowTransform> transforms_;
+  std::string attention_ = "float";
+  std::string softmax_ = "float";
+  std::vector<HeadRanges> head_scales_;
   std::size_t bytes_per_token_ = 0;
 };
 

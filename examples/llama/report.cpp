@@ -55,6 +55,8 @@ cbq::Json to_json(const Report& report) {
           {"kv_bytes_per_token", optional_json(report.kv_bytes_per_token)},
           {"kv_sinks", optional_json(report.kv_sinks)},
           {"kv_recent", optional_json(report.kv_recent)},
+          {"attention", text_json(report.attention)},
+          {"softmax", text_json(report.softmax)},
           {"seconds", optional_json(report.seconds)}};
 }
 
