@@ -42,6 +42,7 @@ template <int Step, std::size_t Rows>
     _Pragma("GCC unroll 2") for (std::size_t h = 0; h < 2; ++h) {
       const __m256i pairs = _mm256_maddubs_epi16(weights[h], _mm256_set1_epi32(four));
       sums[r][h] = _mm256_add_epi32(sums[r][h], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+      asm("" : "+x"(sums[r][h]));  // as in cbq's kernel: keeps the additions a chain
     }
   }
   if constexpr (Step < 7) multiply_steps<Step + 1>(sums, block, codes);

@@ -64,7 +64,6 @@ inline void multiply_nibbles(const std::byte* pairs, std::size_t count, const st
       const __m256i product = _mm256_mullo_epi16(weights, activation);
       all[r] = _mm256_add_epi16(all[r], product);
       upper[r] = _mm256_add_epi16(upper[r], _mm256_srli_epi16(product, 8));
-      asm("" : "+x"(all[r]), "+x"(upper[r]));  // else GCC moves all sums to other registers and back
     }
   }
   _Pragma("GCC unroll 4") for (std::size_t r = 0; r < Rows; ++r) {

@@ -41,7 +41,6 @@ inline void multiply_nibbles(const std::byte* pairs, std::size_t count, const st
       const __m512i product = _mm512_mullo_epi16(weights, activation);
       all[r] = _mm512_add_epi16(all[r], product);
       upper[r] = _mm512_add_epi16(upper[r], _mm512_srli_epi16(product, 8));
-      asm("" : "+v"(all[r]), "+v"(upper[r]));  // else GCC moves all sums to other registers and back
     }
   }
   _Pragma("GCC unroll 8") for (std::size_t r = 0; r < Rows; ++r) {

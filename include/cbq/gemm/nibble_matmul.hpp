@@ -123,15 +123,15 @@ template <Executor E = SerialExecutor>
   }
   if (const Status valid = driver::check_nibble_tokens(x); !valid) return valid;
   const driver::NibbleProduct product{x, weights, y, nibble_kernel(capped(cap))};
-  // A panel of weights stays in the L2 cache while the rows of a piece pass.
-  constexpr std::size_t piece_rows = 16 * nibble_rows;
-  const std::size_t pieces = divide_up(tokens, piece_rows);
-  executor.for_each_index(pieces * divide_up(weights.outputs, nibble_outputs), [&](std::size_t index) {
-    const std::size_t begin = index % pieces * piece_rows;
+  // The codes of a piece stay in the L2 cache while all panels of weights pass.
+  constexpr std::size_t piece_rows = 4 * nibble_rows;
+  const std::size_t panels = divide_up(weights.outputs, nibble_outputs);
+  executor.for_each_index(divide_up(tokens, piece_rows) * panels, [&](std::size_t index) {
+    const std::size_t begin = index / panels * piece_rows;
     const std::size_t end = tokens - begin < piece_rows ? tokens : begin + piece_rows;
     for (std::size_t first = begin; first < end; first += nibble_rows) {
       const std::size_t count = end - first < nibble_rows ? end - first : nibble_rows;
-      driver::multiply_nibble_tile(product, index / pieces, first, count);
+      driver::multiply_nibble_tile(product, index % panels, first, count);
     }
   });
   return {};
