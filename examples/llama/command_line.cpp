@@ -119,6 +119,10 @@ void add_prune(CLI::App& app, PruneArguments& prune) {
   app.add_option("--prune", prune.sparsity, "mean share of a prompt's tokens that layers do without; 0: none")
       ->capture_default_str()
       ->type_name("S");
+  app.add_option("--low-bit-tokens", prune.low_bit_tokens,
+                 "share of a prompt's tokens, the least important, whose 8-bit activations have 4 bits; 0: none")
+      ->capture_default_str()
+      ->type_name("S");
   const std::map<std::string, cbq::Importance> kinds = {{"first_token", cbq::Importance::first_token},
                                                         {"column_sums", cbq::Importance::column_sums}};
   app.add_option("--prune-by", prune.importance,

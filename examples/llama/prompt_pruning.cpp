@@ -9,7 +9,7 @@ using cbq::PrunedPositions;
 using cbq::Result;
 
 Result<std::optional<cbq::ScheduledPruning>> pruning_of(const PruneArguments& arguments, const ModelConfig& config) {
-  if (arguments.sparsity == 0) return std::optional<cbq::ScheduledPruning>();
+  if (arguments.sparsity == 0 && arguments.low_bit_tokens == 0) return std::optional<cbq::ScheduledPruning>();
   const bool alibi = config.architecture != Architecture::llama && config.architecture != Architecture::opt;
   const PrunedPositions usual = alibi ? PrunedPositions::compacted : PrunedPositions::original;
   const PrunedPositions positions = arguments.positions.value_or(usual);
@@ -19,9 +19,11 @@ Result<std::optional<cbq::ScheduledPruning>> pruning_of(const PruneArguments& ar
   }
   const auto schedule = cbq::with_sparsity(cbq::quarter_schedule(config.layers), arguments.sparsity);
   if (!schedule) return cbq::in_context(schedule.error(), "--prune");
-  const auto policy = cbq::ScheduledPruning::create(
-      {.schedule = *schedule, .importance = arguments.importance, .positions = positions});
-  if (!policy) return cbq::in_context(policy.error(), "--prune");
+  const auto policy = cbq::ScheduledPruning::create({.schedule = *schedule,
+                                                     .importance = arguments.importance,
+                                                     .positions = positions,
+                                                     .low_bit_share = arguments.low_bit_tokens});
+  if (!policy) return cbq::in_context(policy.error(), "--low-bit-tokens");
   return std::optional<cbq::ScheduledPruning>(*policy);
 }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// From the options `--prune` and so on to a policy that drops tokens of prompts.
+// From the options `--prune`, `--low-bit-tokens` and so on to a policy that drops tokens of prompts, or lowers the bits
+// of their activations.
 
 #include <optional>
 
@@ -13,13 +14,14 @@
 namespace cbq_llama {
 
 struct PruneArguments {
-  double sparsity = 0;  ///< mean share of a prompt's tokens that layers do without
+  double sparsity = 0;        ///< mean share of a prompt's tokens that layers do without
+  double low_bit_tokens = 0;  ///< share of the tokens that are there whose 8-bit activations get 4 bits, in each layer
   cbq::Importance importance = cbq::Importance::first_token;
   std::optional<cbq::PrunedPositions> positions = {};  ///< nothing: as the model can
 };
 
-/// Nothing where no tokens are to be dropped. Errc::bad_argument (sparsity), Errc::unsupported: OPT's positions are
-/// part of its hidden states and stay original, BLOOM's attention counts what its cache has.
+/// Nothing where no tokens are to be dropped or lowered. Errc::bad_argument (sparsity, share), Errc::unsupported: OPT's
+/// positions are part of its hidden states and stay original, BLOOM's attention counts what its cache has.
 [[nodiscard]] cbq::Result<std::optional<cbq::ScheduledPruning>> pruning_of(const PruneArguments& arguments,
                                                                            const ModelConfig& config);
 
