@@ -13,9 +13,11 @@
 #include <cbq/nn/linear_input.hpp>
 #include <cbq/nn/llama_block.hpp>
 #include <cbq/nn/mlp.hpp>
+#include <cbq/nn/model_cache.hpp>
 #include <cbq/nn/norm.hpp>
 #include <cbq/nn/opt_block.hpp>
 #include <cbq/nn/packed_linear.hpp>
+#include <cbq/nn/pruned_layer.hpp>
 #include <cbq/nn/rotary.hpp>
 #include <cbq/nn/row_kernels.hpp>
 #include <cbq/nn/runtime_packed_linear.hpp>
