@@ -100,6 +100,11 @@ void add_kv(CLI::App& app, KvArguments& kv) {
   app.add_option("--kv-recent", kv.policy.recent, "last positions that it keeps exact; more are quantized 64 at a time")
       ->capture_default_str()
       ->type_name("N");
+  app.add_option("--kv-rope", kv.rope,
+                 "whether keys are quantized after rotary embedding (post), or before it (pre; fake_quantized only)")
+      ->check(CLI::IsMember({"post", "pre"}).description(""))
+      ->capture_default_str()
+      ->type_name("WHEN");
   app.add_option("--attention", kv.attention,
                  "what attention multiplies: float (what --kv keeps), int8, or int8_static (calibrated scales)")
       ->check(CLI::IsMember({"float", "int8", "int8_static"}).description(""))
@@ -655,7 +660,7 @@ int report_usage(const CLI::App& app, const CLI::ParseError& error, const Consol
 
 int run_tool(int count, const char* const* arguments, const Console& console) {
   try {
-    CLI::App app("Quantizes LLaMA and OPT models and runs the packed result.", "cbq-llama");
+    CLI::App app("Quantizes LLaMA, OPT and BLOOM models and runs the packed result.", "cbq-llama");
     app.require_subcommand(1);
     char version[48] = {};
     (void)std::snprintf(version, sizeof version, "cbq-llama %d.%d.%d", CBQ_VERSION_MAJOR, CBQ_VERSION_MINOR,

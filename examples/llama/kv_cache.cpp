@@ -2,6 +2,8 @@
 #include "kv_cache.hpp"
 
 #include <algorithm>
+#include <cstdint>
+#include <numeric>
 #include <vector>
 
 #include <cbq/core/element.hpp>
@@ -71,11 +73,12 @@ class HalfForm final : public FloatForm {
   std::vector<float> values_;
 };
 
-// Adds what passes through a cache to statistics.
+// Adds what passes through a cache to statistics, queries and keys rotated back where a table is given.
 class ObservedForm final : public LayerKv::Form {
  public:
-  ObservedForm(std::unique_ptr<LayerKv::Form> inner, cbq::KvChannelStatistics& statistics, std::size_t layer)
-      : inner_(std::move(inner)), statistics_(&statistics), name_("layer ") {
+  ObservedForm(std::unique_ptr<LayerKv::Form> inner, cbq::KvChannelStatistics& statistics, std::size_t layer,
+               std::shared_ptr<const cbq::RotaryTable> rotary)
+      : inner_(std::move(inner)), statistics_(&statistics), name_("layer "), rotary_(std::move(rotary)) {
     name_ << layer;
   }
   std::size_t size() const override { return inner_->size(); }
@@ -88,14 +91,34 @@ class ObservedForm final : public LayerKv::Form {
   }
   Status attend(const Rows& q, const cbq::AttentionScores& scores, const MatrixView<float>& out,
                 LayerKv::Context& context) override {
-    if (const Status added = statistics_->add(q, keys_, values_, name_); !added) return added;
+    const Result<Rows> queries = rotated_back(q, query_memory_, context);
+    const Result<Rows> keys = rotated_back(keys_, key_memory_, context);
+    if (!queries) return queries.error();
+    if (!keys) return keys.error();
+    if (const Status added = statistics_->add(*queries, *keys, values_, name_); !added) return added;
     return inner_->attend(q, scores, out, context);
   }
 
  private:
+  // Rows of the last positions.
+  Result<Rows> rotated_back(const Rows& x, std::vector<float>& memory, LayerKv::Context& context) const {
+    if (rotary_ == nullptr) return x;
+    memory.resize(x.rows * x.columns);
+    const MatrixView<float> to = cbq::matrix_view(memory.data(), x.rows, x.columns);
+    for (std::size_t t = 0; t < x.rows; ++t) std::copy_n(row(x, t), x.columns, row(to, t));
+    std::vector<std::uint32_t> positions(x.rows);
+    std::iota(positions.begin(), positions.end(), static_cast<std::uint32_t>(size() - x.rows));
+    const Status done = rotary_->rotate(to, positions, context, cbq::RotaryDirection::backward);
+    if (!done) return done.error();
+    return as_const(to);
+  }
+
   std::unique_ptr<LayerKv::Form> inner_;
   cbq::KvChannelStatistics* statistics_;
   cbq::ErrorText name_;
+  std::shared_ptr<const cbq::RotaryTable> rotary_;
+  std::vector<float> query_memory_;
+  std::vector<float> key_memory_;
   Rows keys_ = {};
   Rows values_ = {};
 };
@@ -153,7 +176,7 @@ Result<cbq::ModelCache<LayerKv>> make_kv_cache(const ModelConfig& config, std::s
     Result<std::unique_ptr<LayerKv::Form>> form = make_form(config, capacity, options, i);
     if (!form) return form.error();
     if (options.statistics != nullptr) {
-      *form = std::make_unique<ObservedForm>(*std::move(form), (*options.statistics)[i], i);
+      *form = std::make_unique<ObservedForm>(*std::move(form), (*options.statistics)[i], i, options.rotary);
     }
     if (options.ranges != nullptr) *form = observe_ranges(*std::move(form), (*options.ranges)[i]);
     layers.emplace_back(*std::move(form));

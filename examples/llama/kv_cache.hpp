@@ -54,6 +54,9 @@ struct KvOptions {
   Operators operators = Operators::packed;  ///< fake_quantized: rounded rows, attention in float
   KvUse use = KvUse::decoding;
   cbq::KvPolicy policy = {};  ///< of quantized caches; fake_quantized decoding has none
+  /// Quantized caches: keys are rounded as they were before this embedding, and statistics are of such queries and
+  /// keys. Fake_quantized only; null: after it.
+  std::shared_ptr<const cbq::RotaryTable> rotary = {};
   /// Per layer, for schemes with `_2d`; what they point to outlives the caches. Otherwise none.
   std::span<const cbq::RowTransform> transforms = {};
   AttentionProducts products = AttentionProducts::as_kept;

@@ -56,8 +56,9 @@ Result<KvSetup> KvSetup::create(const KvArguments& arguments, const LoadedModel&
   if (!cbq::is_float(*scheme)) setup.policy_ = arguments.policy;
   setup.bytes_per_token_ = *bytes;
   if (const cbq::Status chosen = setup.choose_attention(arguments, loaded, machine); !chosen) return chosen.error();
+  if (const cbq::Status chosen = setup.choose_rope(arguments, loaded.model.config()); !chosen) return chosen.error();
   if (!scheme->smoothed) return setup;
-  if (arguments.calibration.empty()) {
+  if (arguments.calibration.empty() && setup.rotary_ == nullptr) {
     auto stored = read_smoothing(loaded.source);
     if (!stored) return stored.error();
     if (*stored) {
@@ -69,10 +70,22 @@ Result<KvSetup> KvSetup::create(const KvArguments& arguments, const LoadedModel&
   const std::size_t length = std::min(calibration_length, loaded.model.config().context);
   const auto tokens = smoothing_tokens(arguments, loaded.source, length);
   if (!tokens) return tokens.error();
-  auto found = find_smoothing(loaded.model, {.tokens = *tokens, .length = length}, *scheme, machine);
+  auto found = find_smoothing(loaded.model, {.tokens = *tokens, .length = length}, *scheme, machine, setup.rotary_);
   if (!found) return cbq::in_context(found.error(), "calibration");
   setup.use(*std::move(found));
   return setup;
+}
+
+cbq::Status KvSetup::choose_rope(const KvArguments& arguments, const ModelConfig& config) {
+  if (arguments.rope == "post") return {};
+  if (cbq::is_float(scheme_) || config.architecture != Architecture::llama) {
+    return Error{Errc::bad_argument, "only quantized keys that rotary embedding turns can be quantized before it",
+                 "--kv-rope", arguments.rope};
+  }
+  auto table = cbq::RotaryTable::create(config.rotary, config.head_width, config.context);
+  if (!table) return table.error();
+  rotary_ = std::make_shared<const cbq::RotaryTable>(*std::move(table));
+  return {};
 }
 
 cbq::Status KvSetup::choose_attention(const KvArguments& arguments, const LoadedModel& loaded, const Machine& machine) {
@@ -106,6 +119,7 @@ void KvSetup::use(std::vector<cbq::KvSmoothing> smoothing) {
 KvOptions KvSetup::options() const {
   return {.scheme = scheme_,
           .policy = policy_,
+          .rotary = rotary_,
           .transforms = transforms_,
           .products = attention_ == "float" ? AttentionProducts::as_kept : AttentionProducts::int8,
           .softmax = softmax_ == "log2" ? cbq::SoftmaxWeights::log2 : cbq::SoftmaxWeights::exact,
@@ -114,6 +128,7 @@ KvOptions KvSetup::options() const {
 
 void KvSetup::describe(Report& report) const {
   report.kv_scheme = attention_ == "float" ? cbq::kv_scheme_name(scheme_).c_str() : attention_;
+  if (!cbq::is_float(scheme_)) report.kv_rope = rotary_ == nullptr ? "post" : "pre";
   report.attention = attention_;
   report.softmax = softmax_;
   report.kv_bytes_per_token = bytes_per_token_;

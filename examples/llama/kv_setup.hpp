@@ -5,6 +5,7 @@
 // where the scheme wants some.
 
 #include <cstddef>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -23,8 +24,9 @@ struct LoadedModel;
 struct KvArguments {
   std::string scheme = "f32";
   cbq::KvPolicy policy = {.sinks = 1};  ///< of quantized caches
-  std::string attention = "float";  ///< or "int8", "int8_static"
-  std::string softmax = "float";    ///< or "log2"
+  std::string rope = "post";            ///< keys are quantized after rotary embedding, or before it: "pre"
+  std::string attention = "float";      ///< or "int8", "int8_static"
+  std::string softmax = "float";        ///< or "log2"
   /// Texts to find smoothing factors or static scales with; empty: factors that the model has, or the text built in.
   std::vector<std::string> calibration;
 };
@@ -44,11 +46,13 @@ class KvSetup {
  private:
   [[nodiscard]] cbq::Status choose_attention(const KvArguments& arguments, const LoadedModel& loaded,
                                              const Machine& machine);
+  [[nodiscard]] cbq::Status choose_rope(const KvArguments& arguments, const ModelConfig& config);
   void use(std::vector<cbq::KvSmoothing> smoothing);
 
   cbq::KvScheme scheme_ = {.bits = 32};
   cbq::KvPolicy policy_ = {};
-  std::vector<cbq::KvSmoothing> smoothing_;  // of each layer; transforms_ point into it
+  std::shared_ptr<const cbq::RotaryTable> rotary_;  // null: keys are quantized after it
+  std::vector<cbq::KvSmoothing> smoothing_;         // of each layer; transforms_ point into it
   std::vector<cbq::RowTransform> transforms_;
   std::string attention_ = "float";
   std::string softmax_ = "float";

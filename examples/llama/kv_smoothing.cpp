@@ -31,7 +31,8 @@ Result<Statistics> empty_statistics(const ModelConfig& config) {
 }  // namespace
 
 Result<std::vector<cbq::KvSmoothing>> find_smoothing(const Model& model, const SmoothingText& text,
-                                                     const cbq::KvScheme& scheme, const Machine& machine) {
+                                                     const cbq::KvScheme& scheme, const Machine& machine,
+                                                     std::shared_ptr<const cbq::RotaryTable> rotary) {
   if (text.tokens.empty() || text.length == 0) {
     return Error{Errc::bad_argument, "smoothing needs a text to calibrate with", "calibration tokens",
                  text.tokens.size(), "at least 1"};
@@ -39,7 +40,7 @@ Result<std::vector<cbq::KvSmoothing>> find_smoothing(const Model& model, const S
   Result<Statistics> statistics = empty_statistics(model.config());
   if (!statistics) return statistics.error();
   const std::size_t length = std::min({text.length, text.tokens.size(), model.config().context});
-  auto session = Session::create(model, length, machine, {.statistics = &*statistics});
+  auto session = Session::create(model, length, machine, {.rotary = std::move(rotary), .statistics = &*statistics});
   if (!session) return session.error();
   Progress progress("smoothing", "tokens", text.tokens.size() / length * length);
   for (std::size_t first = 0; text.tokens.size() - first >= length; first += length) {

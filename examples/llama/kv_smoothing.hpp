@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -24,10 +25,10 @@ struct SmoothingText {
   std::size_t length = 512;  ///< of the sequences it is cut into; a rest shorter than that is left out, unless all is
 };
 
-/// One smoothing per layer for a cache of `scheme`. Errc::bad_argument for a text without tokens; errors of sessions
-/// and of cbq::find_kv_smoothing(), which name the layer.
-[[nodiscard]] cbq::Result<std::vector<cbq::KvSmoothing>> find_smoothing(const Model& model, const SmoothingText& text,
-                                                                        const cbq::KvScheme& scheme,
-                                                                        const Machine& machine);
+/// One smoothing per layer for a cache of `scheme`; with `rotary`, of keys before that embedding. Errc::bad_argument
+/// for a text without tokens; errors of sessions and of cbq::find_kv_smoothing(), which name the layer.
+[[nodiscard]] cbq::Result<std::vector<cbq::KvSmoothing>> find_smoothing(
+    const Model& model, const SmoothingText& text, const cbq::KvScheme& scheme, const Machine& machine,
+    std::shared_ptr<const cbq::RotaryTable> rotary = nullptr);
 
 }  // namespace cbq_llama

@@ -108,8 +108,8 @@ class TextForm final : public LayerKv::Form {
   }
   Status attend(const Rows& q, const cbq::AttentionScores& scores, const MatrixView<float>& out,
                 LayerKv::Context& context) override {
-    if (const Status known = check_scale_only(scores); !known) return known;
-    const cbq::TeacherForcing forcing{options_.scheme, options_.policy, exact_.view(), scores.scale};
+    if (const Status known = check_exact_weights(scores); !known) return known;
+    const cbq::TeacherForcing forcing{options_.scheme, options_.policy, exact_.view(), scores.scale, scores.slopes};
     return attend_text(q, past_, forcing, out, context);
   }
 
@@ -157,12 +157,16 @@ Result<FormPointer> text_form(Result<Cache> past, const cbq::QuantizedKvOptions&
 Result<FormPointer> make_quantized_form(const cbq::QuantizedKvOptions& cache, const cbq::RowTransform& transform,
                                         const KvOptions& options) {
   const bool packed = options.operators == Operators::packed;
+  if (packed && options.rotary != nullptr) {
+    return cbq::Error{cbq::Errc::unsupported, "packed attention multiplies keys as they are after rotary embedding",
+                      "--kv-rope", "pre", "--operators fake_quantized"};
+  }
   if (options.use == KvUse::decoding) {
     if (!packed && cache.policy != cbq::KvPolicy()) {
       return cbq::Error{cbq::Errc::unsupported, "rounded rows know no sinks, recent rows or windows", "--kv"};
     }
     return packed ? decoding_form(PackedCache::create(cache, transform))
-                  : decoding_form(RoundedKvCache::create(cache, transform));
+                  : decoding_form(RoundedKvCache::create(cache, transform, options.rotary));
   }
   // Everything is quantized at once; which queries see it is decided later.
   cbq::QuantizedKvOptions whole = cache;
@@ -170,7 +174,7 @@ Result<FormPointer> make_quantized_form(const cbq::QuantizedKvOptions& cache, co
   whole.policy = {};
   whole.largest_append = cache.capacity;
   return packed ? text_form(PackedCache::create(whole, transform), cache, transform)
-                : text_form(RoundedKvCache::create(whole, transform), cache, {});
+                : text_form(RoundedKvCache::create(whole, transform, options.rotary), cache, {});
 }
 
 }  // namespace cbq_llama

@@ -53,6 +53,7 @@ cbq::Json to_json(const Report& report) {
           {"calibration_tokens", optional_json(report.calibration_tokens)},
           {"kv_scheme", text_json(report.kv_scheme)},
           {"kv_bytes_per_token", optional_json(report.kv_bytes_per_token)},
+          {"kv_rope", optional_json(report.kv_rope)},
           {"kv_sinks", optional_json(report.kv_sinks)},
           {"kv_recent", optional_json(report.kv_recent)},
           {"attention", text_json(report.attention)},

@@ -39,6 +39,7 @@ struct Report {
   std::optional<std::size_t> calibration_tokens;
   std::string kv_scheme;                          ///< how keys and values were kept
   std::optional<std::size_t> kv_bytes_per_token;  ///< of all layers
+  std::optional<std::string> kv_rope;             ///< keys are quantized "post" rotary embedding, or "pre"
   std::optional<std::size_t> kv_sinks;            ///< first positions that stay exact
   std::optional<std::size_t> kv_recent;           ///< last positions that stay exact, at least
   std::string attention;                          ///< what its products multiply: float, int8, int8_static

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kv_cache.hpp"
 
+#include <catch2/catch_approx.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -205,4 +207,54 @@ TEST_CASE("rounded rows settle when they are past, and a rollback forgets what c
   REQUIRE(full.append(cbq::rows(all, 0, 1), cbq::rows(all, 0, 1)));
   CHECK(full.append(bad_row, bad_row).error().code == Errc::not_finite);
   CHECK(full.size() == 1);
+}
+
+TEST_CASE("keys are rounded as they were before rotary embedding") {
+  constexpr std::size_t heads = 2, width = 8, rows = 5, columns = heads * width;
+  const cbq::QuantizedKvOptions options{.scheme = unwrap(cbq::parse_kv_scheme("kv3")),
+                                        .heads = heads,
+                                        .width = width,
+                                        .capacity = 8,
+                                        .largest_append = 8};
+  auto rotary = std::make_shared<const cbq::RotaryTable>(unwrap(cbq::RotaryTable::create({.base = 100}, width, 8)));
+  const cbq::SerialExecutor executor;
+  cbq::ExecutionContext<> context(executor);
+  const std::vector<std::uint32_t> positions = {0, 1, 2, 3, 4};
+  const std::vector<float> given = some_rows(rows, columns);
+  std::vector<float> rotated = given;
+  REQUIRE(rotary->rotate(cbq::matrix_view(rotated.data(), rows, columns), positions, context));
+  RoundedKvCache before = unwrap(RoundedKvCache::create(options, {}, rotary));
+  RoundedKvCache plain = unwrap(RoundedKvCache::create(options, {}));
+  const auto unturned = cbq::matrix_view(given.data(), rows, columns);
+  const auto turned = cbq::matrix_view<const float>(rotated.data(), rows, columns);
+  REQUIRE(before.append(cbq::rows(turned, 0, 3), cbq::rows(turned, 0, 3)));
+  REQUIRE(before.append(cbq::rows(turned, 3, 2), cbq::rows(turned, 3, 2)));
+  REQUIRE(plain.append(unturned, unturned));
+  for (std::size_t position = 0; position < rows; ++position) {
+    for (std::size_t head = 0; head < heads; ++head) {
+      float found[width], wanted[width];
+      before.floats().copy_key(head, position, found);
+      plain.floats().copy_key(head, position, wanted);
+      REQUIRE(rotary->rotate(cbq::matrix_view(wanted, 1, width), {&positions[position], 1}, context));
+      for (std::size_t i = 0; i < width; ++i) CHECK(found[i] == Catch::Approx(wanted[i]).margin(2e-3));
+    }
+  }
+}
+
+TEST_CASE("--kv-rope pre measures rounding before rotary embedding, and runs nothing packed") {
+  const auto loss = [](const char* rope, const char* scheme) {
+    return perplexity({"--kv", scheme, "--kv-rope", rope, "--operators", "fake_quantized"}, "1")
+        .at("kl_mean")
+        .get<double>();
+  };
+  const double before = loss("pre", "kv2_past"), after = loss("post", "kv2_past");
+  CHECK(before > 0.05);
+  CHECK(before != after);
+  CHECK(loss("pre", "kv2_2d_past") < before);  // factors of keys before the embedding
+  const auto refused = run_tool({"perplexity", pocket_llama(), "--windows", "1", "--kv", "kv4", "--kv-rope", "pre"});
+  CHECK(refused.code != 0);
+  CHECK(refused.err.find("fake_quantized") != std::string::npos);
+  const auto pointless = run_tool({"perplexity", pocket_llama(), "--windows", "1", "--kv-rope", "pre"});
+  CHECK(pointless.code != 0);
+  CHECK(pointless.err.find("--kv-rope") != std::string::npos);
 }
