@@ -135,36 +135,53 @@ void register_one_deep(const Selection& selection) {
 #endif
 
 /// Packed weights for the 4-bit multiplier, of which each call multiplies with another copy.
-cbq::Result<std::vector<cbq::NibbleWeightsView>> nibble_copies(const Shape& shape) {
-  const auto made = cached(
-      "nibble/" + text({.n = shape.n, .k = shape.k}), [&](std::size_t& bytes) -> cbq::Result<std::shared_ptr<void>> {
-        const cbq::Grid grid{.bits = 4};
-        const auto matrix = random_matrix(shape.n, shape.k, grid);
-        if (!matrix) return matrix.error();
-        const auto size = cbq::nibble_weights_size(shape.n, shape.k);
-        if (!size) return size.error();
-        const std::size_t copies = 1 + rotation_bytes() / *size;
-        bytes = copies * *size;
-        struct Copies {
-          cbq::AlignedBuffer<std::byte> memory;
-          std::vector<cbq::NibbleWeightsView> views;
-        };
-        auto memory = cbq::AlignedBuffer<std::byte>::allocate(bytes);
-        if (!memory) return memory.error();
-        auto all = std::make_shared<Copies>(Copies{std::move(*memory), {}});
-        for (std::size_t i = 0; i < copies; ++i) {
-          const auto view = cbq::pack_nibbles(matrix->view(), {all->memory.data() + i * *size, *size});
-          if (!view) return view.error();
-          all->views.push_back(*view);
-        }
-        return std::shared_ptr<void>(all, &all->views);
-      });
-  if (!made) return made.error();
-  return *std::static_pointer_cast<std::vector<cbq::NibbleWeightsView>>(*made);
-}
+class NibbleCopies {
+ public:
+  [[nodiscard]] static cbq::Result<std::shared_ptr<NibbleCopies>> get(const Shape& shape) {
+    const auto made = cached("nibble/" + text({.n = shape.n, .k = shape.k}),
+                             [&](std::size_t& bytes) -> cbq::Result<std::shared_ptr<void>> {
+                               auto copies = std::make_shared<NibbleCopies>();
+                               if (const cbq::Status status = copies->make(shape); !status) return status.error();
+                               bytes = copies->rotation_->bytes();
+                               return std::shared_ptr<void>(copies);
+                             });
+    if (!made) return made.error();
+    return std::static_pointer_cast<NibbleCopies>(*made);
+  }
+
+  [[nodiscard]] cbq::NibbleWeightsView next() noexcept {
+    const std::byte* copy = rotation_->next();
+    const auto moved = [&]<class T>(const T* part) {
+      const auto offset = reinterpret_cast<const std::byte*>(part) - first_.pairs;
+      return reinterpret_cast<const T*>(copy + offset);
+    };
+    return {copy, moved(first_.scales), moved(first_.zeros), moved(first_.sums), first_.outputs, first_.inputs};
+  }
+
+ private:
+  [[nodiscard]] cbq::Status make(const Shape& shape) {
+    const auto matrix = random_matrix(shape.n, shape.k, {.bits = 4});
+    if (!matrix) return matrix.error();
+    const auto size = cbq::nibble_weights_size(shape.n, shape.k);
+    if (!size) return size.error();
+    const auto fill = [&](std::byte* memory) -> cbq::Status {
+      const auto view = cbq::pack_nibbles(matrix->view(), {memory, *size});
+      if (!view) return view.error();
+      first_ = *view;
+      return {};
+    };
+    auto rotation = Rotation::make({.copy_bytes = *size, .piece_bytes = *size}, fill);
+    if (!rotation) return rotation.error();
+    rotation_ = *rotation;
+    return {};
+  }
+
+  std::shared_ptr<Rotation> rotation_;
+  cbq::NibbleWeightsView first_ = {};
+};
 
 void run_nibbles(benchmark::State& state, const Shape& shape, cbq::Isa isa) {
-  const auto weights = nibble_copies(shape);
+  const auto weights = NibbleCopies::get(shape);
   if (!weights) return skip(state, weights.error());
   std::vector<float> result(shape.m * shape.n);
   std::vector<std::uint8_t> codes(shape.m * shape.k);
@@ -173,9 +190,8 @@ void run_nibbles(benchmark::State& state, const Shape& shape, cbq::Isa isa) {
   const cbq::NibbleTokens x{cbq::matrix_view<const std::uint8_t>(codes.data(), shape.m, shape.k), scales};
   const auto y = cbq::matrix_view(result.data(), shape.m, shape.n);
   const Threads executor = threads(shape.threads);
-  std::size_t next = 0;
   for ([[maybe_unused]] auto _ : state) {
-    const cbq::Status status = cbq::nibble_matmul(x, (*weights)[next++ % weights->size()], y, executor, isa);
+    const cbq::Status status = cbq::nibble_matmul(x, (*weights)->next(), y, executor, isa);
     if (!status) return skip(state, status.error());
     benchmark::ClobberMemory();
   }
