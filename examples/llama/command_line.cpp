@@ -110,8 +110,10 @@ void add_kv(CLI::App& app, KvArguments& kv) {
       ->check(CLI::IsMember({"float", "int8", "int8_static"}).description(""))
       ->capture_default_str()
       ->type_name("KIND");
-  app.add_option("--softmax", kv.softmax, "what its weights are rounded to: float, or log2 (powers of two, 4 bits)")
-      ->check(CLI::IsMember({"float", "log2"}).description(""))
+  app.add_option(
+         "--softmax", kv.softmax,
+         "what its weights are rounded to: float, log2 (powers of two, 4 bits), or log2_normalized (over their sum)")
+      ->check(CLI::IsMember({"float", "log2", "log2_normalized"}).description(""))
       ->capture_default_str()
       ->type_name("KIND");
   app.add_option("--calibration", kv.calibration,

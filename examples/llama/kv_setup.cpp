@@ -122,7 +122,9 @@ KvOptions KvSetup::options() const {
           .rotary = rotary_,
           .transforms = transforms_,
           .products = attention_ == "float" ? AttentionProducts::as_kept : AttentionProducts::int8,
-          .softmax = softmax_ == "log2" ? cbq::SoftmaxWeights::log2 : cbq::SoftmaxWeights::exact,
+          .softmax = softmax_ == "log2"              ? cbq::SoftmaxWeights::log2
+                     : softmax_ == "log2_normalized" ? cbq::SoftmaxWeights::log2_normalized
+                                                     : cbq::SoftmaxWeights::exact,
           .head_scales = head_scales_};
 }
 

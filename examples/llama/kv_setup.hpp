@@ -26,7 +26,7 @@ struct KvArguments {
   cbq::KvPolicy policy = {.sinks = 1};  ///< of quantized caches
   std::string rope = "post";            ///< keys are quantized after rotary embedding, or before it: "pre"
   std::string attention = "float";      ///< or "int8", "int8_static"
-  std::string softmax = "float";        ///< or "log2"
+  std::string softmax = "float";        ///< or "log2", "log2_normalized"
   /// Texts to find smoothing factors or static scales with; empty: factors that the model has, or the text built in.
   std::vector<std::string> calibration;
 };

@@ -43,7 +43,7 @@ struct Report {
   std::optional<std::size_t> kv_sinks;            ///< first positions that stay exact
   std::optional<std::size_t> kv_recent;           ///< last positions that stay exact, at least
   std::string attention;                          ///< what its products multiply: float, int8, int8_static
-  std::string softmax;                            ///< what its weights are rounded to: float, log2
+  std::string softmax;                            ///< what its weights are rounded to: float, log2, log2_normalized
   std::optional<double> seconds;
 };
 

@@ -81,6 +81,7 @@ struct Problem {
 struct Row {
   std::vector<double> p;  // softmax of integer scores
   std::vector<float> log2;
+  std::vector<float> normalized;  // over the sum of rounded weights
   std::vector<double> exact;
   bool certain = true;  // no weight lies near a middle between two powers
 };
@@ -118,18 +119,23 @@ Row row_of(const Problem& problem, const Int8KvScales& fixed, std::span<const fl
   }
   for (double& p : row.p) total += p = std::exp(p - best);
   std::vector<std::int64_t> sums(c.width);
+  std::int64_t weights = 0;
   row.exact.resize(c.width);
   for (std::size_t j = 0; j < visible; ++j) {
     row.p[j] /= total;
     const double power = -std::log2(row.p[j]), code = std::nearbyint(power);
     row.certain = row.certain && std::fabs(std::fabs(power - code) - 0.5) > 5e-5;
+    weights += code < 16 ? 1 << (15 - static_cast<int>(code)) : 0;
     for (std::size_t i = 0; i < c.width; ++i) {
       const int value = cached(problem.v, j, i, sv);
       if (code < 16) sums[i] += static_cast<std::int64_t>(value) * (1 << (15 - static_cast<int>(code)));
       row.exact[i] += row.p[j] * value * static_cast<double>(sv);
     }
   }
-  for (const std::int64_t sum : sums) row.log2.push_back(static_cast<float>(sum) / 32768.0f * sv);
+  for (const std::int64_t sum : sums) {
+    row.log2.push_back(static_cast<float>(sum) / 32768.0f * sv);
+    row.normalized.push_back(static_cast<float>(sum) * (1.0f / static_cast<float>(weights)) * sv);
+  }
   return row;
 }
 
@@ -160,6 +166,9 @@ TEST_CASE("Integer attention with log2 weights has the bits of its definition") 
         scores.slopes = slopes;
         scores.first_weights = matrix_view(first.data(), c.tokens, c.heads);
         const auto out = problem.run(cache, scores, SerialExecutor{}, isa);
+        scores.weights = SoftmaxWeights::log2_normalized;
+        scores.first_weights = {};
+        const auto normalized = problem.run(cache, scores, SerialExecutor{}, isa);
         scores = AttentionScores(score_scale);
         scores.slopes = slopes;
         const auto exact = problem.run(cache, scores, SerialExecutor{}, isa);
@@ -172,6 +181,7 @@ TEST_CASE("Integer attention with log2 weights has the bits of its definition") 
           wrong += row.certain && first[i] != (code < 16 ? static_cast<float>(std::exp2(-code)) : 0.0f);
           for (std::size_t e = 0; e < c.width; ++e) {
             wrong += row.certain && out[i * c.width + e] != row.log2[e];
+            wrong += row.certain && normalized[i * c.width + e] != row.normalized[e];
             worst = std::fmax(worst, std::fabs(static_cast<double>(exact[i * c.width + e]) - row.exact[e]));
           }
         }

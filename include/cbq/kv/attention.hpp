@@ -136,7 +136,7 @@ inline void run(const Job& job, const FloatKvView& cache, const Tiles& tiles) no
   if (job.slopes != nullptr) sums.biases = {slopes, own};
   const FloatSource source{tiles, cache, job.kv_head, job.queries, job.query_stride, job.rows};
   if (job.column_sums != nullptr) return add_columns(source, seen, sums, job);
-  if (job.weights == SoftmaxWeights::log2) {
+  if (job.weights != SoftmaxWeights::exact) {
     visit_rounded(source, job, sums);
   } else {
     visit(source, seen, sums, job.isa);

@@ -18,8 +18,9 @@ namespace cbq {
 
 /// What softmax weights are rounded to before they multiply values.
 enum class SoftmaxWeights : unsigned char {
-  exact,  ///< nothing; in integer attention, multiples of 2^-15
-  log2,   ///< powers of two, 0 below 2^-15.5: the 4-bit quantizer of <cbq/quant/log2.hpp>
+  exact,            ///< nothing; in integer attention, multiples of 2^-15
+  log2,             ///< powers of two, 0 below 2^-15.5: the 4-bit quantizer of <cbq/quant/log2.hpp>
+  log2_normalized,  ///< the same, and results are divided by the sum of the rounded weights
 };
 
 struct AttentionScores {

@@ -8,7 +8,7 @@
 // without vectors, where dot products have no kernel, shift instead (<cbq/kv/shifted_values.hpp>): the same bits. Cost:
 // scores twice beyond 256 positions (<cbq/kv/rounded_softmax.hpp>), values twice; 54 KiB of stack per task.
 //
-//   s_j = sq sk sum_c q8[c] k8[j][c]   o[c] = 2^-15 sv sum_j w_j v8[j][c]   w of <cbq/kv/rounded_weights.hpp>
+//   s_j = sq sk sum_c q8[c] k8[j][c]   o[c] = sv / 2^15 sum_j w_j v8[j][c]   w of <cbq/kv/rounded_weights.hpp>
 //
 // All sums are exact: |sum w v| <= 127 (2^15 + n / 2) < 2^24, with log2 weights 127 * 2^15.5, so that floats hold them.
 
@@ -78,7 +78,7 @@ struct Int8Source {
   }
 
   void add_values(const Positions& block, const float* weights, const RowSums& sums) const noexcept {
-    const bool shifts = kind == SoftmaxWeights::log2 && isa == Isa::scalar;
+    const bool shifts = kind != SoftmaxWeights::exact && isa == Isa::scalar;
     for (std::size_t p = block.first; p < block.end; p += kv_page_positions) {
       const std::byte* values = page(p) + int8_key_bytes(cache.width);
       if (shifts) {

@@ -6,7 +6,10 @@
 // <cbq/kv/online_softmax.hpp>, with its sources: no matrix of scores exists. Up to 256 positions scores are computed
 // once. Cost beside visit(): the scores and exp of a second pass, 3 operations per weight.
 //
-//   o = 2^-15 sum_j w_j v_j,  w_j = 2^15 exp(c (s_j - m)) / l, rounded (<cbq/kv/rounded_weights.hpp>)
+//   o = sum_j w_j v_j over 2^15, or over sum_j w_j;  w_j = 2^15 exp(c (s_j - m)) / l, rounded
+//   (<cbq/kv/rounded_weights.hpp>)
+
+#include <xsimd/xsimd.hpp>
 
 #include <cstddef>
 
@@ -22,7 +25,7 @@ struct RoundedRows {
   const std::size_t* visible = nullptr;  ///< [row] positions
   const float* scales = nullptr;         ///< [row] c > 0, in place of that of RowSums, whose biases are over these
   SoftmaxWeights kind = SoftmaxWeights::exact;
-  float* first_weights = nullptr;  ///< of row 0: the rounded weight of position 0; null: not wanted
+  float* first_weights = nullptr;  ///< of row 0: what the value of position 0 counts for; null: not wanted
   std::size_t first_step = 0;
 };
 
@@ -51,6 +54,14 @@ inline void weigh_block(const RoundedRows& rows, const RowSums& sums, const Posi
   }
 }
 
+/// Sum of rounded weights, exact in any order.
+[[nodiscard]] inline float sum_row(const float* weights, std::size_t columns) noexcept {
+  using Floats = xsimd::batch<float>;
+  Floats sum(0.0f);
+  for (std::size_t i = 0; i < columns; i += Floats::size) sum += Floats::load_unaligned(weights + i);
+  return xsimd::reduce_add(sum);
+}
+
 /// sums.values = sum of rounded weights times values; sums.sums what they are to be divided by, NaN where a score is.
 /// Source as of visit(). Every row sees a position.
 template <class Source>
@@ -59,6 +70,8 @@ void visit_rounded(const Source& source, const RoundedRows& rows, const RowSums&
   for (std::size_t r = 0; r < sums.rows; ++r) all = rows.visible[r] > all ? rows.visible[r] : all;
   alignas(64) float scores[block_rows * block_positions];
   float ignored[block_rows] = {};
+  float firsts[block_rows] = {};
+  float rounded[block_rows] = {};
   clear(sums);
   const auto block_at = [&](std::size_t begin) { return both({begin, begin + block_positions}, {0, all}); };
   const auto columns_of = [](const Positions& block) {
@@ -78,13 +91,16 @@ void visit_rounded(const Source& source, const RoundedRows& rows, const RowSums&
     for (std::size_t r = 0; r < sums.rows; ++r) {
       float* weights = scores + r * block_positions;
       round_weights({weights, columns_of(block), sums.sums[r], rows.kind}, isa);
-      if (begin == 0 && rows.first_weights != nullptr)
-        rows.first_weights[r * rows.first_step] = *weights / whole_weight;
+      if (begin == 0) firsts[r] = *weights;
+      if (rows.kind == SoftmaxWeights::log2_normalized) rounded[r] += sum_row(weights, columns_of(block));
     }
     source.add_values(block, static_cast<const float*>(scores), sums);
   }
   for (std::size_t r = 0; r < sums.rows; ++r) {
-    sums.sums[r] = is_finite(sums.sums[r]) ? whole_weight : __builtin_nanf("");
+    // A row whose weights all round to 0 gives 0.
+    const float whole = rows.kind == SoftmaxWeights::log2_normalized && rounded[r] > 0.0f ? rounded[r] : whole_weight;
+    sums.sums[r] = is_finite(sums.sums[r]) ? whole : __builtin_nanf("");
+    if (rows.first_weights != nullptr) rows.first_weights[r * rows.first_step] = firsts[r] / sums.sums[r];
   }
 }
 

@@ -61,7 +61,7 @@ inline void round_weights(const WeightRounding& row) noexcept {
   for (std::size_t i = 0; i < row.columns; i += 16) {
     const __m512 weight = _mm512_mul_ps(_mm512_loadu_ps(row.weights + i), factor);
     __m512 rounded;
-    if (row.kind == SoftmaxWeights::log2) {
+    if (row.kind != SoftmaxWeights::exact) {
       const __m512i power = _mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(weight), carry), exponent);
       rounded = _mm512_castsi512_ps(_mm512_maskz_mov_epi32(_mm512_cmpge_epi32_mask(power, one), power));
     } else {
@@ -103,7 +103,7 @@ inline void round_weights(const WeightRounding& row) noexcept {
   for (std::size_t i = 0; i < row.columns; i += 8) {
     const __m256 weight = _mm256_mul_ps(_mm256_loadu_ps(row.weights + i), factor);
     __m256 rounded;
-    if (row.kind == SoftmaxWeights::log2) {
+    if (row.kind != SoftmaxWeights::exact) {
       const __m256i power = _mm256_and_si256(_mm256_add_epi32(_mm256_castps_si256(weight), carry), exponent);
       rounded = _mm256_castsi256_ps(_mm256_and_si256(power, _mm256_cmpgt_epi32(power, below_one)));
     } else {
@@ -156,7 +156,7 @@ inline void round_weights(const WeightRounding& row) noexcept {
   const float factor = attention::whole_weight / row.sum;
   for (std::size_t i = 0; i < row.columns; ++i) {
     const float weight = row.weights[i] * factor;
-    if (row.kind == SoftmaxWeights::log2) {
+    if (row.kind != SoftmaxWeights::exact) {
       const float power = nearest_power_of_two(weight);
       row.weights[i] = power < 1.0f ? 0.0f : power;
     } else {
