@@ -59,7 +59,10 @@ TEST_CASE("rows are data: names are unique, and every option is one of quantize"
   AblationSelection selection;
   std::set<std::pair<std::string, std::string>> seen;
   std::set<std::string> names;
-  for (const AblationRow& row : ablation_rows(selection)) {
+  std::vector<AblationRow> rows = ablation_rows(selection);
+  const std::vector<AblationRow> agile = ablation_rows({.settings = {"agile"}});
+  rows.insert(rows.end(), agile.begin() + 1, agile.end());
+  for (const AblationRow& row : rows) {
     CAPTURE(row.name, row.scheme);
     CHECK(seen.emplace(row.name, row.scheme).second);
     names.insert(row.name);
@@ -75,6 +78,9 @@ TEST_CASE("rows are data: names are unique, and every option is one of quantize"
   CHECK(list.err.empty());
   CHECK(list.code == 0);
   CHECK(lines(list.out) == ablation_rows({.schemes = {"w2a16_g64_asym"}}).size());
+  const ToolRun list_agile = run_tool(ablate(scratch / "none", "*", {"--list", "--settings", "agile"}));
+  CHECK(list_agile.err.empty());
+  CHECK(lines(list_agile.out) == agile.size());
   CHECK_FALSE(std::filesystem::exists(scratch / "none"));
 }
 

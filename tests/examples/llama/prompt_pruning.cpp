@@ -49,6 +49,13 @@ TEST_CASE("options become a policy that the model's positions allow") {
   for (const double wrong : {-0.1, 0.75, 1.0, double{NAN}}) {
     CHECK(pruning_of({.sparsity = wrong}, config).error().code == Errc::bad_argument);
   }
+  const auto lowered = unwrap(pruning_of({.low_bit_tokens = 0.5}, config));
+  REQUIRE(lowered);
+  CHECK(lowered->options().low_bit_share == 0.5);
+  CHECK(token_sparsity(lowered->options().schedule) == 0);
+  for (const double wrong : {-0.1, 1.0, double{NAN}}) {
+    CHECK(pruning_of({.low_bit_tokens = wrong}, config).error().code == Errc::bad_argument);
+  }
   config.architecture = Architecture::opt;
   CHECK(pruning_of({.sparsity = 0.2, .positions = PrunedPositions::compacted}, config).error().code ==
         Errc::unsupported);
