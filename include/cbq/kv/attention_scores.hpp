@@ -71,11 +71,5 @@ inline namespace CBQ_ABI {
   return Error{Errc::unsupported, "attention over this cache has weights neither to give nor to round", "scores"};
 }
 
-/// The same for attention that knows no more than a scale.
-[[nodiscard]] constexpr Status check_scale_only(const AttentionScores& scores) noexcept {
-  if (scores.slopes.empty()) return check_exact_weights(scores);
-  return Error{Errc::unsupported, "attention over this cache has no slopes", "scores"};
-}
-
 }  // namespace CBQ_ABI
 }  // namespace cbq
