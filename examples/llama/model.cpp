@@ -528,8 +528,7 @@ Result<Session::Survivors> Session::forward_pruned(std::span<const std::int32_t>
   for (std::size_t i = 1; i < layers; ++i) {
     for (std::size_t p = past; p < size(); ++p) kept += state_->cache.holds(i, p) ? 1u : 0u;
   }
-  return Survivors{cbq::as_const(cbq::rows(hidden, 0, *left)),
-                   std::span(state_->survivors).first(*left),
+  return Survivors{cbq::as_const(cbq::rows(hidden, 0, *left)), std::span(state_->survivors).first(*left),
                    1 - static_cast<double>(kept) / static_cast<double>(layers * tokens.size())};
 }
 
