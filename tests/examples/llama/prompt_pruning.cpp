@@ -82,12 +82,12 @@ TEST_CASE("perplexity measures pruning three ways") {
   CHECK(nll(less, "survivors_dense") != nll(pruned, "survivors_dense"));
 
   // All tokens but the last of a window: what is left where nothing can be dropped.
-  const Json none = perplexity({"--prune", "0.004"});  // less than one token of 200
+  const Json none = perplexity({"--prune", "0.003"});  // less than one token of 200
   CHECK(none.at("pruning").at("left") == 1);
   const Json dense = perplexity({"--prune", "0"});
   CHECK_FALSE(dense.contains("pruning"));
   CHECK(std::fabs(nll(none, "survivors") - dense.at("nll").get<double>()) < 1e-6);
-  CHECK(std::fabs(nll(none, "suffix_dense") - nll(none, "suffix")) < 1e-6);
+  CHECK(std::fabs(nll(none, "suffix_dense") - nll(none, "suffix")) < 1e-4);  // in two passes
 }
 
 TEST_CASE("a pruned prompt is continued, and what cannot be pruned is refused") {
