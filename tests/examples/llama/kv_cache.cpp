@@ -258,3 +258,34 @@ TEST_CASE("--kv-rope pre measures rounding before rotary embedding, and runs not
   CHECK(pointless.code != 0);
   CHECK(pointless.err.find("--kv-rope") != std::string::npos);
 }
+
+TEST_CASE("INT8 attention loses little, log2 weights more; neither goes with quantized caches") {
+  const auto kl = [](const Json& report) { return report["kl_mean"].get<double>(); };
+  for (const char* attention : {"int8", "int8_static"}) {
+    const Json report = perplexity({"--attention", attention});
+    CHECK(report["attention"] == attention);
+    CHECK(report["kv_scheme"] == attention);
+    CHECK(report["kv_bytes_per_token"] == 1280);
+    CHECK(kl(report) > 0);
+    CHECK(kl(report) < 0.004);
+  }
+  for (const char* attention : {"float", "int8"}) {
+    const Json report = perplexity({"--attention", attention, "--softmax", "log2"});
+    const Json normalized = perplexity({"--attention", attention, "--softmax", "log2_normalized"});
+    CHECK(report["softmax"] == "log2");
+    CHECK(kl(report) > 0.01);
+    CHECK(kl(report) < 0.1);
+    CHECK(kl(normalized) > 0.001);
+    CHECK(kl(normalized) < kl(report) / 2);
+  }
+  const auto refused = [](const std::vector<std::string>& options) {
+    std::vector<std::string> all = {"generate", pocket_llama(), "--prompt", "The", "-n", "2"};
+    all.insert(all.end(), options.begin(), options.end());
+    return run_tool(all).code != 0;
+  };
+  CHECK_FALSE(refused({"--attention", "int8", "--softmax", "log2"}));
+  CHECK(refused({"--kv", "kv8", "--softmax", "log2"}));
+  CHECK(refused({"--kv", "kv8", "--attention", "int8"}));
+  CHECK(refused({"--kv", "f16", "--attention", "int8"}));
+  CHECK(refused({"--attention", "int4"}));
+}
