@@ -38,6 +38,17 @@ inline Matrix linear(const Matrix& x, const Matrix& w, const std::vector<double>
   return y;
 }
 
+/// The rows of `indices`; all where there are none.
+template <class Index>
+Matrix gather(const Matrix& x, const std::vector<Index>& indices) {
+  if (indices.empty()) return x;
+  Matrix y(indices.size(), x.columns);
+  for (std::size_t i = 0; i < indices.size(); ++i) {
+    for (std::size_t c = 0; c < x.columns; ++c) y(i, c) = x(indices[i], c);
+  }
+  return y;
+}
+
 inline Matrix add(const Matrix& a, const Matrix& b) {
   Matrix sum = a;
   for (std::size_t i = 0; i < sum.values.size(); ++i) sum.values[i] += b.values[i];

@@ -189,7 +189,8 @@ inline Result<QuantizationRecord> parse_own(const Json& own) {
     if (!read) return read.error();
     fixed = *std::move(read);
   }
-  for (const auto& [module, value] : schemes->items()) {
+  for (const auto& item : schemes->items()) {
+    const std::string& module = item.key();
     const Result<std::string_view> name = json_string(*schemes, module);
     if (!name) return name.error();
     const Result<Scheme> scheme = parse_scheme(std::string(*name).c_str());
