@@ -22,7 +22,7 @@ struct SpeedOptions {
   Machine machine = {};
   KvOptions kv = {};
   std::optional<cbq::ScheduledPruning> pruning = {};  ///< of the prompt
-  std::string label = "measuring";  ///< of the progress line
+  std::string label = "measuring";                    ///< of the progress line
 };
 
 /// Seconds of one phase, all runs together, by what they were spent on.
