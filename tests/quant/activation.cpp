@@ -285,6 +285,7 @@ TEST_CASE("rules that do not fit are errors") {
   };
   const Grid sym = whole_grid(8, Zero::symmetric), affine = whole_grid(4, Zero::affine);
   CHECK(code(grids[0], {.fixed = StaticGrid{1.0f, 0}}) == Errc::unsupported);
+  for (const float clip : {0.0f, -1.0f, NAN, 1.5f}) CHECK(code(grids[0], {.clip = clip}) == Errc::bad_argument);
   for (const float scale : {-1.0f, NAN, INFINITY, 0x1p-140f})
     CHECK(code(sym, {.fixed = StaticGrid{scale, 0}}) == Errc::bad_argument);
   CHECK(code(sym, {.fixed = StaticGrid{1.0f, 1}}) == Errc::bad_argument);

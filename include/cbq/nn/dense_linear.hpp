@@ -137,7 +137,7 @@ class FakeQuantizedLinear {
 
   /// Shrinks the ranges of activations, as ActivationSite learned it. Errc::bad_argument unless in (0, 1].
   [[nodiscard]] Status clip_activations(float multiplier) noexcept {
-    if (const Status valid = linear::check_clip(multiplier); !valid) return valid;
+    if (const Status valid = check_clip(multiplier); !valid) return valid;
     input_.clip = multiplier;
     return {};
   }

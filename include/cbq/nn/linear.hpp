@@ -84,12 +84,6 @@ template <class Multiply>
   return {};
 }
 
-/// Whether a clip multiplier of activations is one: Errc::bad_argument unless it lies in (0, 1].
-[[nodiscard]] inline Status check_clip(float clip) noexcept {
-  if (clip > 0.0f && clip <= 1.0f) return {};
-  return Error{Errc::bad_argument, "a clip multiplier lies above 0 and at most at 1", "clip"};
-}
-
 /// Sets the grid of all tokens. Errc::unsupported unless the scheme's activations are per tensor, Errc::bad_argument as
 /// check_static_grid().
 [[nodiscard]] inline Status fix_activations(InputRules& rules, const Scheme& scheme, const StaticGrid& fixed) noexcept {

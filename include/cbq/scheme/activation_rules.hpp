@@ -96,11 +96,18 @@ struct CodeLimits {
   return {};
 }
 
+/// Whether a clip multiplier of activations is one: Errc::bad_argument unless it lies in (0, 1].
+[[nodiscard]] constexpr Status check_clip(float clip) noexcept {
+  if (clip > 0.0f && clip <= 1.0f) return {};
+  return Error{Errc::bad_argument, "a clip multiplier lies above 0 and at most at 1", "clip"};
+}
+
 /// Whether `rules` can be applied to `rows` tokens on `grid`. Errc::unsupported: a fixed grid where activations are not
 /// per tensor, bits per token where they are per group. Errc::bad_argument: another number of bits than tokens, or
-/// bits other than 8 and 4; a fixed grid as check_static_grid().
+/// bits other than 8 and 4; a clip as check_clip(), a fixed grid as check_static_grid().
 [[nodiscard]] constexpr Status check_activation_rules(const ActivationRules& rules, const Grid& grid,
                                                       std::size_t rows) noexcept {
+  if (const Status valid = check_clip(rules.clip); !valid) return valid;
   if (rules.fixed) {
     if (grid.granularity != Granularity::per_tensor) {
       return Error{Errc::unsupported, "only activations per tensor have a fixed grid", "Grid.granularity"};
