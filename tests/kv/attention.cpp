@@ -232,6 +232,11 @@ TEST_CASE("Attention refuses what does not fit") {
   scores.first_weights = matrix_view(out.data(), 4, 3);
   CHECK(attend(q, problem.cache, scores, support::view(out, 16), context).error().code == Errc::bad_shape);
   scores = 1.0f;
+  scores.column_sums = matrix_view(out.data(), 4, 2);
+  scores.weights = SoftmaxWeights::log2;
+  std::vector<float> result(64);
+  CHECK(attend(q, problem.cache, scores, support::view(result, 16), context).error().code == Errc::unsupported);
+  scores = 1.0f;
   for (const std::vector<float>& slopes : {std::vector<float>{1.0f}, {1.0f, NAN}, {INFINITY, 1.0f}, {1.0f, -1e38f}}) {
     scores.slopes = slopes;
     const Status done = attend(q, problem.cache, scores, support::view(out, 16), context);

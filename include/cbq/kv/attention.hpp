@@ -55,6 +55,9 @@ namespace attention {
     return Error{Errc::bad_shape, "rows of queries and of results must not overlap", "q, out",
                  ErrorText("strides ") << q.stride << ", " << out.stride, q.columns};
   }
+  if (scores.column_sums.data != nullptr && scores.weights != SoftmaxWeights::exact) {
+    return Error{Errc::unsupported, "attention gives sums of columns of exact weights only", "scores"};
+  }
   return check_scores(scores, q.rows, shape.heads);
 }
 
@@ -230,8 +233,8 @@ struct FloatCall {
 
 /// out [tokens x heads * width] = attention of the queries q of the same shape, which belong to the last `tokens`
 /// positions of the cache: query t sees positions 0 .. size - tokens + t. `scores` is a scale, usually 1 / sqrt(width),
-/// or more. Allocates nothing. The same bits for any executor. Errc::bad_shape, Errc::unsupported, Errc::bad_argument
-/// (check_scores()).
+/// or more. Allocates nothing. The same bits for any executor. Errc::bad_shape, Errc::unsupported (heads of more than
+/// 256 elements, column sums of rounded weights), Errc::bad_argument (check_scores()).
 template <Executor E>
 [[nodiscard]] Status attend(const MatrixView<const float>& q, const FloatKvCache& cache, const AttentionScores& scores,
                             const MatrixView<float>& out, ExecutionContext<E>& context) noexcept {

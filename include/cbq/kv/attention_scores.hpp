@@ -31,7 +31,8 @@ struct AttentionScores {
   std::span<const float> slopes = {};  ///< of ALiBi, one per query head; empty: none
   SoftmaxWeights weights = SoftmaxWeights::exact;
   MatrixView<float> first_weights = {};  ///< written where it has memory: P_h[t, 0], [tokens x heads]
-  MatrixView<float> column_sums = {};    ///< likewise: sum of P_h[s, t] over the call's queries s; costs scores twice
+  /// Likewise: sum of P_h[s, t] over the call's queries s; costs scores twice, and takes exact weights.
+  MatrixView<float> column_sums = {};
 };
 
 inline namespace CBQ_ABI {
