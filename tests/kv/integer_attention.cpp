@@ -297,11 +297,9 @@ TEST_CASE("Shifts and planes of bytes make the same sums, at the ends of codes a
     for (std::size_t i = 0; i < out.size(); ++i) wrong += out[i] != static_cast<float>(wanted[i] + 7);
     return wrong;
   };
-  for (auto* shift : {&isa::scalar::shift_tile, &isa::portable::shift_tile}) {
-    std::vector<float> out(rows * width, 7.0f);
-    shift({values.data(), width / 16, rows, codes.data(), out.data(), width});
-    CHECK(differing(out) == 0);
-  }
+  std::vector<float> shifted(rows * width, 7.0f);
+  isa::scalar::shift_tile({values.data(), width / 16, rows, codes.data(), shifted.data(), width});
+  CHECK(differing(shifted) == 0);
   for (const Isa isa : support::machine_isas()) {
     CAPTURE(isa_name(isa));
     std::vector<float> out(rows * width, 7.0f);
@@ -358,12 +356,37 @@ TEST_CASE("Static scales clip") {
   CHECK(cache->value_code(0, 0, 1) == 2);  // 1.5 to even
 }
 
+TEST_CASE("Slopes that are as good as infinite leave the nearest position") {
+  // Codes of tiny queries are worth so little that 2^100 over it is no float.
+  const float tiny[] = {0x1p-60f}, one[] = {1.0f};
+  auto cache = Int8KvCache::create({1, 1}, 3, {tiny, tiny, one});
+  REQUIRE(cache);
+  const std::vector<float> keys = {1.0f, 2.0f, 3.0f}, values = {10.0f, 20.0f, 30.0f}, q(3, 0x1p-60f);
+  REQUIRE(cache->append(support::input(keys, 1), support::input(values, 1)));
+  const SerialExecutor serial;
+  for (const auto weights : {SoftmaxWeights::exact, SoftmaxWeights::log2}) {
+    for (const Isa isa : support::machine_isas()) {
+      CAPTURE(isa_name(isa));
+      ExecutionContext<> context(serial, isa);
+      AttentionScores scores(1.0f);
+      scores.weights = weights;
+      std::vector<float> out(3);
+      for (const float slope : {0x1p100f, -0x1p100f}) {
+        scores.slopes = std::span<const float>(&slope, 1);
+        REQUIRE(attend(support::input(q, 1), *cache, scores, support::view(out, 1), context));
+        CHECK(out == (slope > 0 ? values : std::vector<float>(3, 10.0f)));
+      }
+    }
+  }
+}
+
 TEST_CASE("Integer attention refuses what does not fit") {
   constexpr float infinity = std::numeric_limits<float>::infinity();
   CHECK(Int8KvCache::create({0, 4}, 1).error().code == Errc::bad_shape);
   CHECK(Int8KvCache::create({1, 257}, 1).error().code == Errc::unsupported);
   CHECK(Int8KvCache::create({1, 4}, SIZE_MAX).error().code == Errc::bad_shape);
   CHECK(Int8KvCache::create({SIZE_MAX / 8, 256}, 64).error().code == Errc::bad_shape);
+  CHECK(Int8KvCache::create({SIZE_MAX / 2 + 1, 4}, 0).error().code == Errc::bad_shape);  // its scales
   const float good[] = {1.0f, 1.0f}, bad[] = {0.0f}, nan[] = {infinity};
   const std::span<const float> one(good, 1), two(good);
   CHECK(Int8KvCache::create({1, 4}, 1, {one, one, {}}).error().code == Errc::bad_shape);

@@ -95,7 +95,9 @@ class Int8KvCache {
     if (!head_bytes) return head_bytes.error();
     const Result<std::size_t> bytes = checked_product(heads.heads, *head_bytes);
     if (!bytes) return bytes.error();
-    const Result<std::size_t> all_scales = checked_sum(2 * heads.heads, scales.queries.size());
+    const Result<std::size_t> own_scales = checked_product(heads.heads, std::size_t{2});
+    if (!own_scales) return own_scales.error();
+    const Result<std::size_t> all_scales = checked_sum(*own_scales, scales.queries.size());
     if (!all_scales) return all_scales.error();
     Result<AlignedBuffer<std::byte>> pages = AlignedBuffer<std::byte>::allocate(*bytes);
     if (!pages) return pages.error();
@@ -125,7 +127,8 @@ class Int8KvCache {
     return view;
   }
 
-  /// Forgets all positions from `size` on, for rollback; dynamic scales stay.
+  /// Forgets all positions from `size` on, for rollback. Dynamic scales that forgotten positions widened stay wide, and
+  /// what is left stays as coarse as they made it: also after an error in a model, which truncates.
   void truncate(std::size_t size) noexcept { view_.size = size < view_.size ? size : view_.size; }
   /// Forgets all positions; dynamic scales are found anew.
   void reset() noexcept { view_.size = 0; }

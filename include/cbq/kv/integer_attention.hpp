@@ -151,6 +151,13 @@ inline void encode_queries(const Job& job, const Int8KvView& cache, Int8Queries&
   return static_cast<float>(factor < 0x1p-100 ? 0x1p-100 : factor < 0x1p100 ? factor : 0x1p100);
 }
 
+/// A slope over a factor of at least 2^-100. Beyond 2^110 it is as good as infinite, and its product with a distance
+/// must be finite.
+[[nodiscard]] constexpr float slope_over(float slope, float factor) noexcept {
+  const double relative = static_cast<double>(slope) / static_cast<double>(factor);
+  return static_cast<float>(relative < -0x1p110 ? -0x1p110 : relative < 0x1p110 ? relative : 0x1p110);
+}
+
 inline void run(const Job& job, const Int8KvView& cache, const KvKernels& kernels) noexcept {
   Int8Queries queries;
   encode_queries(job, cache, queries);
@@ -160,7 +167,7 @@ inline void run(const Job& job, const Int8KvView& cache, const KvKernels& kernel
     visible[r] = job.first_visible + r * job.visible_step;
     scales[r] = score_factor(job.scale, queries.scales[r], cache.key_scales[job.kv_head]);
     own[r] = static_cast<float>(visible[r] - 1);
-    if (job.slopes != nullptr) slopes[r] = job.slopes[r * job.slope_step] / scales[r];
+    if (job.slopes != nullptr) slopes[r] = slope_over(job.slopes[r * job.slope_step], scales[r]);
   }
   RowSumsMemory memory;
   const std::size_t stride = divide_up(cache.width, float_panel_width) * float_panel_width;

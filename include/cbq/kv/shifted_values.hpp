@@ -2,12 +2,10 @@
 #pragma once
 
 // The product of log2 weights with INT8 values by shifts and additions alone: what a machine without a multiplier would
-// run, and what the products by planes of bytes must equal bit for bit. One shift per element and position, on top of
-// what brings a byte into a lane of 32 bits; a dot product of bytes takes 16 to 64 of them per instruction.
+// run, and what the products by planes of bytes must equal bit for bit. One shift per element and position; a dot
+// product of bytes takes 16 to 64 of them per instruction.
 //
 //   out[r][c] += sum_p v[p][c] << (15 - q[r][p])          |sum| <= 127 * 2^15.5 as weights are of softmax: exact
-
-#include <xsimd/xsimd.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -51,36 +49,6 @@ inline void shift_tile(const ShiftTile& tile) noexcept {
 }
 
 }  // namespace isa::scalar
-
-namespace isa::portable {
-
-/// See ShiftTile. The 4 positions of a step lie in the 4 bytes of a lane.
-inline void shift_tile(const ShiftTile& tile) noexcept {
-  using Sums = xsimd::batch<std::int32_t>;
-  using Totals = xsimd::batch<float>;
-  static_assert(panel_outputs % Sums::size == 0, "[cbq] ShiftTile: a panel is whole registers");
-  const Sums signs(static_cast<std::int32_t>(0x80808080u));
-  for (std::size_t c = 0; c < tile.panels * panel_outputs; c += Sums::size) {
-    const std::byte* values =
-        tile.blocks + c / panel_outputs * panel_outputs * kv_page_positions + c % panel_outputs * step_inputs;
-    for (std::size_t r = 0; r < tile.rows; ++r) {
-      Sums sum(0);
-      for (std::size_t p = 0; p < kv_page_positions; ++p) {
-        const int q = tile.codes[r * kv_page_positions + p];
-        if (q == no_shift) continue;
-        std::int32_t lanes[Sums::size];
-        __builtin_memcpy(lanes, values + p / step_inputs * (panel_outputs * step_inputs), sizeof lanes);
-        const Sums step = Sums::load_unaligned(lanes) ^ signs;
-        const Sums value = (step << static_cast<int>(24 - 8 * (p % step_inputs))) >> 24;
-        sum += value << (15 - q);
-      }
-      float* out = tile.out + r * tile.out_stride + c;
-      (Totals::load_unaligned(out) + xsimd::to_float(sum)).store_unaligned(out);
-    }
-  }
-}
-
-}  // namespace isa::portable
 
 }  // namespace CBQ_ABI
 }  // namespace cbq
