@@ -22,7 +22,9 @@ struct PruningStep {
   std::size_t sequence = 0;                       ///< tokens of the sequence up to now, dropped ones included
 };
 
-/// Tokens that are never dropped. The last one by default: its state predicts what follows.
+/// Tokens that are never dropped. The last one by default: its state predicts what follows. Of a prompt in several
+/// calls the sequence ends, for each, where the call does: `last` protects the end of every piece, and a position that
+/// is not appended yet is refused.
 struct ProtectedTokens {
   std::size_t first = 1;                          ///< so many at the beginning of the sequence
   std::size_t last = 1;                           ///< and at its end
