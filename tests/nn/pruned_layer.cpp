@@ -140,13 +140,14 @@ TEST_CASE("A pruned cache rolls back to any position, and an error leaves it as 
     Result<std::size_t> select(const PruningStep& step, std::span<std::uint32_t> to) const noexcept {
       if (step.layer == 0) return EveryThird::select(step, to);
       if (mode == 0) return Error{Errc::not_finite, "no"};
-      for (std::uint32_t& index : to) index = 2;
+      for (std::uint32_t t = 0; t < to.size(); ++t) to[t] = mode == 3 ? t : 2;
+      if (mode == 3) return to.size() + 1;
       return mode == 1 ? std::size_t{0} : to.size();  // nothing; the same token again and again
     }
   };
   const auto rest = std::span(tokens).subspan(20, 20);
   const PrunedOutput part{matrix_view(hidden.data(), 20, 48), survivors};
-  for (std::size_t mode = 0; mode < 3; ++mode) {
+  for (std::size_t mode = 0; mode < 4; ++mode) {
     CAPTURE(mode);
     Wrong wrong;
     wrong.mode = mode;
@@ -221,6 +222,17 @@ struct LowersSome : EveryThird {
 };
 static_assert(TokenLowering<LowersSome>);
 
+/// Lowers all tokens, but in layer 1 only.
+struct LowersLater : LowersSome {
+  [[nodiscard]] bool lowers(std::size_t layer, std::size_t) const noexcept { return layer == 1; }
+  [[nodiscard]] Status lower(const PruningStep&, std::span<std::uint32_t>,
+                             std::span<std::uint8_t> bits) const noexcept {
+    std::fill(bits.begin(), bits.end(), std::uint8_t{4});
+    return {};
+  }
+};
+static_assert(TokenLowering<LowersLater>);
+
 /// Layers of fake-quantized operators with activations of 8 bits, but of 4 where `lowered` says so.
 template <class Lowered>
 auto rounded_model(const support::RandomLlama& llama, const Lowered& lowered) {
@@ -277,4 +289,22 @@ TEST_CASE("Tokens of fewer bits stay so behind the layer that lowers them, in on
   const std::size_t left = run(model, policy).size() / 48;
   CHECK(left == 26);
   CHECK(kept == left);
+}
+
+TEST_CASE("A policy may begin to lower bits in any layer") {
+  const SerialExecutor serial;
+  ExecutionContext<> context(serial);
+  const support::RandomLlama llama;
+  const auto model = rounded_model(llama, [](const support::Weights&) { return false; });
+  const support::Layer& last = llama.layers[1];
+  const auto low_model = rounded_model(
+      llama, [&](const support::Weights& w) { return &w == &last.gate || &w == &last.up || &w == &last.down; });
+  const Indices tokens = some_tokens(40);
+  std::vector<float> got(40 * 48), wanted(40 * 48);
+  Indices survivors(40);
+  auto cache = *model.make_cache(40), low_cache = *low_model.make_cache(40);
+  const PrunedOutput out{support::view(got, 48), survivors};
+  REQUIRE(model.forward_pruned(tokens, cache, out, LowersLater{}, context));
+  REQUIRE(low_model.forward_hidden(tokens, low_cache, support::view(wanted, 48), context));
+  CHECK(got == wanted);
 }

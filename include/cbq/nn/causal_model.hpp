@@ -94,8 +94,9 @@ class CausalModel {
 
   /// hidden [tokens x hidden] = final norm of the hidden states of `tokens`, which follow the positions in the cache
   /// and are appended to it. `observer(layer, hidden)` sees the embeddings (0) and the result of each block (1..). On
-  /// an error the cache is as before. Errors: bad_shape (cache full, shapes), bad_argument (token or position out of
-  /// range), not_finite (where activations are quantized), out_of_memory.
+  /// an error the cache is as before, but for dynamic scales of an Int8KvCache, which may have widened (see its
+  /// truncate()). Errors: bad_shape (cache full, shapes), bad_argument (token or position out of range), not_finite
+  /// (where activations are quantized), out_of_memory.
   template <class LayerCache, Executor E, class Observer = NoObserver>
   [[nodiscard]] Status forward_hidden(std::span<const std::uint32_t> tokens, ModelCache<LayerCache>& cache,
                                       const MatrixView<float>& hidden, ExecutionContext<E>& context,
@@ -109,7 +110,8 @@ class CausalModel {
 
   /// The same for the tokens that stay where `policy` drops some; returns their number. Layers behind a drop have no
   /// cache entries of dropped tokens. Errors as forward_hidden(), of the policy, and Errc::unsupported for caches whose
-  /// attention does not show weights; Errc::bad_argument where the cache holds other positions than the policy's.
+  /// attention does not show weights, and for positions that the model cannot have (PositionEmbedding);
+  /// Errc::bad_argument where the cache holds other positions than the policy's.
   template <class LayerCache, Executor E, TokenPruning P>
     requires PrunableBlock<Block>
   [[nodiscard]] Result<std::size_t> forward_pruned(std::span<const std::uint32_t> tokens, ModelCache<LayerCache>& cache,
@@ -121,6 +123,7 @@ class CausalModel {
       return Error{Errc::bad_shape, "tokens need room for their index each", "survivors", out.survivors.size(),
                    tokens.size()};
     }
+    if (const Status able = check_positions(policy.positions()); !able) return able.error();
     if (const Status ready = cache.prepare_pruning(policy.positions()); !ready) return ready.error();
     LiveTokens live{out.hidden, out.survivors.first(tokens.size()), past};
     const Status done = run_pruned(tokens, live, cache, policy, context);
@@ -153,6 +156,16 @@ class CausalModel {
     if (tokens > most - (past < most ? past : most)) {
       return Error{Errc::bad_argument, "the tokens do not fit the model's context", "positions",
                    ErrorText(past) << " + " << tokens, most};
+    }
+    return {};
+  }
+
+  [[nodiscard]] static Status check_positions([[maybe_unused]] PrunedPositions positions) noexcept {
+    if constexpr (requires { Block::Positions::pruned_positions; }) {
+      if (positions != Block::Positions::pruned_positions) {
+        return Error{Errc::unsupported, "tokens of this model cannot have such positions once some are dropped",
+                     "positions"};
+      }
     }
     return {};
   }
@@ -199,11 +212,9 @@ class CausalModel {
     if (const Status done = begin(tokens, live.past, live.hidden, context); !done) return done;
     const Workspace::Frame frame(context.workspace());
     if constexpr (TokenLowering<P>) {
-      if (policy.lowers(0, tokens.size())) {
-        const auto bits = context.workspace().template take<std::uint8_t>(tokens.size());
-        if (!bits) return bits.error();
-        live.bits = *bits;
-      }
+      const auto bits = context.workspace().template take<std::uint8_t>(tokens.size());
+      if (!bits) return bits.error();
+      live.bits = *bits;
     }
     for (std::uint8_t& bits : live.bits) bits = 8;
     for (std::size_t t = 0; t < tokens.size(); ++t) live.indices[t] = static_cast<std::uint32_t>(t);

@@ -22,7 +22,7 @@ struct LiveTokens {
   MatrixView<float> hidden = {};          ///< theirs are the first rows
   std::span<std::uint32_t> indices = {};  ///< of each among the tokens of the call, ascending
   std::size_t past = 0;                   ///< tokens of the sequence before the call
-  std::span<std::uint8_t> bits = {};      ///< of the activations of each; empty where the policy lowers none
+  std::span<std::uint8_t> bits = {};      ///< of the activations of each; empty where the policy cannot lower them
 };
 
 inline namespace CBQ_ABI {
@@ -58,7 +58,8 @@ class PrunedPass {
       (*positions)[t] = static_cast<std::uint32_t>(original ? live.past + live.indices[t] : cache_.layer(i).size() + t);
     }
     const bool judged = policy_.drops(i, tokens) || lowers(i, tokens);
-    if (!judged && live.bits.empty()) return block.forward(hidden, embedding_, *positions, cache_.layer(i), context_);
+    if (!judged && bits_of(live).bits.empty())
+      return block.forward(hidden, embedding_, *positions, cache_.layer(i), context_);
     const auto middle = context_.workspace().take_matrix(tokens, hidden.columns);
     const auto weights = context_.workspace().take_matrix(judged ? tokens : 0, block.attention().shape().heads);
     if (!middle || !weights) return Error{Errc::out_of_memory, "no memory for hidden states"};
@@ -81,10 +82,15 @@ class PrunedPass {
     return false;
   }
 
-  /// Grids of 4 bits are affine: a code more, and centred on what the token holds.
+  /// Grids of 4 bits are affine: a code more, and centred on what the token holds. Empty until a token is lowered, so
+  /// that layers before that run as without the policy.
   [[nodiscard]] static TokenBits bits_of(const LiveTokens& live) noexcept {
     if (live.bits.empty()) return {};
-    return {.bits = live.bits.first(live.indices.size()), .zero = Zero::affine};
+    const std::span<const std::uint8_t> bits = live.bits.first(live.indices.size());
+    for (const std::uint8_t one : bits) {
+      if (one != 8) return {.bits = bits, .zero = Zero::affine};
+    }
+    return {};
   }
 
   /// Drops tokens and lowers bits as the policy says, of the rows of `middle` too.
@@ -103,7 +109,11 @@ class PrunedPass {
     if (policy_.drops(layer, tokens)) {
       const Result<std::size_t> left = policy_.select(step, *survivors);
       if (!left) return left.error();
-      const std::span<const std::uint32_t> stay = survivors->first(*left < tokens ? *left : tokens);
+      if (*left > tokens) {
+        return Error{Errc::bad_argument, "a pruning policy selected more tokens than there are", "tokens", *left,
+                     tokens};
+      }
+      const std::span<const std::uint32_t> stay = survivors->first(*left);
       if (const Status dropped = drop(step, stay, middle, live); !dropped) return dropped;
       gather_elements(stay, *importance);
       gather_elements(stay, *positions);
