@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <random>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include <cbq/nn/any_linear.hpp>
@@ -137,6 +138,67 @@ TEST_CASE("Factors at run time compute what factors folded into the weights do")
   CHECK(oracle::distance(y, oracle::Matrix(tokens, outputs, wanted)) < 1e-6);
 }
 
+TEST_CASE("All classes are quantized before the result is written: a NaN leaves it, and it may overwrite the input") {
+  const std::size_t inputs = 40, outputs = 37, tokens = 3;
+  const oracle::Weights w = weights_of(symmetric.weight, outputs, inputs);
+  const auto exponents = exponents_of(inputs, 3);
+  const auto op = TripLinear<symmetric>::create(w.view(), {exponents, {0.17f, 0}});
+  REQUIRE(op);
+  REQUIRE(op->products() > 1);
+  const SerialExecutor serial;
+  ExecutionContext<> context(serial);
+  const Workspace::Frame frame(context.workspace());
+  auto x = support::normal(tokens * inputs, 5);
+  std::vector<float> y(tokens * outputs, 7.0f);
+  const auto last = std::max_element(exponents.begin(), exponents.end()) - exponents.begin();
+  auto& bad = x[inputs + static_cast<std::size_t>(last)];
+  const float good = std::exchange(bad, NAN);
+  LinearInput refused(support::input(x, inputs));
+  const Status status = op->forward(refused, {support::view(y, outputs), {}}, context);
+  REQUIRE_FALSE(status);
+  CHECK(status.error().code == Errc::not_finite);
+  CHECK(std::count(y.begin(), y.end(), 7.0f) == static_cast<std::ptrdiff_t>(y.size()));
+  bad = good;
+  LinearInput input(support::input(x, inputs));
+  REQUIRE(op->forward(input, {support::view(y, outputs), {}}, context));
+  LinearInput same(support::input(x, inputs));
+  REQUIRE(op->forward(same, {{x.data(), tokens, outputs, inputs}, {}}, context));
+  for (std::size_t t = 0; t < tokens; ++t) {
+    CHECK(std::equal(x.data() + t * inputs, x.data() + t * inputs + outputs, y.data() + t * outputs));
+  }
+}
+
+TEST_CASE("Tokens of fewer bits have a coarser step in every class") {
+  const std::size_t inputs = 70, outputs = 9, tokens = 5;
+  const oracle::Weights w = weights_of(eight.weight, outputs, inputs);
+  const auto exponents = exponents_of(inputs, 3);
+  const float scale = 7.0f / 127.0f * 0x1p-3f;
+  const auto op = TripLinear<eight>::create(w.view(), {exponents, {scale, 0}});
+  REQUIRE(op);
+  const std::vector<std::uint8_t> bits = {8, 4, 4, 8, 4};
+  const auto x = support::normal(tokens * inputs, 5);
+  oracle::Matrix wanted(tokens, outputs);
+  for (std::size_t t = 0; t < tokens; ++t) {
+    const float levels = bits[t] == 8 ? 127.0f : 7.0f;
+    for (std::size_t n = 0; n < outputs; ++n) {
+      double sum = 0;
+      for (std::size_t k = 0; k < inputs; ++k) {
+        const float step = std::ldexp(scale * 127.0f / levels, exponents[k]);
+        const float value = std::clamp(std::nearbyint(x[t * inputs + k] / step), -levels, levels) * step;
+        sum += static_cast<double>(value * w.scale(n, k)) * w.level(n, k);
+      }
+      wanted(t, n) = sum;
+    }
+  }
+  const SerialExecutor serial;
+  ExecutionContext<> context(serial);
+  const Workspace::Frame frame(context.workspace());
+  LinearInput input(support::input(x, inputs), {bits});
+  std::vector<float> y(tokens * outputs);
+  REQUIRE(op->forward(input, {support::view(y, outputs), {}}, context));
+  CHECK(oracle::distance(y, wanted) < 1e-6);
+}
+
 TEST_CASE("Factors that do not fit are refused when weights are packed") {
   const oracle::Weights w = weights_of(symmetric.weight, 3, 40);
   std::vector<std::uint8_t> exponents(40);
@@ -149,8 +211,8 @@ TEST_CASE("Factors that do not fit are refused when weights are packed") {
   CHECK(code({NAN, 0}) == Errc::bad_argument);
   exponents[3] = 21;
   CHECK(code({1.0f, 0}) == Errc::bad_argument);
-  std::fill(exponents.begin(), exponents.end(), std::uint8_t{20});  // 40 * 2^20 * 15 * 7 is above 2^31
-  CHECK(code({1.0f, 0}) == Errc::bad_argument);
+  std::fill(exponents.begin(), exponents.end(), std::uint8_t{20});  // shifts are the scales': no sum overflows
+  CHECK(TripLinear<symmetric>::create(w.view(), {exponents, {1.0f, 0}}));
   exponents.assign(39, 0);
   CHECK(code({1.0f, 0}) == Errc::bad_shape);
   exponents.assign(40, 0);

@@ -11,7 +11,7 @@
 //
 // For inputs whose producer cannot be divided (what GELU makes); elsewhere form A costs nothing at run time. Cost: up
 // to K + 1 products instead of one, each of whole blocks of 32 inputs, a gather of the input, and the result read and
-// written once per class.
+// written once per class. All classes are quantized before the first product: a bad input leaves the result as it was.
 
 #include <array>
 #include <cstddef>
@@ -102,11 +102,15 @@ class TripLinear {
   template <Executor E>
   [[nodiscard]] Status forward(LinearInput& x, const LinearOutput& out, ExecutionContext<E>& context) const noexcept {
     if (const Status valid = linear::check_operands(info(), x.values(), out); !valid) return valid;
+    const Workspace::Frame frame(context.workspace());
+    std::array<QuantizedTokens, trip::most_exponent + 1> tokens = {};
     for (std::size_t i = 0; i < classes_; ++i) {
-      const Workspace::Frame frame(context.workspace());
-      const Result<QuantizedTokens> tokens = quantize(class_[i], x, context);
-      if (!tokens) return tokens.error();
-      const auto multiply = [&](const auto& epilogue) { return add_product(i, *tokens, out.y, epilogue, context); };
+      const Result<QuantizedTokens> quantized = quantize(class_[i], x, context);
+      if (!quantized) return quantized.error();
+      tokens[i] = *quantized;
+    }
+    for (std::size_t i = 0; i < classes_; ++i) {
+      const auto multiply = [&](const auto& epilogue) { return add_product(i, tokens[i], out.y, epilogue, context); };
       const Status done =
           i == 0 ? linear::with_epilogue(bias_.data(), out.residual, multiply) : multiply(AddResidual{as_const(out.y)});
       if (!done) return done;
@@ -181,6 +185,7 @@ class TripLinear {
     return {};
   }
 
+  /// The codes stay in the caller's frame of the workspace.
   template <Executor E>
   [[nodiscard]] static Result<QuantizedTokens> quantize(const trip::ChannelClass& one, const LinearInput& x,
                                                         ExecutionContext<E>& context) noexcept {
@@ -189,6 +194,7 @@ class TripLinear {
     if (!layout) return layout.error();
     const auto memory = context.workspace().template take<std::byte>(layout->bytes);
     if (!memory) return memory.error();
+    const Workspace::Frame frame(context.workspace());
     const std::size_t panel_rows = panel_shape(layout->groups, values.rows, context.isa()).rows;
     const auto scratch = context.workspace().take_matrix(divide_up(values.rows, panel_rows), one.channels.size());
     if (!scratch) return scratch.error();

@@ -164,21 +164,25 @@ class TripFactors {
   return {};
 }
 
-/// Whether sums of products that are shifted by their channels' exponents fit in int32, whatever the codes:
+/// Whether the sums of products of each class of channels with equal exponents fit in int32, whatever the codes (shifts
+/// are left to the scales, which are floats):
 ///
-///   (2^bits of weights - 1) max|q_x| sum over c of 2^alpha_c <= 2^31 - 1,   max|q_x| = 2^(b-1) - 1, affine 2^b - 1
+///   (2^bits of weights - 1) max|q_x| channels of the class <= 2^31 - 1,   max|q_x| = 2^(b-1) - 1, affine 2^b - 1
 ///
-/// Errc::bad_argument.
+/// Errc::bad_argument, for exponents above 20, too.
 [[nodiscard]] inline Status check_trip_sums(const Scheme& scheme, std::span<const std::uint8_t> exponents) noexcept {
   const auto code = static_cast<std::uint64_t>(
       scheme.activation.zero == Zero::affine ? max_code(scheme.activation) : symmetric_levels(scheme.activation));
   const std::uint64_t most = 0x7fffffffu / (static_cast<std::uint64_t>(max_code(scheme.weight)) * code);
-  std::uint64_t sum = 0;
+  std::uint64_t channels[trip::most_exponent + 1] = {};
   for (std::size_t c = 0; c < exponents.size(); ++c) {
-    if (exponents[c] <= trip::most_exponent) sum += std::uint64_t{1} << exponents[c];
-    if (exponents[c] <= trip::most_exponent && sum <= most) continue;
-    return Error{Errc::bad_argument, "channel factors could overflow the sum of products: sum of 2^alpha",
-                 ErrorText("channel ") << c, sum, ErrorText("exponents of at most 20, a sum of at most ") << most};
+    if (exponents[c] > trip::most_exponent) {
+      return Error{Errc::bad_argument, "the exponent of a channel factor", ErrorText("channel ") << c,
+                   int{exponents[c]}, ErrorText("0 .. ") << trip::most_exponent};
+    }
+    if (++channels[exponents[c]] <= most) continue;
+    return Error{Errc::bad_argument, "channels of one exponent could overflow the sum of their products",
+                 ErrorText("channel ") << c, channels[exponents[c]], most};
   }
   return {};
 }
