@@ -291,6 +291,17 @@ TEST_CASE("Attention refuses what does not fit, and queries that are not numbers
   CHECK(refused(good, 250, 1.0f) == Errc::bad_shape);
   CHECK(refused(good, 256, 0.0f) == Errc::bad_argument);
   for (const float scale : {-1.0f, 1e-38f, NAN, INFINITY}) CHECK(refused(good, 256, scale) == Errc::bad_argument);
+  AttentionScores asked[3];
+  asked[0].weights = SoftmaxWeights::log2;
+  asked[1].first_weights = matrix_view(out.data(), 2, 4);
+  asked[2].column_sums = matrix_view(out.data(), 2, 4);
+  for (const AttentionScores& scores : asked) {
+    const auto q = matrix_view<const float>(problem.q.data(), 2, 256);
+    std::vector<float> result(2 * 256);
+    const Status done = attend(q, good, scores, support::view(result, 256), context);
+    REQUIRE_FALSE(done);
+    CHECK(done.error().code == Errc::unsupported);
+  }
   QuantizedKvView bad = good;
   bad.size = 1;
   CHECK(refused(bad, 256, 1.0f) == Errc::bad_shape);
