@@ -77,9 +77,9 @@ void print_plan(const Ablation& ablation, const AblationResults& results, const 
 Status draw_outliers(const AblateCommand& command, const Ablation& ablation, const std::string& scheme,
                      const std::string& path) {
   QuantizationOptions options;
-  const Result<cbq::Scheme> parsed = cbq::parse_scheme(scheme.c_str());
+  const Result<NamedScheme> parsed = parse_named_scheme(scheme);
   if (!parsed) return parsed.error();
-  options.rules = {{"*", *parsed}};
+  options.rules = {{"*", parsed->scheme}};
   options.head_bits = 16;
   options.preprocessing = Preprocessing::cfp;
   options.threads = ablation.machine().threads;

@@ -100,11 +100,6 @@ void add_kv(CLI::App& app, KvArguments& kv) {
   app.add_option("--kv-recent", kv.policy.recent, "last positions that it keeps exact; more are quantized 64 at a time")
       ->capture_default_str()
       ->type_name("N");
-  app.add_option("--kv-rope", kv.rope,
-                 "whether keys are quantized after rotary embedding (post), or before it (pre; fake_quantized only)")
-      ->check(CLI::IsMember({"post", "pre"}).description(""))
-      ->capture_default_str()
-      ->type_name("WHEN");
   app.add_option("--attention", kv.attention,
                  "what attention multiplies: float (what --kv keeps), int8, or int8_static (calibrated scales)")
       ->check(CLI::IsMember({"float", "int8", "int8_static"}).description(""))
@@ -251,7 +246,7 @@ void check_trains_something(const QuantizeCommand& command) {
 void add_calibration(CLI::App& app, CalibrationSettings& settings) {
   app.add_option("--calibration", settings.texts, "texts for methods that need them, equal parts of each")
       ->type_name("FILE");
-  app.add_option("--samples", settings.samples, "calibration sequences")
+  app.add_option("--samples", settings.samples, "calibration sequences; agile, wkvquant: 128 unless named")
       ->check(CLI::PositiveNumber)
       ->capture_default_str()
       ->type_name("N");
@@ -375,7 +370,9 @@ void add_quantize(CLI::App& app, Commands& commands) {
   QuantizeCommand& command = commands.quantize;
   CLI::App* added = add_command(app, commands, command, "quantize", "quantize a model into a folder");
   added->add_option("-o,--output", command.output, "folder to write; required")->type_name("DIR");
-  added->add_option("--scheme", command.scheme, "for example w4a8_g128; required but where a recipe lists schemes")
+  added
+      ->add_option("--scheme", command.scheme,
+                   "for example w4a8_g128, with agile also w4a4_trip; required but where a recipe lists schemes")
       ->check(CLI::Validator(check_named_scheme, "", ""))
       ->type_name("NAME");
   added
@@ -398,7 +395,8 @@ void add_quantize(CLI::App& app, Commands& commands) {
   const std::map<std::string, Rotation> rotations = {
       {"none", Rotation::none}, {"offline", Rotation::offline}, {"full", Rotation::full}};
   add_choice(*added, "--rotate", command.rotation, rotations,
-             "none, offline, or full: inputs of down_proj too; default: full for activations of 4 bits, else none");
+             "none, offline, or full: inputs of down_proj too; default: full for activations of 4 bits (not with "
+             "agile, nor for BLOOM), else none");
   add_calibration(*added, command.calibration);
   added
       ->add_option_function<std::string>(
@@ -479,6 +477,12 @@ void add_perplexity(CLI::App& app, Commands& commands) {
   added->add_option("--reference", command.reference, "model to measure the divergence from")->type_name("MODEL");
   add_operators(*added, command.operators);
   add_kv(*added, command.kv);
+  added
+      ->add_option("--kv-rope", command.kv.rope,
+                   "whether keys are quantized after rotary embedding (post), or before it (pre; fake_quantized only)")
+      ->check(CLI::IsMember({"post", "pre"}).description(""))
+      ->capture_default_str()
+      ->type_name("WHEN");
   add_prune(*added, command.prune);
 }
 

@@ -170,6 +170,10 @@ Status read_bloom(const Json& json, ModelConfig& config) {
   if (const Status ok = assign_either(config.layers, json, "n_layer", "num_hidden_layers"); !ok) return ok;
   if (const Status ok = assign_either(config.hidden, json, "hidden_size", "n_embed"); !ok) return ok;
   if (const Status ok = assign_either(config.heads, json, "n_head", "num_attention_heads"); !ok) return ok;
+  if (config.hidden % config.heads != 0) {
+    return Error{Errc::bad_file, "the heads must divide the width of the model", "n_head", config.heads,
+                 ErrorText("a divisor of ") << config.hidden};
+  }
   config.intermediate = 4 * config.hidden;
   config.kv_heads = config.heads;
   config.head_width = config.hidden / config.heads;

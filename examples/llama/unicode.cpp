@@ -99,7 +99,12 @@ class Translation {
         if (starts("^")) {
           return Error{Errc::unsupported, "a regular expression negates a class within a class", pattern_};
         }
+        if (pattern_[at_ - 1] == '-') {
+          return Error{Errc::unsupported, "a regular expression has a class at the end of a range", pattern_};
+        }
         ++depth_;
+      } else if (c == '&' && depth_ != 0 && starts("&")) {
+        return Error{Errc::unsupported, "a regular expression intersects classes", pattern_};
       } else if (c == ']' && depth_ > 1) {
         --depth_;
       } else {

@@ -99,6 +99,8 @@ TEST_CASE("BLOOM's sizes have two names each, and what follows from them has non
   json = bloom();
   json["n_head"] = 0;
   CHECK(code(json) == Errc::bad_file);
+  json["n_head"] = 5;  // no divisor of 48
+  CHECK(code(json) == Errc::bad_file);
 }
 
 TEST_CASE("rotary settings are found where each release of Transformers puts them") {
