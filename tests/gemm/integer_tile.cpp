@@ -85,6 +85,7 @@ void check_depths(std::size_t largest) {
 TEST_CASE("All pairs of codes, summed in int16 to every depth that their sizes allow") {
   check_depths<4>(15);
   check_depths<4>(127);
+  check_depths<3>(127);
   check_depths<2>(15);
   check_depths<2>(127);
 }
