@@ -2,6 +2,8 @@
 #include <cbq/gemm/nibble_matmul.hpp>
 
 #include <algorithm>
+#include <cmath>
+#include <utility>
 
 #include <catch2/catch_all.hpp>
 
@@ -169,6 +171,21 @@ TEST_CASE("What the 4-bit multiplier cannot multiply is an error") {
   QuantizedMatrixView grouped = c.weights.view();
   grouped.scales.columns = 2;
   CHECK(pack_nibbles(grouped, memory).error().code == Errc::bad_shape);
+  const auto refused = [&](auto change) {
+    QuantizedMatrixView matrix = c.weights.view();
+    change(matrix);
+    return pack_nibbles(matrix, memory).error().code;
+  };
+  CHECK(refused([](auto& matrix) { matrix.codes.stride = 39; }) == Errc::bad_shape);
+  CHECK(refused([](auto& matrix) { matrix.scales.stride = 0; }) == Errc::bad_shape);
+  CHECK(refused([](auto& matrix) { matrix.zeros.stride = 0; }) == Errc::bad_shape);
+  CHECK(refused([](auto& matrix) { matrix.codes.data = nullptr; }) == Errc::bad_argument);
+  CHECK(refused([](auto& matrix) { matrix.scales.data = nullptr; }) == Errc::bad_argument);
+  for (const float bad : {NAN, INFINITY, -INFINITY}) {
+    const float scale = std::exchange(c.weights.scales[3], bad);
+    CHECK(pack_nibbles(c.weights.view(), memory).error().code == Errc::not_finite);
+    c.weights.scales[3] = scale;
+  }
   c.weights.codes[7] = 16;
   CHECK(pack_nibbles(c.weights.view(), memory).error().code == Errc::bad_argument);
 }

@@ -17,6 +17,7 @@
 #include <cbq/core/checked.hpp>
 #include <cbq/core/result.hpp>
 #include <cbq/gemm/nibble_tile.hpp>
+#include <cbq/quant/quantized_matrix.hpp>
 #include <cbq/scheme.hpp>
 
 namespace cbq {
@@ -50,16 +51,16 @@ static_assert(4 * most_nibble_inputs * largest_nibble * largest_nibble < 0x7ffff
 
 namespace packing {
 
-/// Whether a matrix of 4-bit codes has one scale per output, and a zero point per output or none.
+/// Whether a matrix of 4-bit codes has one finite scale per output, and a zero point per output or none.
 [[nodiscard]] inline Status check_nibbles(const QuantizedMatrixView& matrix) noexcept {
   const auto& [codes, scales, zeros] = matrix;
-  if (scales.rows != codes.rows || scales.columns != 1) {
-    return Error{Errc::bad_shape, "[cbq] pack_nibbles: there is one scale per output", "scales",
-                 ErrorText(scales.rows) << " x " << scales.columns, ErrorText(codes.rows) << " x 1"};
-  }
-  if (zeros.data != nullptr && (zeros.rows != codes.rows || zeros.columns != 1)) {
-    return Error{Errc::bad_shape, "[cbq] pack_nibbles: there is one zero point per output, or none at all", "zeros",
-                 ErrorText(zeros.rows) << " x " << zeros.columns, ErrorText(codes.rows) << " x 1"};
+  const Zero kind = zeros.data == nullptr ? Zero::symmetric : Zero::affine;
+  // Without inputs, too, there is a scale per output, which check_shape() does not want then.
+  QuantizedMatrixView filled = matrix;
+  if (codes.columns == 0) filled.codes.columns = filled.codes.stride = 1;
+  if (const Status valid = check_shape(filled, {.bits = 4, .zero = kind}); !valid) return valid;
+  if (codes.rows != 0 && (scales.data == nullptr || (codes.data == nullptr && codes.columns != 0))) {
+    return Error{Errc::bad_argument, "[cbq] pack_nibbles: the memory of the matrix is null", "matrix"};
   }
   for (std::size_t n = 0; n < codes.rows; ++n) {
     unsigned largest = zeros.data == nullptr ? 0u : *row(zeros, n);
@@ -67,6 +68,9 @@ namespace packing {
     if (largest > largest_nibble) {
       return Error{Errc::bad_argument, "[cbq] pack_nibbles: codes and zero points have 4 bits",
                    ErrorText("output ") << n};
+    }
+    if (!is_finite(*row(scales, n))) {
+      return Error{Errc::not_finite, "[cbq] pack_nibbles: a scale is not finite", ErrorText("output ") << n};
     }
   }
   return {};
@@ -76,7 +80,7 @@ namespace packing {
 
 /// Packs N x K codes of 4 bits into `memory`, at least nibble_weights_size(N, K) bytes on a 4-byte boundary. `matrix`
 /// has one scale per output and one zero point, or none: then it is 8. Errors: bad_shape, bad_argument (a code or zero
-/// point above 15, alignment).
+/// point above 15, alignment, null memory), not_finite (a scale).
 [[nodiscard]] inline Result<NibbleWeightsView> pack_nibbles(const QuantizedMatrixView& matrix,
                                                             std::span<std::byte> memory) noexcept {
   const std::size_t outputs = matrix.codes.rows;
