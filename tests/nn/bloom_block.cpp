@@ -103,3 +103,40 @@ TEST_CASE("Embeddings pass the norm of a model that has one") {
   REQUIRE(model->forward_hidden(tokens, *cache, support::view(hidden, 40), context, observer));
   CHECK(oracle::distance(seen, wanted) < 2e-6);
 }
+
+TEST_CASE("Tokens that stay when others are dropped have the positions that a model can have, or are refused") {
+  const support::RandomBloom bloom;
+  const support::RandomOpt opt;
+  const support::Weights head(33, 40, 5, false);
+  const SerialExecutor serial;
+  ExecutionContext<> context(serial);
+  const auto check = [&]<class P>(const auto& parts, P positions, PrunedPositions possible) {
+    using Pruned = OptBlock<DenseLinear<float>, P>;
+    std::vector<Pruned> blocks;
+    for (const support::Layer& layer : parts.layers) blocks.push_back(parts.template block<P>(layer, dense));
+    const support::Layer& l = parts.layers[0];
+    const auto model = CausalModel<Pruned>::create(
+        parts.config, {std::nullopt, std::move(positions), std::move(blocks),
+                       *LayerNorm::create(l.second_norm, l.second_bias, 1e-5f), dense(head)});
+    REQUIRE(model);
+    const std::vector<std::uint32_t> tokens(40, 7);
+    std::vector<float> hidden(40 * 40);
+    std::vector<std::uint32_t> survivors(40);
+    for (const PrunedPositions where : {PrunedPositions::original, PrunedPositions::compacted}) {
+      const auto policy = ScheduledPruning::create(
+          {.schedule = *with_sparsity(quarter_schedule(2), 0.2), .positions = where, .fewest_tokens = 8});
+      REQUIRE(policy);
+      auto cache = *model->make_cache(40);
+      const auto left = model->forward_pruned(tokens, cache, {support::view(hidden, 40), survivors}, *policy, context);
+      REQUIRE(left.has_value() == (where == possible));
+      if (left) {
+        CHECK(*left < 40);
+      } else {
+        CHECK(left.error().code == Errc::unsupported);
+        CHECK(cache.size() == 0);
+      }
+    }
+  };
+  check(bloom, *AlibiPositions::create(bloom.config), PrunedPositions::compacted);
+  check(opt, *LearnedPositions::create(support::input(opt.positions, 40)), PrunedPositions::original);
+}

@@ -34,7 +34,8 @@ struct HiddenStates {
 inline namespace CBQ_ABI {
 
 /// How a model knows positions: `create` from the configuration happens outside; `add_to` adds learned positions to
-/// embeddings, or does nothing where attention rotates.
+/// embeddings, or does nothing where attention rotates. Where tokens that stay when others are dropped can have
+/// positions of one kind only, a static member `pruned_positions` says which.
 template <class P>
 concept PositionEmbedding = std::movable<P> && requires(const P& positions, const MatrixView<float>& hidden,
                                                         std::span<const std::uint32_t> indices) {

@@ -46,6 +46,9 @@ using BloomConfig = OptConfig;
 /// Positions of a model that has none but ALiBi's distances.
 class AlibiPositions {
  public:
+  /// Distances are counted in what the cache holds.
+  static constexpr PrunedPositions pruned_positions = PrunedPositions::compacted;
+
   /// Errc::bad_shape (no heads), Errc::out_of_memory.
   [[nodiscard]] static Result<AlibiPositions> create(const BloomConfig& config) noexcept {
     if (config.heads == 0) return Error{Errc::bad_shape, "attention has at least one head", "heads", config.heads};

@@ -17,6 +17,7 @@
 #include <cbq/nn/block.hpp>
 #include <cbq/nn/mlp.hpp>
 #include <cbq/nn/self_attention.hpp>
+#include <cbq/prune/token_pruning.hpp>
 
 namespace cbq {
 inline namespace CBQ_ABI {
@@ -44,6 +45,8 @@ struct OptConfig {
 class LearnedPositions {
  public:
   static constexpr std::size_t offset = 2;
+  /// Hidden states contain them: they stay what they were.
+  static constexpr PrunedPositions pruned_positions = PrunedPositions::original;
 
   /// Copies a table [2 + max_positions x hidden]. Errc::bad_shape, Errc::out_of_memory.
   template <Element T>
