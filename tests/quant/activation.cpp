@@ -246,6 +246,14 @@ TEST_CASE("static activations and tokens of fewer bits are the packed path's, bi
     }
   }
   check_rules<cbq::with_tensor_activations(w4a4_asym)>(x, size, {});
+  // The step of 4 bits would be infinite.
+  constexpr cbq::Scheme whole = cbq::with_tensor_activations(cbq::schemes::w8a8);
+  const cbq::ActivationRules huge = {.fixed = StaticGrid{0x1p125f, 0}, .tokens = {bits, Zero::symmetric}};
+  std::vector<float> coarse(x.size());
+  REQUIRE(cbq::fake_quantize_activations(cbq::matrix_view(std::as_const(x).data(), tokens, size), whole.activation,
+                                         cbq::matrix_view(coarse.data(), tokens, size), huge));
+  CHECK(std::count(coarse.begin(), coarse.end(), 0.0f) == static_cast<std::ptrdiff_t>(coarse.size()));
+  for (const cbq::Isa isa : support::machine_isas()) CHECK(packed_values<whole>(x, size, huge, isa) == coarse);
   // A scale of zero is everything zero.
   std::vector<float> out(x.size(), 1.0f);
   REQUIRE(cbq::fake_quantize_activations(cbq::matrix_view(std::as_const(x).data(), tokens, size),

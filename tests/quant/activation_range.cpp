@@ -97,6 +97,19 @@ TEST_CASE("Of more rows than the sample holds, every part of the text is sampled
   CHECK(range.tensor(100, Zero::affine)->high == 16383.0f);
 }
 
+TEST_CASE("Percentiles next to zero are the values in the middle") {
+  for (const std::size_t count : {1u, 2u, 3u, 4u}) {
+    auto range = *ActivationRange::create(1);
+    std::vector<float> x;
+    for (std::size_t i = 0; i < count; ++i) x.push_back(static_cast<float>(i));
+    REQUIRE(range.add(rows_of(x, 1)));
+    const auto cut = range.tensor(1e-20, Zero::affine);
+    REQUIRE(cut);
+    CHECK(cut->low == static_cast<float>((count - 1) / 2));
+    CHECK(cut->high == static_cast<float>(count / 2));
+  }
+}
+
 TEST_CASE("Percentiles outside (0, 100] and rows that do not fit are refused") {
   auto range = *ActivationRange::create(3);
   for (const double wrong : {0.0, -1.0, 100.5, std::nan("")}) {

@@ -131,7 +131,9 @@ class ActivationRange {
       const float limit = order_statistic(x, Compare::magnitudes, rank(percentile));
       return {-limit, limit};
     }
-    const std::size_t high = rank(100 - (100 - percentile) / 2);
+    // No less than the middle: of a percentile so small that 100 less it is 100, the ends would change places.
+    const std::size_t cut_at = rank(100 - (100 - percentile) / 2), middle = x.size() / 2 + 1;
+    const std::size_t high = cut_at > middle ? cut_at : middle;
     return {order_statistic(x, Compare::values, x.size() + 1 - high), order_statistic(x, Compare::values, high)};
   }
 

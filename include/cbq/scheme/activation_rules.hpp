@@ -146,6 +146,7 @@ struct CodeLimits {
   fixed.scale *= rules.clip;
   if (low.bits != grid.bits) {
     fixed.scale *= static_cast<float>(symmetric_levels(grid)) / static_cast<float>(symmetric_levels(low));
+    if (fixed.scale > 0x1.fffffep127f) fixed.scale = 0x1.fffffep127f;  // infinity times code 0 is NaN
   }
   if (fixed.scale < 0x1p-126f) fixed.scale = 0.0f;  // its inverse could overflow
   return fixed;
