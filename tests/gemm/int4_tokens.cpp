@@ -3,6 +3,7 @@
 
 #include <catch2/catch_all.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -36,10 +37,11 @@ void check_round_trip(const std::vector<float>& values, std::size_t inputs, cons
   const RuledActivations ruled = {matrix_view<const float>(x.data(), tokens, inputs), rules};
   const std::size_t bytes = *int4_tokens_size(tokens, inputs);
   CHECK(bytes == tokens * (4 + 1 + (inputs + 1) / 2));
-  std::vector<std::int32_t> memory(bytes / 4 + 1);
-  const auto stored = store_int4_tokens(ruled, S.activation, std::as_writable_bytes(std::span(memory)).first(bytes),
-                                        SerialExecutor{}, isa);
+  const support::Guarded<std::byte> memory((bytes + 3) / 4 * 4, support::Edge::end);  // on a 4-byte boundary
+  std::fill(memory.data(), memory.data() + memory.size(), std::byte{0x5a});
+  const auto stored = store_int4_tokens(ruled, S.activation, memory.span().first(bytes), SerialExecutor{}, isa);
   REQUIRE(stored);
+  for (const std::byte rest : memory.span().subspan(bytes)) CHECK(rest == std::byte{0x5a});
   // The codes alone, up to the edge.
   const std::size_t code_bytes = tokens * int4_row_bytes(inputs);
   const support::Guarded<std::uint8_t> codes(std::span<const std::uint8_t>(stored->codes, code_bytes),
@@ -47,13 +49,13 @@ void check_round_trip(const std::vector<float>& values, std::size_t inputs, cons
   Int4Tokens moved = *stored;
   moved.codes = codes.data();
   const std::size_t words = *activations_size<S>(tokens, inputs) / 4;
-  std::vector<std::int32_t> wanted_memory(words, 0x5a5a5a5a), memory_back(words, 0x5a5a5a5a);
+  std::vector<std::int32_t> wanted_memory(words, 0x5a5a5a5a);
+  const support::Guarded<std::int32_t> memory_back(std::span<const std::int32_t>(wanted_memory), support::Edge::end);
   const auto wanted =
       quantize_activations<S>(ruled, std::as_writable_bytes(std::span(wanted_memory)), SerialExecutor{}, isa);
-  const auto back =
-      activations_from_int4<S>(moved, std::as_writable_bytes(std::span(memory_back)), SerialExecutor{}, isa);
+  const auto back = activations_from_int4<S>(moved, std::as_writable_bytes(memory_back.span()), SerialExecutor{}, isa);
   REQUIRE((wanted && back));
-  CHECK(memory_back == wanted_memory);
+  CHECK(std::equal(wanted_memory.begin(), wanted_memory.end(), memory_back.data()));
   CHECK(back->largest_code == 15);
   CHECK(back->shape.rows == wanted->shape.rows);
   CHECK(back->tokens == tokens);
@@ -113,6 +115,25 @@ TEST_CASE("What cannot be stored or read back is refused") {
   const std::uint8_t zeros[] = {8, 16, 8};
   tokens.zeros = zeros;
   CHECK(activations_from_int4<symmetric>(tokens, out).error().code == Errc::bad_argument);
+  tokens.zeros = nullptr;
+  CHECK(activations_from_int4<symmetric>(tokens, out).error().code == Errc::bad_argument);
+  const std::uint8_t eights[] = {8, 8, 8};
+  tokens.zeros = eights;
+  for (const float bad : {-1.0f, NAN, INFINITY}) {
+    const float scales[] = {1.0f, 1.0f, bad};
+    tokens.scales = scales;
+    const auto wrong = activations_from_int4<symmetric>(tokens, out);
+    REQUIRE_FALSE(wrong);
+    CHECK(wrong.error().code == (bad == -1.0f ? Errc::bad_argument : Errc::not_finite));
+    CHECK(std::string(wrong.error().where.c_str()) == "token 2");
+  }
+  tokens.scales = nullptr;
+  CHECK(activations_from_int4<symmetric>(tokens, out).error().code == Errc::bad_argument);
+  tokens.scales = reinterpret_cast<const float*>(memory.data());
+  CHECK(activations_from_int4<symmetric>(tokens, out));
+  tokens.codes = nullptr;
+  CHECK(activations_from_int4<symmetric>(tokens, out).error().code == Errc::bad_argument);
+  CHECK(activations_from_int4<symmetric>({}, out));
 
   x[41] = NAN;
   const auto refused = store_int4_tokens(view(), grid, bytes);

@@ -16,6 +16,7 @@
 #include <span>
 
 #include <cbq/gemm/activation_codes.hpp>
+#include <cbq/quant/scale.hpp>
 
 namespace cbq {
 
@@ -108,6 +109,27 @@ inline void store_int4_row(const float* values, std::size_t inputs, const TokenQ
   return {};
 }
 
+/// Whether the memory of `tokens`, which may come from anywhere, can be read as what store_int4_tokens() wrote.
+[[nodiscard]] inline Status check_stored(const Int4Tokens& tokens) noexcept {
+  const bool any = tokens.tokens != 0;
+  if (any && (tokens.scales == nullptr || tokens.zeros == nullptr || (tokens.codes == nullptr && tokens.inputs != 0))) {
+    return Error{Errc::bad_argument, "[cbq] activations_from_int4: the memory of the tokens is null", "tokens"};
+  }
+  for (std::size_t t = 0; t < tokens.tokens; ++t) {
+    if (tokens.zeros[t] > 15) {
+      return Error{Errc::bad_argument, "[cbq] activations_from_int4: a zero point lies outside the grid",
+                   ErrorText("token ") << t, int{tokens.zeros[t]}, 15};
+    }
+    if (!is_finite(tokens.scales[t])) {
+      return Error{Errc::not_finite, "[cbq] activations_from_int4: a scale is NaN or infinite",
+                   ErrorText("token ") << t};
+    }
+    if (tokens.scales[t] >= 0.0f) continue;
+    return Error{Errc::bad_argument, "[cbq] activations_from_int4: a scale is negative", ErrorText("token ") << t};
+  }
+  return {};
+}
+
 }  // namespace driver
 
 /// Stores x (M x K) on `grid`, the 4-bit activation grid of a scheme, under its rules, into `memory` of
@@ -142,8 +164,8 @@ template <Executor E = SerialExecutor>
 }
 
 /// The activations that `tokens` hold, as kernels read them, in `memory` of activations_size<S>() bytes on a 4-byte
-/// boundary; `tokens` may be dropped afterwards. Errors: bad_shape (memory), bad_argument (alignment, a zero point
-/// above 15).
+/// boundary; `tokens` may be dropped afterwards. Errors: bad_shape (memory), bad_argument (alignment, null memory, a
+/// zero point above 15, a negative scale), not_finite (a scale).
 template <Scheme S, Executor E = SerialExecutor>
 [[nodiscard]] Result<QuantizedActivationsView<S>> activations_from_int4(const Int4Tokens& tokens,
                                                                         std::span<std::byte> memory,
@@ -158,11 +180,7 @@ template <Scheme S, Executor E = SerialExecutor>
   if (reinterpret_cast<std::uintptr_t>(memory.data()) % alignof(std::int32_t) != 0) {
     return Error{Errc::bad_argument, "[cbq] activations_from_int4: the memory must lie on a 4-byte boundary", "memory"};
   }
-  for (std::size_t t = 0; t < tokens.tokens; ++t) {
-    if (tokens.zeros[t] <= 15) continue;
-    return Error{Errc::bad_argument, "[cbq] activations_from_int4: a zero point lies outside the grid",
-                 ErrorText("token ") << t, int{tokens.zeros[t]}, 15};
-  }
+  if (const Status valid = driver::check_stored(tokens); !valid) return valid.error();
   QuantizedTokens arranged =
       driver::arrange_tokens(driver::Int4Source{tokens}, S, *layout, memory.data(), executor, capped(cap));
   arranged.largest_code = 15;
