@@ -67,7 +67,7 @@ Status run(const BenchCommand& command, const Console& console) {
   const Result<KvSetup> kv = KvSetup::create(command.kv, *loaded, *machine);
   if (!kv) return kv.error();
   options.kv = kv->options();
-  const auto pruning = pruning_of(command.prune, loaded->model.config());
+  const auto pruning = pruning_of(command.prune, loaded->model.config(), loaded->model.activation_bits());
   if (!pruning) return pruning.error();
   options.pruning = *pruning;
   const Result<Speed> speed = measure_speed(loaded->model, load.profile, options);

@@ -38,7 +38,7 @@ Status run(const GenerateCommand& command, const Console& console) {
   options.seed = command.seed;
   options.machine = *machine;
   options.kv = kv->options();
-  const auto pruning = pruning_of(command.prune, loaded->model.config());
+  const auto pruning = pruning_of(command.prune, loaded->model.config(), loaded->model.activation_bits());
   if (!pruning) return pruning.error();
   options.pruning = *pruning;
   const Result<Generation> done = generate(loaded->model, *tokenizer, *prompt, options, [&](std::string_view piece) {

@@ -365,6 +365,17 @@ std::string scheme_of(const ModelSource& source, const cbq::QuantizationRecord& 
   return common;
 }
 
+// See Model::activation_bits().
+int activation_bits_of(const ModelSource& source, const cbq::QuantizationRecord& record) {
+  int most = 0;
+  for (const MatrixModule& module : all_block_modules(source.config())) {
+    const cbq::ModuleScheme* quantized = cbq::find_module(record, module.name);
+    if (quantized == nullptr || quantized->scheme.activation.bits == 16) continue;
+    most = std::max(most, quantized->scheme.activation.bits);
+  }
+  return most;
+}
+
 }  // namespace
 
 struct Model::State {
@@ -372,6 +383,7 @@ struct Model::State {
   AnyModel model;
   ModelConfig config;
   std::string scheme;
+  int activation_bits = 0;
   std::string method = "none";
   std::size_t calibration_tokens = 0;
   std::size_t weight_bytes = 0;
@@ -414,6 +426,7 @@ Result<Model> Model::load(const ModelSource& source, const LoadOptions& options)
               .model = *std::move(model),
               .config = source.config(),
               .scheme = scheme_of(source, record),
+              .activation_bits = activation_bits_of(source, record),
               .weight_bytes = loader.weight_bytes()};
   if (!record.modules.empty()) {
     state.method = record.method;
@@ -428,6 +441,9 @@ const ModelConfig& Model::config() const {
 }
 const std::string& Model::scheme() const {
   return state_->scheme;
+}
+int Model::activation_bits() const {
+  return state_->activation_bits;
 }
 const std::string& Model::method() const {
   return state_->method;

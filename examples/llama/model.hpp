@@ -57,6 +57,8 @@ class Model {
   [[nodiscard]] const ModelConfig& config() const;
   /// Scheme of the linear layers; "mixed"; or the type of float weights ("f16", "q4_1").
   [[nodiscard]] const std::string& scheme() const;
+  /// The most bits that quantized activations of the blocks' linear layers have; 0: none are quantized.
+  [[nodiscard]] int activation_bits() const;
   /// How it was quantized; "none" for float models.
   [[nodiscard]] const std::string& method() const;
   /// Text that calibrated it, in tokens, where the files say so.

@@ -128,7 +128,7 @@ Status run(const PerplexityCommand& command, const Console& console) {
   options.context = command.context;
   options.windows = command.windows;
   options.machine = *machine;
-  const auto pruning = pruning_of(command.prune, loaded->model.config());
+  const auto pruning = pruning_of(command.prune, loaded->model.config(), loaded->model.activation_bits());
   if (!pruning) return pruning.error();
   if (*pruning) {
     if (reference) {

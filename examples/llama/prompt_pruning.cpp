@@ -8,7 +8,8 @@ using cbq::Error;
 using cbq::PrunedPositions;
 using cbq::Result;
 
-Result<std::optional<cbq::ScheduledPruning>> pruning_of(const PruneArguments& arguments, const ModelConfig& config) {
+Result<std::optional<cbq::ScheduledPruning>> pruning_of(const PruneArguments& arguments, const ModelConfig& config,
+                                                        int activation_bits) {
   if (arguments.sparsity == 0 && arguments.low_bit_tokens == 0) return std::optional<cbq::ScheduledPruning>();
   const bool alibi = config.architecture != Architecture::llama && config.architecture != Architecture::opt;
   const PrunedPositions usual = alibi ? PrunedPositions::compacted : PrunedPositions::original;
@@ -24,6 +25,10 @@ Result<std::optional<cbq::ScheduledPruning>> pruning_of(const PruneArguments& ar
                                                      .positions = positions,
                                                      .low_bit_share = arguments.low_bit_tokens});
   if (!policy) return cbq::in_context(policy.error(), "--low-bit-tokens");
+  if (arguments.low_bit_tokens != 0 && activation_bits != 8) {
+    return Error{Errc::unsupported, "no linear layer of this model has 8-bit activations to give fewer bits",
+                 "--low-bit-tokens"};
+  }
   return std::optional<cbq::ScheduledPruning>(*policy);
 }
 

@@ -20,9 +20,12 @@ struct PruneArguments {
   std::optional<cbq::PrunedPositions> positions = {};  ///< nothing: as the model can
 };
 
-/// Nothing where no tokens are to be dropped or lowered. Errc::bad_argument (sparsity, share), Errc::unsupported: OPT's
-/// positions are part of its hidden states and stay original, BLOOM's attention counts what its cache has.
+/// Nothing where no tokens are to be dropped or lowered. `activation_bits`: Model::activation_bits().
+/// Errc::bad_argument (sparsity, share), Errc::unsupported: OPT's positions are part of its hidden states and stay
+/// original, BLOOM's attention counts what its cache has; and no linear layer has 8-bit activations that could be
+/// lowered.
 [[nodiscard]] cbq::Result<std::optional<cbq::ScheduledPruning>> pruning_of(const PruneArguments& arguments,
-                                                                           const ModelConfig& config);
+                                                                           const ModelConfig& config,
+                                                                           int activation_bits);
 
 }  // namespace cbq_llama

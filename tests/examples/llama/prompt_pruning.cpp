@@ -40,28 +40,32 @@ double nll(const Json& json, const char* name) {
 TEST_CASE("options become a policy that the model's positions allow") {
   ModelConfig config;
   config.layers = 8;
-  CHECK_FALSE(unwrap(pruning_of({}, config)));
-  const auto policy = unwrap(pruning_of({.sparsity = 0.2}, config));
+  CHECK_FALSE(unwrap(pruning_of({}, config, 8)));
+  const auto policy = unwrap(pruning_of({.sparsity = 0.2}, config, 8));
   REQUIRE(policy);
   CHECK(policy->options().positions == PrunedPositions::original);
   CHECK(std::fabs(token_sparsity(policy->options().schedule) - 0.2) < 1e-6);
-  CHECK(unwrap(pruning_of({.sparsity = 0.2, .positions = PrunedPositions::compacted}, config)));
+  CHECK(unwrap(pruning_of({.sparsity = 0.2, .positions = PrunedPositions::compacted}, config, 8)));
   for (const double wrong : {-0.1, 0.75, 1.0, double{NAN}}) {
-    CHECK(pruning_of({.sparsity = wrong}, config).error().code == Errc::bad_argument);
+    CHECK(pruning_of({.sparsity = wrong}, config, 8).error().code == Errc::bad_argument);
   }
-  const auto lowered = unwrap(pruning_of({.low_bit_tokens = 0.5}, config));
+  const auto lowered = unwrap(pruning_of({.low_bit_tokens = 0.5}, config, 8));
   REQUIRE(lowered);
   CHECK(lowered->options().low_bit_share == 0.5);
   CHECK(token_sparsity(lowered->options().schedule) == 0);
   for (const double wrong : {-0.1, 1.0, double{NAN}}) {
-    CHECK(pruning_of({.low_bit_tokens = wrong}, config).error().code == Errc::bad_argument);
+    CHECK(pruning_of({.low_bit_tokens = wrong}, config, 8).error().code == Errc::bad_argument);
+  }
+  for (const int bits : {0, 4}) {  // float or w4a16, w4a4: nothing to lower
+    CHECK(pruning_of({.low_bit_tokens = 0.5}, config, bits).error().code == Errc::unsupported);
+    CHECK(unwrap(pruning_of({.sparsity = 0.2}, config, bits)));
   }
   config.architecture = Architecture::opt;
-  CHECK(pruning_of({.sparsity = 0.2, .positions = PrunedPositions::compacted}, config).error().code ==
+  CHECK(pruning_of({.sparsity = 0.2, .positions = PrunedPositions::compacted}, config, 8).error().code ==
         Errc::unsupported);
   config.architecture = Architecture::bloom;
-  CHECK(unwrap(pruning_of({.sparsity = 0.2}, config))->positions() == PrunedPositions::compacted);
-  CHECK(pruning_of({.sparsity = 0.2, .positions = PrunedPositions::original}, config).error().code ==
+  CHECK(unwrap(pruning_of({.sparsity = 0.2}, config, 8))->positions() == PrunedPositions::compacted);
+  CHECK(pruning_of({.sparsity = 0.2, .positions = PrunedPositions::original}, config, 8).error().code ==
         Errc::unsupported);
 }
 
@@ -92,7 +96,7 @@ TEST_CASE("perplexity measures pruning three ways") {
 
 TEST_CASE("a pruned prompt is continued, and what cannot be pruned is refused") {
   const Model model = unwrap(Model::load(unwrap(ModelSource::open(pocket_llama()))));
-  const auto policy = unwrap(pruning_of({.sparsity = 0.25}, model.config()));
+  const auto policy = unwrap(pruning_of({.sparsity = 0.25}, model.config(), model.activation_bits()));
   std::vector<std::int32_t> prompt(120);
   for (std::size_t i = 0; i < prompt.size(); ++i) prompt[i] = static_cast<std::int32_t>((i * 37 + 5) % 900);
   Session session = unwrap(Session::create(model, 140, {.threads = 1}));
