@@ -89,25 +89,11 @@ struct CodesSource {
 
 [[nodiscard]] inline Status check_codes(const MatrixView<const std::int8_t>& codes, float scale,
                                         std::span<std::byte> memory, std::size_t needed) noexcept {
-  if (codes.rows > 1 && codes.stride < codes.columns) {
-    return Error{Errc::bad_shape, "[cbq] activations_from_codes: a stride is shorter than a row", "codes", codes.stride,
-                 codes.columns};
-  }
-  if (codes.data == nullptr && codes.rows != 0 && codes.columns != 0) {
-    return Error{Errc::bad_argument, "[cbq] activations_from_codes: the codes' memory is null", "codes"};
-  }
+  if (const Status valid = check_rows(codes, "activations_from_codes"); !valid) return valid;
   if ((__builtin_bit_cast(std::uint32_t, scale) & 0x7fffffffu) >= 0x7f800000u) {
     return Error{Errc::not_finite, "[cbq] activations_from_codes: the scale must be finite", "scale"};
   }
-  if (memory.size() < needed) {
-    return Error{Errc::bad_shape, "[cbq] activations_from_codes: the memory is too small", "memory", memory.size(),
-                 needed};
-  }
-  if (reinterpret_cast<std::uintptr_t>(memory.data()) % alignof(std::int32_t) != 0) {
-    return Error{Errc::bad_argument, "[cbq] activations_from_codes: the memory must lie on a 4-byte boundary",
-                 "memory"};
-  }
-  return {};
+  return check_memory(memory, needed, "activations_from_codes");
 }
 
 }  // namespace driver

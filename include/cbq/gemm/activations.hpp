@@ -30,6 +30,7 @@
 #include <cbq/core/aligned.hpp>
 #include <cbq/core/executor.hpp>
 #include <cbq/gemm/dispatch.hpp>
+#include <cbq/gemm/host_memory.hpp>
 #include <cbq/gemm/token_quantization.hpp>
 
 namespace cbq {
@@ -183,20 +184,8 @@ template <class Tokens, Executor E>
                                                       std::span<std::byte> memory, const E& executor, Isa isa) {
   const Result<ActivationLayout> layout = activation_layout(scheme, x.rows, x.columns);
   if (!layout) return layout.error();
-  if (x.rows > 1 && x.stride < x.columns) {
-    return Error{Errc::bad_shape, "[cbq] quantize_activations: a stride is shorter than a row", "x", x.stride,
-                 ErrorText("at least ") << x.columns};
-  }
-  if (x.data == nullptr && x.rows != 0 && x.columns != 0) {
-    return Error{Errc::bad_argument, "[cbq] quantize_activations: the activations' memory is null", "x"};
-  }
-  if (memory.size() < layout->bytes) {
-    return Error{Errc::bad_shape, "[cbq] quantize_activations: the memory is too small", "memory", memory.size(),
-                 layout->bytes};
-  }
-  if (reinterpret_cast<std::uintptr_t>(memory.data()) % alignof(std::int32_t) != 0) {
-    return Error{Errc::bad_argument, "[cbq] quantize_activations: the memory must lie on a 4-byte boundary", "memory"};
-  }
+  if (const Status valid = check_rows<float>(x, "quantize_activations"); !valid) return valid.error();
+  if (const Status valid = check_memory(memory, layout->bytes, "quantize_activations"); !valid) return valid.error();
   auto* codes = reinterpret_cast<std::int8_t*>(memory.data());
   auto* zero_terms = reinterpret_cast<std::int32_t*>(memory.data() + layout->zero_terms_offset);
   auto* scales = reinterpret_cast<float*>(memory.data() + layout->scales_offset);

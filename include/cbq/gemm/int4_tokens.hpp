@@ -94,19 +94,10 @@ inline void store_int4_row(const float* values, std::size_t inputs, const TokenQ
     return Error{Errc::unsupported, "[cbq] store_int4_tokens: 4 bits per token or tensor", "Grid.bits", grid.bits, 4};
   }
   if (const Status valid = check_activation_rules(x.rules, grid, x.rows); !valid) return valid;
-  if ((x.rows > 1 && x.stride < x.columns) || (x.data == nullptr && x.rows != 0 && x.columns != 0)) {
-    return Error{Errc::bad_shape, "[cbq] store_int4_tokens: null memory, or a stride shorter than a row", "x", x.stride,
-                 x.columns};
-  }
+  if (const Status valid = check_rows<float>(x, "store_int4_tokens"); !valid) return valid;
   const Result<std::size_t> needed = int4_tokens_size(x.rows, x.columns);
   if (!needed) return needed.error();
-  if (memory.size() < *needed) {
-    return Error{Errc::bad_shape, "[cbq] store_int4_tokens: the memory is too small", "memory", memory.size(), *needed};
-  }
-  if (reinterpret_cast<std::uintptr_t>(memory.data()) % alignof(float) != 0) {
-    return Error{Errc::bad_argument, "[cbq] store_int4_tokens: the memory must lie on a 4-byte boundary", "memory"};
-  }
-  return {};
+  return check_memory(memory, *needed, "store_int4_tokens");
 }
 
 /// Whether the memory of `tokens`, which may come from anywhere, can be read as what store_int4_tokens() wrote.
@@ -134,7 +125,7 @@ inline void store_int4_row(const float* values, std::size_t inputs, const TokenQ
 
 /// Stores x (M x K) on `grid`, the 4-bit activation grid of a scheme, under its rules, into `memory` of
 /// int4_tokens_size(M, K) bytes on a 4-byte boundary. Errors: unsupported (grid), bad_shape (memory, stride),
-/// bad_argument (alignment), not_finite (names the first token with NaN or infinity), those of
+/// bad_argument (alignment, null memory), not_finite (names the first token with NaN or infinity), those of
 /// check_activation_rules().
 template <Executor E = SerialExecutor>
 [[nodiscard]] Result<Int4Tokens> store_int4_tokens(const RuledActivations& x, const Grid& grid,
@@ -173,13 +164,8 @@ template <Scheme S, Executor E = SerialExecutor>
   static_assert(checked<S>().activation.bits == 4, "[cbq] activations_from_int4: the scheme's activations have 4 bits");
   const Result<ActivationLayout> layout = activation_layout(S, tokens.tokens, tokens.inputs);
   if (!layout) return layout.error();
-  if (memory.size() < layout->bytes) {
-    return Error{Errc::bad_shape, "[cbq] activations_from_int4: the memory is too small", "memory", memory.size(),
-                 layout->bytes};
-  }
-  if (reinterpret_cast<std::uintptr_t>(memory.data()) % alignof(std::int32_t) != 0) {
-    return Error{Errc::bad_argument, "[cbq] activations_from_int4: the memory must lie on a 4-byte boundary", "memory"};
-  }
+  if (const Status valid = driver::check_memory(memory, layout->bytes, "activations_from_int4"); !valid)
+    return valid.error();
   if (const Status valid = driver::check_stored(tokens); !valid) return valid.error();
   QuantizedTokens arranged =
       driver::arrange_tokens(driver::Int4Source{tokens}, S, *layout, memory.data(), executor, capped(cap));

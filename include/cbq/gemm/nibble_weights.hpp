@@ -16,6 +16,7 @@
 
 #include <cbq/core/checked.hpp>
 #include <cbq/core/result.hpp>
+#include <cbq/gemm/host_memory.hpp>
 #include <cbq/gemm/nibble_tile.hpp>
 #include <cbq/quant/quantized_matrix.hpp>
 #include <cbq/scheme.hpp>
@@ -88,12 +89,7 @@ namespace packing {
   const Result<std::size_t> size = nibble_weights_size(outputs, inputs);
   if (!size) return size.error();
   if (const Status valid = packing::check_nibbles(matrix); !valid) return valid.error();
-  if (memory.size() < *size) {
-    return Error{Errc::bad_shape, "[cbq] pack_nibbles: the memory is too small", "memory", memory.size(), *size};
-  }
-  if (reinterpret_cast<std::uintptr_t>(memory.data()) % alignof(std::int32_t) != 0) {
-    return Error{Errc::bad_argument, "[cbq] pack_nibbles: the memory must lie on a 4-byte boundary", "memory"};
-  }
+  if (const Status valid = driver::check_memory(memory, *size, "pack_nibbles"); !valid) return valid.error();
   const std::size_t padded = divide_up(outputs, nibble_outputs) * nibble_outputs;
   std::byte* pairs = memory.data();
   auto* scales = reinterpret_cast<float*>(pairs + padded / 2 * inputs);

@@ -28,7 +28,7 @@ struct TokenQuantization {
   constexpr float smallest = 0x1p-100f;  // below it 1 / scale could overflow
   TokenQuantization token;
   if (grid.zero == Zero::symmetric) {
-    const float levels = grid.bits == 8 ? 127.0f : 7.0f;
+    const float levels = static_cast<float>(symmetric_levels(grid));
     const float largest = -range.lowest > range.highest ? -range.lowest : range.highest;
     if (largest < smallest) return token;
     token = {.scale = largest / levels, .inverse_scale = levels / largest, .lowest = -levels, .highest = levels};

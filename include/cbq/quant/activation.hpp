@@ -51,15 +51,14 @@ struct TokenGrid {
 [[nodiscard]] inline TokenGrid fit_token(const Interval& range, const Grid& grid) noexcept {
   const float low = range.low < 0.0f ? range.low : 0.0f;
   const float high = range.high > 0.0f ? range.high : 0.0f;
-  constexpr float smallest = 0x1p-100f;
   if (grid.zero == Zero::symmetric) {
-    const float limit = grid.bits == 8 ? 127.0f : 7.0f;
+    const float limit = static_cast<float>(symmetric_levels(grid));
     const float largest = -low > high ? -low : high;
-    if (largest < smallest) return {};
+    if (largest < smallest_scale) return {};
     return {largest / limit, limit / largest, -limit, limit};
   }
   const float half_width = high * 0.5f - low * 0.5f;
-  if (half_width < smallest) return {};
+  if (half_width < smallest_scale) return {};
   const float inverse = 7.5f / half_width;
   const float zero = std::nearbyint(-low * inverse);
   return {half_width / 7.5f, inverse, -zero, 15.0f - zero};
