@@ -119,7 +119,20 @@ TEST_CASE("a pruned prompt is continued, and what cannot be pruned is refused") 
                                "0.2", "--threads", "1", "--json", "-"});
   REQUIRE(bench.code == 0);
   CHECK(unwrap(cbq::parse_json(bench.out)).at("prune") == 0.2);
-  CHECK(run_tool({"generate", pocket_llama(), "--prompt", "In the beginning", "-n", "2", "--prune", "0.2"}).code == 0);
+  const std::string sentence = "In the beginning God created the heaven and the earth. ";
+  std::string text;
+  for (int i = 0; i < 12; ++i) text += sentence;
+  const auto continued = [](const std::string& some, const char* sparsity) {
+    const auto run = run_tool({"generate", pocket_llama(), "--prompt", some, "-n", "12", "--temperature", "0",
+                               "--threads", "1", "--prune", sparsity, "--json", "-"});
+    REQUIRE(run.code == 0);
+    return unwrap(cbq::parse_json(run.out)).at("new_token_ids");
+  };
+  CHECK(continued(text, "0.5") != continued(text, "0"));
+  CHECK(continued(sentence, "0.5") == continued(sentence, "0"));  // below 64 tokens all stay
+  const auto lowered = run_tool({"generate", pocket_llama(), "--prompt", text, "-n", "2", "--low-bit-tokens", "0.5"});
+  CHECK(lowered.code == 1);
+  CHECK(lowered.err.find("8-bit activations") != std::string::npos);
   CHECK(run_tool({"generate", pocket_llama(), "--prompt", "In", "-n", "2", "--prune", "1"}).code == 1);
   CHECK(run_tool({"perplexity", pocket_llama(), "--prune", "0.1", "--reference", pocket_llama()}).code == 1);
 }
