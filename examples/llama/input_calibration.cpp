@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "input_calibration.hpp"
 
+#include <cmath>
 #include <map>
 #include <utility>
 
 #include <cbq/quant/activation_range.hpp>
 #include <cbq/quant/trip.hpp>
+#include <cbq/transform/channel_scaling.hpp>
 
 #include "block_scaling.hpp"
 #include "decoder_blocks.hpp"
@@ -13,22 +15,22 @@
 
 namespace cbq_llama {
 
+using cbq::Errc;
+using cbq::Error;
 using cbq::MatrixView;
 using cbq::Result;
 using cbq::Status;
 
 namespace {
 
-// Squared error over squared values of rows x on a grid whose channels have these exponents (none: all 0).
+// Squared error over squared values of rows x on a grid whose channels have these factors (none: all 1).
 double relative_error(const MatrixView<const float>& x, const cbq::Grid& grid, const cbq::StaticGrid& fixed,
-                      std::span<const std::uint8_t> exponents) {
+                      std::span<const float> factors) {
   const cbq::TokenGrid token = cbq::fit_token(fixed, grid);
   double error = 0, size = 0;
   std::vector<float> values(x.columns), rounded(x.columns);
   for (std::size_t r = 0; r < x.rows; ++r) {
-    const auto factor = [&](std::size_t c) {
-      return exponents.empty() ? 1.0f : static_cast<float>(std::uint32_t{1} << exponents[c]);
-    };
+    const auto factor = [&](std::size_t c) { return factors.empty() ? 1.0f : factors[c]; };
     for (std::size_t c = 0; c < x.columns; ++c) values[c] = cbq::row(x, r)[c] / factor(c);
     cbq::fake_quantize_token(values, token, rounded.data());
     for (std::size_t c = 0; c < x.columns; ++c) {
@@ -47,8 +49,9 @@ class InputCalibration {
       : plan_(plan), options_(options), weights_(weights), count_(block_modules(weights.config(), 0).size()) {}
 
   Result<InputObserver> prepare(std::size_t layer, std::size_t reader, std::size_t inputs) {
-    const std::optional<cbq::Scheme>& scheme = plan_[layer * count_ + reader].scheme;
-    if (!scheme || scheme->activation.granularity != cbq::Granularity::per_tensor) return InputObserver{};
+    const ModuleReport* first = first_quantized(layer, reader);
+    if (first == nullptr || first->scheme->activation.granularity != cbq::Granularity::per_tensor)
+      return InputObserver{};
     Result<cbq::ActivationRange> range = cbq::ActivationRange::create(inputs, input_sample_rows);
     if (!range) return range.error();
     return InputObserver{.range = &ranges_.emplace(reader, *std::move(range)).first->second};
@@ -74,12 +77,22 @@ class InputCalibration {
   }
 
  private:
-  // Grid of one input, for all layers that read it, and its factors; none where they stay 1.
+  [[nodiscard]] const ModuleReport* first_quantized(std::size_t layer, std::size_t reader) const {
+    const std::span<const ModuleReport> block(plan_.data() + layer * count_, count_);
+    return first_quantized_reader(block, reader, weights_.config().architecture);
+  }
+
+  // Grid of one input, for all quantized layers that read it, and its factors; none where they stay 1.
   Status fix(std::size_t layer, std::size_t reader, const cbq::ActivationRange& range, std::vector<float>& factors) {
-    const ModuleReport& first = plan_[layer * count_ + reader];
+    const ModuleReport& first = *first_quantized(layer, reader);
     const cbq::Grid& grid = first.scheme->activation;
     const Result<cbq::Interval> interval = range.tensor(options_.activations.percentile, grid.zero);
     if (!interval) return interval.error();
+    const cbq::Interval all = range.tensor();
+    if (interval->low == 0 && interval->high == 0 && (all.low != 0 || all.high != 0)) {
+      return Error{Errc::bad_argument, "so many values are zero that this percentile leaves nothing else",
+                   "--percentile", std::to_string(options_.activations.percentile)};
+    }
     StaticInput input;
     input.grid = cbq::static_grid(grid, interval->low, interval->high);
     input.plain_error = input.error = relative_error(range.sample(), grid, input.grid, {});
@@ -88,23 +101,34 @@ class InputCalibration {
       const auto found = cbq::find_trip_factors(range.sample(), *interval, trip);
       if (!found) return found.error();
       input.grid = found->grid();
-      input.error = relative_error(range.sample(), grid, found->grid(), found->exponents());
-      input.channels.assign(static_cast<std::size_t>(trip.largest_exponent) + 1, 0);
-      for (const std::uint8_t exponent : found->exponents()) ++input.channels[exponent];
       factors.resize(range.channels());
       if (const Status made = cbq::trip_multipliers(found->exponents(), factors); !made) return made;
+      if (const Status shared = share(reader, factors); !shared) return shared;
+      input.error = relative_error(range.sample(), grid, input.grid, factors);
+      input.channels.assign(static_cast<std::size_t>(trip.largest_exponent) + 1, 0);
+      for (const float factor : factors) ++input.channels[static_cast<std::size_t>(std::ilogb(factor))];
     }
     const Architecture architecture = weights_.config().architecture;
     for (std::size_t i = 0; i < count_; ++i) {
-      if (first_reader(i, architecture) == reader) plan_[layer * count_ + i].inputs = input;
+      ModuleReport& entry = plan_[layer * count_ + i];
+      if (entry.scheme && first_reader(i, architecture) == reader) entry.inputs = input;
     }
     return {};
+  }
+
+  // As folding will: query heads of a value head have factors in common.
+  [[nodiscard]] Status share(std::size_t reader, std::vector<float>& factors) const {
+    const ModelConfig& config = weights_.config();
+    if (reader != output_projection) return {};
+    return cbq::share_factors({config.heads, config.kv_heads, config.head_width}, std::span<float>(factors));
   }
 
   [[nodiscard]] bool has_factors(const ModuleReport& entry, std::size_t reader) const {
     const bool folds = reader + 1 != count_ || scales_last_input(weights_.config());
     return options_.activations.largest_exponent != 0 && folds && entry.rotation == cbq::InputRotation::none;
   }
+
+  static constexpr std::size_t output_projection = 3;  // of block_modules()
 
   std::vector<ModuleReport>& plan_;
   const QuantizationOptions& options_;
@@ -122,7 +146,14 @@ Status calibrate_inputs(std::vector<ModuleReport>& plan, const CalibrationTokens
       .prepare = [&](std::size_t layer, std::size_t reader,
                      std::size_t inputs) { return calibration.prepare(layer, reader, inputs); },
       .see = [&](std::size_t layer) { return calibration.finish(layer); }};
-  return walk_blocks(weights, plan, tokens, options, "calibrating activations", observer);
+  const Status walked = walk_blocks(weights, plan, tokens, options, "calibrating activations", observer);
+  if (!walked) return walked;
+  for (std::size_t i = 0; i < all_block_modules(weights.config()).size(); ++i) {
+    const ModuleReport& entry = plan[i];
+    if (entry.inputs || !entry.scheme || entry.scheme->activation.granularity != cbq::Granularity::per_tensor) continue;
+    return Error{Errc::bad_argument, "calibration found no static activations of a layer", entry.module.name};
+  }
+  return {};
 }
 
 }  // namespace cbq_llama

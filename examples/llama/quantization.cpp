@@ -70,15 +70,19 @@ bool needs_calibration(const QuantizationOptions& options) {
   return options.method != "rtn" || options.preprocessing != Preprocessing::none || options.activations.fixed;
 }
 
-// Blocks that are calibrated quantize an input once for all layers that read it. `plan` begins with the blocks' layers.
+// Blocks that are calibrated quantize an input once for all quantized layers that read it. `plan` begins with the
+// blocks' layers.
 Status check_shared_inputs(const ModelConfig& config, const QuantizationOptions& options,
                            std::span<const ModuleReport> plan) {
   if (!needs_calibration(options)) return {};
   const std::size_t count = block_modules(config, 0).size();
   for (std::size_t i = 0; i < count * config.layers; ++i) {
     const ModuleReport& entry = plan[i];
-    const ModuleReport& first = plan[i - i % count + first_reader(i % count, config.architecture)];
-    if (!entry.scheme || !first.scheme || entry.scheme->activation == first.scheme->activation) continue;
+    if (!entry.scheme) continue;
+    const std::size_t reader = first_reader(i % count, config.architecture);
+    const ModuleReport& first =
+        *first_quantized_reader(plan.subspan(i - i % count, count), reader, config.architecture);
+    if (entry.scheme->activation == first.scheme->activation) continue;
     return Error{Errc::unsupported, "layers with the same input need activations of the same grid", entry.module.name,
                  cbq::scheme_name(*entry.scheme).c_str(), cbq::scheme_name(*first.scheme).c_str()};
   }
@@ -489,6 +493,16 @@ Status rotate(const QuantizationOptions& options, Rotation rotation, ChangedWeig
   return rotate_model(rotation, options.calibration.seed, make_executor(options.threads), weights);
 }
 
+// A learned clip of a static grid is a finer step, which other programs read as well.
+void narrow_static_grids(ClipsByModule& clips, std::vector<ModuleReport>& plan) {
+  for (ModuleReport& entry : plan) {
+    const auto clip = clips.find(entry.module.name);
+    if (!entry.inputs || clip == clips.end()) continue;
+    entry.inputs->grid.scale *= clip->second;
+    clips.erase(clip);
+  }
+}
+
 Status calibrate(std::vector<ModuleReport>& plan, const std::string& output, const QuantizationOptions& options,
                  Calibrated& result, QuantizationReport& report) {
   const ModelSource& source = result.weights.source();
@@ -517,6 +531,7 @@ Status calibrate(std::vector<ModuleReport>& plan, const std::string& output, con
     result.codes = std::move(done->codes);
     report.windows = std::move(done->windows);
     report.clips = std::move(done->clips);
+    narrow_static_grids(report.clips, plan);
     report.smoothing = std::move(done->smoothing);
     report.trained_parameters = done->trained_parameters;
   }

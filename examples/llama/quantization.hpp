@@ -184,6 +184,16 @@ struct ModuleReport {
   std::string reason;                 ///< why it stayed in floating point
 };
 
+/// Of the layers `block` (in the order of block_modules()), the first with a scheme that reads the input of `reader`,
+/// itself a first_reader(); nullptr where all stay in floating point.
+[[nodiscard]] inline const ModuleReport* first_quantized_reader(std::span<const ModuleReport> block, std::size_t reader,
+                                                                Architecture architecture) {
+  for (std::size_t i = reader; i < block.size() && first_reader(i, architecture) == reader; ++i) {
+    if (block[i].scheme) return &block[i];
+  }
+  return nullptr;
+}
+
 struct QuantizationReport {
   std::vector<ModuleReport> modules;
   double bits_per_weight = 0;  ///< of the whole folder, see bits_per_weight()

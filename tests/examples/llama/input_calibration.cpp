@@ -6,9 +6,12 @@
 #include <catch2/matchers/catch_matchers_floating_point.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <cbq/io/stored_input_grid.hpp>
@@ -62,6 +65,21 @@ struct Calibrated {
   std::vector<ChannelSizes> before, after;  // largest magnitudes of channels
 };
 
+// Multiplies the scale that a written file has for the input of `module`.
+void multiply_stored_scale(const std::string& file, const std::string& module, float factor) {
+  std::string bytes = support::read_text(file);
+  std::uint64_t header = 0;
+  std::memcpy(&header, bytes.data(), sizeof header);
+  const cbq::Json json = unwrap(cbq::parse_json(bytes.substr(sizeof header, header)));
+  const std::size_t first = json[module + ".input_scale"]["data_offsets"][0];
+  char* const at = bytes.data() + sizeof header + header + first;
+  float scale = 0;
+  std::memcpy(&scale, at, sizeof scale);
+  scale *= factor;
+  std::memcpy(at, &scale, sizeof scale);
+  support::write_text(file, bytes);
+}
+
 double perplexity(const std::string& model, const char* operators) {
   const auto run = run_tool({"perplexity", model, "--text", evaluation_text(), "--context", "64", "--windows", "2",
                              "--operators", operators, "--json", "-"});
@@ -94,6 +112,49 @@ TEST_CASE("a static grid spans what a layer reads, and layers with one input sha
   }
 }
 
+TEST_CASE("an input whose first reader stays in floating point is calibrated for the others") {
+  const ModelSource source = unwrap(ModelSource::open(pocket_llama()));
+  QuantizationOptions options = options_of("w4a4_act_tensor", 3);
+  const Calibrated all(source, options);
+  for (const char* pattern : {"*.q_proj", "*.gate_proj"}) options.rules.insert(options.rules.begin(), {pattern, {}});
+  const Calibrated made(source, options);
+  for (const char* module : {"self_attn.q_proj", "mlp.gate_proj"}) {
+    CHECK_FALSE(made.entry(std::string("model.layers.0.") + module).inputs);
+  }
+  for (const char* module : {"self_attn.k_proj", "self_attn.v_proj", "mlp.up_proj"}) {
+    const std::string name = std::string("model.layers.0.") + module;
+    CAPTURE(name);
+    REQUIRE(made.entry(name).inputs);
+    CHECK(made.entry(name).inputs->grid == all.entry(name).inputs->grid);
+  }
+  options.rules.insert(options.rules.begin(), {"*.k_proj", unwrap(cbq::parse_scheme("w4a4"))});
+  CHECK(plan_quantization(source.config(), options).error().code == cbq::Errc::unsupported);
+}
+
+TEST_CASE("a percentile that leaves nothing but zero is refused") {
+  const ModelSource source = unwrap(ModelSource::open(pocket_llama()));
+  QuantizationOptions options = options_of("w4a4_act_tensor", 0);
+  auto plan = unwrap(plan_quantization(source.config(), options));
+  const auto ids = unwrap(calibration_tokens(source, options.calibration));
+  const CalibrationTokens tokens = {ids, options.calibration.sequence};
+  const MatrixModule up = block_modules(source.config(), 0)[5];
+  REQUIRE(up.name == "model.layers.0.mlp.up_proj");
+  const auto calibrate = [&](double percentile) {
+    ChangedWeights weights(source);
+    FloatMatrix values = unwrap(weights.read_matrix(up.name + ".weight", up.outputs, up.inputs));
+    for (std::size_t r = 1; r < up.outputs; ++r) std::fill_n(cbq::row(values.view, r), up.inputs, 0.0f);
+    weights.replace(up.name + ".weight", std::move(values));  // one channel of down_proj's input is left
+    options.activations.percentile = percentile;
+    return calibrate_inputs(plan, tokens, options, weights);
+  };
+  CHECK(calibrate(100));
+  const cbq::Status refused = calibrate(99);
+  REQUIRE_FALSE(refused);
+  CHECK(refused.error().code == cbq::Errc::bad_argument);
+  CHECK_THAT(support::message(refused.error()),
+             ContainsSubstring("model.layers.0.mlp.down_proj") && ContainsSubstring("--percentile"));
+}
+
 TEST_CASE("channel factors are folded into what makes an input, and make the grid finer") {
   const ModelSource source = unwrap(ModelSource::open(pocket_llama()));
   constexpr int exponent = 3;
@@ -118,7 +179,7 @@ TEST_CASE("channel factors are folded into what makes an input, and make the gri
       REQUIRE((nearest >= 0 && nearest <= exponent));
       ++channels[static_cast<std::size_t>(nearest)];
     }
-    if (!module.ends_with("o_proj")) CHECK(channels == input.channels);  // query heads share factors of value heads
+    CHECK(channels == input.channels);
   }
   CHECK(finer > 0);
 }
@@ -163,6 +224,8 @@ TEST_CASE("a folder of static activations runs packed as it was quantized") {
   const double tolerance = scheme == "w8a8" ? 0.02 : 0.3;
   CHECK_THAT(perplexity(scratch / "model", "fake_quantized"), WithinAbs(packed, tolerance * packed));
   if (scheme == "w8a8") CHECK(packed < 2 * perplexity(pocket_llama(), "packed"));
+  multiply_stored_scale(scratch / "model/model.safetensors", "model.layers.0.mlp.down_proj", 4);
+  CHECK(perplexity(scratch / "model", "packed") != packed);
 }
 
 TEST_CASE("what makes no static activations is refused") {
