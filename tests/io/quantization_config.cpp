@@ -254,6 +254,8 @@ TEST_CASE("static activations are read back, and told to other programs in their
   CHECK_THAT(with("version", 1), ContainsSubstring("static activations need version 2"));
   CHECK_THAT(with("static_activations", 3), ContainsSubstring("no list of modules"));
   CHECK_THAT(with("static_activations", Json{3}), ContainsSubstring("no text"));
+  CHECK_THAT(with("static_activations", {"m.1", "m.2"}),
+             ContainsSubstring("m.2") && ContainsSubstring("without a scheme"));
   CHECK_THAT(with("schemes", {{"m.0", "w4a4"}, {"m.1", "w4a4"}}), ContainsSubstring("per tensor"));
   record.modules[1].scheme = scheme("w4a4");
   Json refused = Json::object();
@@ -311,6 +313,7 @@ TEST_CASE("a broken description of ours is refused") {
   CHECK(with("method", 3) != "success");
   CHECK(with("embeddings", 3) != "success");
   CHECK(with("embeddings", Json{3}) != "success");
+  CHECK_THAT(with("embeddings", {"m.2"}), ContainsSubstring("m.2") && ContainsSubstring("without a scheme"));
   CHECK(with("schemes", Json::array()) != "success");
   for (const char* name : {"", "w4", "w16a16", "w9a8", "w4a8_g0", "nonsense"}) {
     CAPTURE(name);

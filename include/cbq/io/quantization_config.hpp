@@ -147,8 +147,8 @@ inline Result<std::vector<ModuleClip>> parse_clips(const Json& json) {
   return clips;
 }
 
-// A list of modules of the "cbq" object, sorted.
-inline Result<std::vector<std::string_view>> parse_modules(const Json& own, const char* key) {
+// A list of modules of the "cbq" object, sorted; each has a scheme.
+inline Result<std::vector<std::string_view>> parse_modules(const Json& own, const Json& schemes, const char* key) {
   const Json* list = json_find(own, key);
   const ErrorText where = ErrorText("cbq.") << key;
   if (list == nullptr || !list->is_array()) return wrong_config("no list of modules", where);
@@ -156,6 +156,7 @@ inline Result<std::vector<std::string_view>> parse_modules(const Json& own, cons
   for (const Json& module : *list) {
     const std::string* name = module.get_ptr<const std::string*>();
     if (name == nullptr) return wrong_config("a module that is no text", where, module.type_name(), "text");
+    if (!schemes.contains(*name)) return wrong_config("a module without a scheme", where, *name);
     modules.push_back(*name);
   }
   std::sort(modules.begin(), modules.end());
@@ -180,12 +181,12 @@ inline Result<QuantizationRecord> parse_own(const Json& own) {
   record.head_bits = static_cast<int>(*head_bits);
   const Json* schemes = json_find(own, "schemes");
   if (schemes == nullptr || !schemes->is_object()) return wrong_config("no object of schemes", "cbq.schemes");
-  const Result<std::vector<std::string_view>> looked_up = parse_modules(own, "embeddings");
+  const Result<std::vector<std::string_view>> looked_up = parse_modules(own, *schemes, "embeddings");
   if (!looked_up) return looked_up.error();
   std::vector<std::string_view> fixed;
   if (json_find(own, "static_activations") != nullptr) {
     if (*version == 1) return wrong_config("static activations need version 2", "cbq.static_activations");
-    Result<std::vector<std::string_view>> read = parse_modules(own, "static_activations");
+    Result<std::vector<std::string_view>> read = parse_modules(own, *schemes, "static_activations");
     if (!read) return read.error();
     fixed = *std::move(read);
   }
