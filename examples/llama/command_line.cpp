@@ -359,6 +359,10 @@ void add_agile(CLI::App& app, AgileArguments& agile) {
 void apply_agile(const CLI::App& app, QuantizeCommand& command) {
   if (command.method == "agile") {
     if (app.count("--samples") == 0) command.calibration.samples = 128;
+    const cbq::Result<NamedScheme> named = parse_named_scheme(command.scheme);
+    if (app.count("--trip-exponent") != 0 && !(named && named->trip)) {
+      throw CLI::ValidationError("--trip-exponent", "goes with schemes of channel factors, those with _trip");
+    }
     return;
   }
   for (const char* name : agile_options) {
@@ -632,6 +636,14 @@ void add_ablate(CLI::App& app, Commands& commands) {
       ->capture_default_str()
       ->type_name("N");
   added->add_flag("--list", command.list, "print the rows, and which are done");
+  added->callback([&commands, &command] {
+    const std::vector<std::string>& settings = command.selection.settings;
+    const bool agile = std::find(settings.begin(), settings.end(), "agile") != settings.end();
+    if (agile && (settings.size() != 1 || !command.selection.schemes.empty())) {
+      throw CLI::ValidationError("--settings", "agile stands alone: its rows have schemes of their own");
+    }
+    commands.chosen = [&command](const Console& console) { return run(command, console); };
+  });
 }
 
 int report_failure(const cbq::Error& error, const Console& console) {

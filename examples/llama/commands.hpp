@@ -175,7 +175,8 @@ struct AblateCommand {
 /// Threads and instruction set of the options. Errc::bad_argument.
 [[nodiscard]] cbq::Result<Machine> machine_of(const CommonOptions& common);
 
-/// A scheme by its name, in which `--method agile` allows `_trip`: static activations with channel factors.
+/// A scheme by its name, in which `--method agile` allows `_trip` at the end or before `_asym`: static activations with
+/// channel factors.
 struct NamedScheme {
   cbq::Scheme scheme;
   bool trip = false;

@@ -125,8 +125,10 @@ Status fix_activations(const AgileArguments& agile, const NamedScheme& named, Qu
   if (named.trip && agile.ranges == ActivationRanges::dynamic) {
     return Error{Errc::bad_argument, "channel factors need static activations", "--activations", "dynamic"};
   }
+  bool any = false;
   for (SchemeRule& rule : options.rules) {
     const cbq::Grid& grid = rule.scheme.activation;
+    any = any || grid.bits != 16;
     if (grid.bits == 16 || grid.granularity == cbq::Granularity::per_group) continue;
     const bool fixed = grid.bits == 4 || named.trip || grid.granularity == cbq::Granularity::per_tensor;
     if (agile.ranges.value_or(fixed ? ActivationRanges::fixed : ActivationRanges::dynamic) == ActivationRanges::dynamic)
@@ -136,6 +138,15 @@ Status fix_activations(const AgileArguments& agile, const NamedScheme& named, Qu
   }
   if (named.trip && !options.activations.fixed) {
     return Error{Errc::bad_argument, "channel factors are for activations of 4 or 8 bits", "--scheme"};
+  }
+  if (!any) {
+    return Error{Errc::bad_argument, "agile quantizes activations, and this leaves all in floating point", "--scheme"};
+  }
+  if (agile.ranges == ActivationRanges::fixed && !options.activations.fixed) {
+    return Error{Errc::bad_argument, "activations per group have no static grid", "--activations", "static"};
+  }
+  if (agile.percentile != 100 && !options.activations.fixed) {
+    return Error{Errc::bad_argument, "a percentile is of static activations, and all are dynamic", "--percentile"};
   }
   options.activations.largest_exponent = named.trip ? agile.largest_exponent : 0;
   return {};
@@ -190,8 +201,10 @@ void print_windows(const QuantizationReport& report, const QuantizeCommand& comm
 }
 
 // Options that rounding to nearest has no use for.
-void note_unused(const QuantizeCommand& command, std::FILE* err) {
-  if (command.method != "rtn" || command.preprocessing != Preprocessing::none) return;
+void note_unused(const QuantizeCommand& command, const QuantizationOptions& options, std::FILE* err) {
+  const bool calibrates =
+      options.method != "rtn" || options.preprocessing != Preprocessing::none || options.activations.fixed;
+  if (calibrates) return;
   if (!command.calibration.texts.empty()) {
     (void)std::fprintf(err, "cbq-llama: note: rounding to nearest needs no calibration text; %s is not read\n",
                        command.calibration.texts.front().c_str());
@@ -204,13 +217,14 @@ void note_unused(const QuantizeCommand& command, std::FILE* err) {
 }  // namespace
 
 Result<NamedScheme> parse_named_scheme(const std::string& name) {
-  constexpr std::string_view trip = "_trip";
+  constexpr std::string_view part = "_trip", ending = "_asym";
+  const std::size_t end = name.size() - (name.ends_with(ending) ? ending.size() : 0);
+  const bool trip = std::string_view(name).substr(0, end).ends_with(part);
   std::string rest = name;
-  const std::size_t at = rest.find(trip);
-  if (at != std::string::npos) rest.erase(at, trip.size());
+  if (trip) rest.erase(end - part.size(), part.size());
   const Result<cbq::Scheme> scheme = cbq::parse_scheme(rest.c_str());
   if (!scheme) return scheme.error();
-  return NamedScheme{*scheme, at != std::string::npos};
+  return NamedScheme{*scheme, trip};
 }
 
 Result<QuantizationOptions> quantization_options(const QuantizeCommand& command, const Machine& machine) {
@@ -233,7 +247,6 @@ cbq::Json window_json(const cbq::WindowReport& entry) {
 Status run(const QuantizeCommand& command, const Console& console) {
   const Result<Machine> machine = machine_of(command.common);
   if (!machine) return machine.error();
-  note_unused(command, console.err);
   const auto start = std::chrono::steady_clock::now();
   const Result<ModelSource> source = ModelSource::open(command.common.model.path, command.common.model.pre_tokenizer);
   if (!source) return source.error();
@@ -242,6 +255,7 @@ Status run(const QuantizeCommand& command, const Console& console) {
   }
   Result<QuantizationOptions> options = quantization_options(command, *machine);
   if (!options) return options.error();
+  note_unused(command, *options, console.err);
   std::optional<MemoryEstimate> memory;
   options->announce = [&](const MemoryEstimate& estimate) {
     memory = estimate;

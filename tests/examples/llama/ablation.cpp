@@ -78,8 +78,14 @@ TEST_CASE("rows are data: names are unique, and every option is one of quantize"
   CHECK(list.err.empty());
   CHECK(list.code == 0);
   CHECK(lines(list.out) == ablation_rows({.schemes = {"w2a16_g64_asym"}}).size());
-  const ToolRun list_agile = run_tool(ablate(scratch / "none", "*", {"--list", "--settings", "agile"}));
+  std::vector<std::string> arguments = ablate(scratch / "none", "*", {"--list", "--settings", "agile"});
+  CHECK(run_tool(arguments).code == 2);  // with schemes of others
+  const auto schemes = std::find(arguments.begin(), arguments.end(), "--schemes");
+  arguments.erase(schemes, schemes + 2);
+  const ToolRun list_agile = run_tool(arguments);
   CHECK(list_agile.err.empty());
+  arguments.back() += ",default";
+  CHECK(run_tool(arguments).code == 2);
   CHECK(lines(list_agile.out) == agile.size());
   CHECK_FALSE(std::filesystem::exists(scratch / "none"));
 }

@@ -253,5 +253,15 @@ TEST_CASE("what makes no static activations is refused") {
   CHECK_THAT(run({"--method", "agile", "--scheme", "w4a4_trip", "--activations", "dynamic"}).err,
              ContainsSubstring("static"));
   CHECK_THAT(run({"--method", "agile", "--scheme", "w4a16_trip"}).err, ContainsSubstring("4 or 8 bits"));
-  CHECK(run({"--method", "agile", "--scheme", "w4a4_trip_trip"}).code == 2);
+  for (const char* scheme : {"w4a4_trip_trip", "w4_tripa4", "w4a4_trip_g32", "_trip"}) {
+    CAPTURE(scheme);
+    CHECK(run({"--method", "agile", "--scheme", scheme}).code == 2);
+  }
+  CHECK(run({"--method", "agile", "--scheme", "w4a4", "--trip-exponent", "3"}).code == 2);
+  CHECK_THAT(run({"--method", "agile", "--scheme", "w4a8", "--percentile", "99"}).err, ContainsSubstring("dynamic"));
+  CHECK_THAT(run({"--method", "agile", "--scheme", "w4a16"}).err, ContainsSubstring("floating point"));
+  CHECK_THAT(run({"--method", "agile", "--scheme", "w4a8_g32_act_group", "--activations", "static"}).err,
+             ContainsSubstring("per group"));
+  CHECK_THAT(run({"--method", "agile", "--scheme", "w4a8", "--weights", "rtn"}).err,
+             ContainsSubstring("needs no calibration text"));
 }
