@@ -15,6 +15,7 @@
 #include <cbq/quant/scale.hpp>
 
 namespace cbq {
+inline namespace CBQ_ABI {  // also of the data: their constructors move floats, as each file's flags have it
 
 /// What softmax weights are rounded to before they multiply values.
 enum class SoftmaxWeights : unsigned char {
@@ -34,8 +35,6 @@ struct AttentionScores {
   /// Likewise: sum of P_h[s, t] over the call's queries s; costs scores twice, and takes exact weights.
   MatrixView<float> column_sums = {};
 };
-
-inline namespace CBQ_ABI {
 
 /// Errc::bad_argument for a factor of scores that softmax cannot work with: NaN, infinite, not above 0 or so small that
 /// its product with differences of scores is lost.

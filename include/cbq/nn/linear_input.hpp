@@ -20,6 +20,7 @@
 #include <cbq/transform/input_rotation.hpp>
 
 namespace cbq {
+inline namespace CBQ_ABI {  // also of the data: their constructors move floats, as each file's flags have it
 
 /// What an operator does to its input, beside its scheme.
 struct InputRules {
@@ -29,7 +30,6 @@ struct InputRules {
   friend constexpr bool operator==(const InputRules&, const InputRules&) = default;
 };
 
-inline namespace CBQ_ABI {
 namespace linear {
 
 /// Tokens that are rotated as they are quantized: each row into that of its panel in `scratch`, which stays in cache.

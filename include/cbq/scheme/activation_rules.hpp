@@ -21,6 +21,7 @@
 #include <cbq/scheme.hpp>
 
 namespace cbq {
+inline namespace CBQ_ABI {  // also of the data: their constructors move floats, as each file's flags have it
 
 /// One grid for all tokens. `zero` is 0 on symmetric grids; scale 0 makes everything zero.
 struct StaticGrid {
@@ -43,8 +44,6 @@ struct ActivationRules {
   std::optional<StaticGrid> fixed = {};
   TokenBits tokens = {};
 };
-
-inline namespace CBQ_ABI {
 
 /// Largest symmetric code that is used, 2^(bits-1) - 1.
 [[nodiscard]] constexpr int symmetric_levels(const Grid& grid) noexcept {

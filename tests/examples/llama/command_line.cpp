@@ -70,8 +70,11 @@ const std::vector<std::string> json_keys = {"perplexity",
                                             "calibration_tokens",
                                             "kv_scheme",
                                             "kv_bytes_per_token",
+                                            "kv_rope",
                                             "kv_sinks",
                                             "kv_recent",
+                                            "attention",
+                                            "softmax",
                                             "seconds",
                                             "probability_error_rms"};
 
