@@ -228,6 +228,57 @@ TEST_CASE("a folder of static activations runs packed as it was quantized") {
   CHECK(perplexity(scratch / "model", "packed") != packed);
 }
 
+TEST_CASE("a learned clip of a static grid is stored as a finer step") {
+  const support::ScratchFolder scratch;
+  QuantizationOptions options = options_of("w4a4_act_tensor", 0);
+  options.calibration.sequence = 32;
+  const ModelSource source = unwrap(ModelSource::open(pocket_llama()));
+  const Calibrated calibrated(source, options);
+  const auto run = run_tool({"quantize",
+                             pocket_llama(),
+                             "-o",
+                             scratch / "model",
+                             "--method",
+                             "agile",
+                             "--scheme",
+                             "w4a4",
+                             "--weights",
+                             "cbq",
+                             "--calibration",
+                             options.calibration.texts[0],
+                             "--steps",
+                             "2",
+                             "--samples",
+                             "4",
+                             "--sequence",
+                             "32",
+                             "--batch",
+                             "2",
+                             "--clip-rate",
+                             "0.05",
+                             "--window",
+                             "1",
+                             "--overlap",
+                             "0",
+                             "--logits-weight",
+                             "0"});
+  INFO(run.err);
+  REQUIRE(run.code == 0);
+  const cbq::Json config = unwrap(cbq::read_json_file(scratch / "model/config.json"));
+  CHECK_FALSE(config["cbq"].contains("activation_clips"));
+  const ModelSource written = unwrap(ModelSource::open(scratch / "model"));
+  std::size_t finer = 0;
+  for (const MatrixModule& module : all_block_modules(source.config())) {
+    CAPTURE(module.name);
+    const ModuleReport& entry = calibrated.entry(module.name);
+    const cbq::StaticGrid stored =
+        unwrap(cbq::read_input_grid(*written.checkpoint(), module.name, entry.scheme->activation));
+    CHECK(stored.scale <= entry.inputs->grid.scale);
+    if (stored.scale < entry.inputs->grid.scale) ++finer;
+  }
+  CHECK(finer > 0);
+}
+
 TEST_CASE("what makes no static activations is refused") {
   const support::ScratchFolder scratch;
   const auto run = [&](std::vector<std::string> more) {
