@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The tokenizer of a LLaMA, OPT or BLOOM checkpoint: byte-level BPE and SentencePiece-style BPE with byte fallback, read from
-// a Hugging Face tokenizer.json or from GGUF metadata. Text to ids, ids to text, and text of a growing list of ids.
+// The tokenizer of a LLaMA, OPT or BLOOM checkpoint: byte-level BPE and SentencePiece-style BPE with byte fallback,
+// read from a Hugging Face tokenizer.json or from GGUF metadata. Text to ids, ids to text, and text of a growing list
+// of ids.
 //
 // Text need not be UTF-8: ill-formed bytes end a word, become the tokens of these bytes, and decode to them again (if
 // the vocabulary has all bytes: a few lack bytes that never occur in text). Unicode normalization NFC, which some
