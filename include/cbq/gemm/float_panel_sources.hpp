@@ -71,6 +71,7 @@ template <PanelElement T>
 [[nodiscard]] inline const float* float_panel(const RowMajorOperand& b, const PanelBlock& block, float* scratch,
                                               Isa) noexcept {
   constexpr std::size_t width = float_panel_width;
+  if (block.count == 0) return scratch;  // without inputs there may be no memory to point into
   const std::size_t first = block.panel * width;
   const float* from = b.data + block.first * b.stride + first;
   if (b.outputs - first >= width) {
@@ -90,6 +91,7 @@ template <PanelElement T>
 [[nodiscard]] inline const float* float_panel(const TransposedOperand& b, const PanelBlock& block, float* scratch,
                                               Isa isa) noexcept {
   constexpr std::size_t width = float_panel_width;
+  if (block.count == 0) return scratch;  // without inputs there may be no memory to point into
   const std::size_t first = block.panel * width;
   const float* from = b.data + first * b.stride + block.first;
   const std::size_t filled = b.outputs - first < width ? b.outputs - first : width;
