@@ -33,6 +33,8 @@ set(extra_gemm/float_codes.hpp quant)
 set(extra_gemm/float_scales_avx2.hpp quant)
 set(extra_gemm/float_scales_avx512.hpp quant)
 set(extra_gemm/scale_headers.hpp quant)
+set(extra_gemm/int4_tokens.hpp quant)
+set(extra_gemm/nibble_weights.hpp quant)
 
 # What these umbrellas must not reach, by any path. An engine that only runs models includes them: no algebra; and on the
 # way to the matmul nothing that dominates the time to compile a file.
