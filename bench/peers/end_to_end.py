@@ -28,16 +28,30 @@ def run(command):
     return done.stdout
 
 
-def make_models(options, folder):
-    """The two quantized models, made where they are not there yet."""
-    own = os.path.join(folder, f"cbq-{options.scheme}")
-    other = os.path.join(folder, f"llama-{options.llama_type}.gguf")
-    if not os.path.exists(own):
-        run([options.cbq_llama, "quantize", options.model, "-o", own, "--scheme", options.scheme, "--head-bits", "8"])
-    if not os.path.exists(other):
+def make_cbq_model(options, folder, scheme):
+    """The model quantized by cbq, made where it is not there yet; `float` is the model as it is, schemes with `_trip` have
+    static activations (--method agile, on options.calibration)."""
+    if scheme == "float":
+        return options.model
+    path = os.path.join(folder, f"cbq-{scheme}")
+    if not os.path.exists(path):
+        agile = ["--method", "agile", "--weights", "rtn", "--samples", "16", "--calibration"]
+        method = [*agile, options.calibration] if scheme.endswith("_trip") else []
+        run([options.cbq_llama, "quantize", options.model, "-o", path, "--scheme", scheme, "--head-bits", "8", *method])
+    return path
+
+
+def make_llama_model(options, folder, llama_type):
+    path = os.path.join(folder, f"llama-{llama_type}.gguf")
+    if not os.path.exists(path):
         run([os.path.join(options.llama, "llama-quantize"), "--allow-requantize", "--token-embedding-type", "q8_0",
-             "--output-tensor-type", "q8_0", options.model, other, options.llama_type])
-    return own, other
+             "--output-tensor-type", "q8_0", options.model, path, llama_type])
+    return path
+
+
+def make_models(options, folder):
+    """The two quantized models."""
+    return make_cbq_model(options, folder, options.scheme), make_llama_model(options, folder, options.llama_type)
 
 
 def cbq_speed(options, model, threads):
