@@ -14,8 +14,11 @@
 #include <cbq/io/config_rotations.hpp>
 #include <cbq/io/gguf.hpp>
 #include <cbq/io/gguf_blocks.hpp>
+#include <cbq/io/gguf_encoding.hpp>
+#include <cbq/io/gguf_keys.hpp>
 #include <cbq/io/gguf_metadata.hpp>
 #include <cbq/io/gguf_packing.hpp>
+#include <cbq/io/gguf_writer.hpp>
 #include <cbq/io/json.hpp>
 #include <cbq/io/mapped_file.hpp>
 #include <cbq/io/packed_file.hpp>

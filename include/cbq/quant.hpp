@@ -10,6 +10,7 @@
 #include <cbq/quant/quantized_matrix.hpp>
 #include <cbq/quant/quantizer.hpp>
 #include <cbq/quant/range.hpp>
+#include <cbq/quant/recoding.hpp>
 #include <cbq/quant/rows.hpp>
 #include <cbq/quant/scale.hpp>
 #include <cbq/quant/trip.hpp>

@@ -35,6 +35,7 @@ set(extra_gemm/float_scales_avx512.hpp quant)
 set(extra_gemm/scale_headers.hpp quant)
 set(extra_gemm/int4_tokens.hpp quant)
 set(extra_gemm/nibble_weights.hpp quant)
+set(extra_io/gguf_encoding.hpp quant)
 
 # What these umbrellas must not reach, by any path. An engine that only runs models includes them: no algebra; and on the
 # way to the matmul nothing that dominates the time to compile a file.

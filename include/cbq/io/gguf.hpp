@@ -164,26 +164,13 @@ class Gguf {
     return {};
   }
 
-  static Result<std::size_t> tensor_bytes(const GgufTensor& tensor) {
-    const Result<std::size_t> count = element_count(tensor.shape);
-    if (!count) return count;
-    const Result<GgufTypeLayout> layout = gguf_layout(static_cast<std::uint32_t>(tensor.type));
-    if (!layout) return layout.error();
-    const std::size_t inner = tensor.shape.rank == 0 ? 1 : tensor.shape.sizes[tensor.shape.rank - 1];
-    if (inner % layout->block != 0) {
-      return Error{Errc::bad_shape, "the innermost size is no multiple of the block", layout->name, inner,
-                   ErrorText("a multiple of ") << layout->block};
-    }
-    return checked_product(*count / layout->block, layout->bytes);
-  }
-
   Status place_tensors(std::span<const std::byte> bytes, std::size_t header_end, std::size_t alignment) {
     const std::size_t padding = (alignment - header_end % alignment) % alignment;
     const std::size_t data_start = std::min(bytes.size(), header_end + padding);
     const std::span<const std::byte> data = bytes.subspan(data_start);
     std::size_t expected = 0;
     for (GgufTensor& tensor : tensors_) {
-      const Result<std::size_t> size = tensor_bytes(tensor);
+      const Result<std::size_t> size = gguf_bytes(tensor.type, tensor.shape);
       if (!size) return in_context(size.error(), tensor.name);
       if (tensor.offset != expected) {
         return Error{Errc::bad_file, "the tensor does not follow the one before it", tensor.name,

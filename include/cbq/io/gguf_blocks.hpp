@@ -106,6 +106,21 @@ inline constexpr GgufTypeLayout gguf_layouts[] = {
   return Error{Errc::unsupported, "unknown GGUF element type", "", ErrorText("number ") << id};
 }
 
+/// Bytes of a tensor of that type and shape. Errc::bad_shape: an innermost size that is no multiple of the block, or
+/// more bytes than a size holds.
+[[nodiscard]] constexpr Result<std::size_t> gguf_bytes(GgufType type, const TensorShape& shape) noexcept {
+  const Result<std::size_t> count = element_count(shape);
+  if (!count) return count;
+  const Result<GgufTypeLayout> layout = gguf_layout(static_cast<std::uint32_t>(type));
+  if (!layout) return layout.error();
+  const std::size_t inner = shape.rank == 0 ? 1 : shape.sizes[shape.rank - 1];
+  if (inner % layout->block != 0) {
+    return Error{Errc::bad_shape, "the innermost size is no multiple of the block", layout->name, inner,
+                 ErrorText("a multiple of ") << layout->block};
+  }
+  return checked_product(*count / layout->block, layout->bytes);
+}
+
 namespace io_detail {
 
 inline float load_half(const std::byte* from) noexcept {
