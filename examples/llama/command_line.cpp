@@ -40,6 +40,8 @@ struct Commands {
   CompareCommand compare;
   ChooseCommand choose;
   AblateCommand ablate;
+  ExportCommand exported;
+  ImportCommand imported;
   std::string preset;  ///< of quantize
   std::function<Status(const Console&)> chosen;
 };
@@ -646,6 +648,30 @@ void add_ablate(CLI::App& app, Commands& commands) {
   });
 }
 
+void add_export(CLI::App& app, Commands& commands) {
+  ExportCommand& command = commands.exported;
+  CLI::App* added = add_command(app, commands, command, "export", "write a quantized model in another program's form");
+  added->add_option("-o,--output", command.output, "folder to write, new or empty")->required()->type_name("OUT");
+  std::map<std::string, ExportFormat> formats;
+  for (std::size_t i = 0; i < std::size(export_format_names); ++i) {
+    formats.emplace(export_format_names[i], static_cast<ExportFormat>(i));
+  }
+  added->add_option("--format", command.options.format, "compressed-tensors")
+      ->required()
+      ->transform(CLI::CheckedTransformer(formats).description(""))
+      ->type_name("NAME");
+  added
+      ->add_option("--shard-size", command.options.shard_bytes, "largest file of tensors, for example 2G; default: one")
+      ->transform(CLI::Validator(read_size, "", ""))
+      ->type_name("SIZE");
+}
+
+void add_import(CLI::App& app, Commands& commands) {
+  ImportCommand& command = commands.imported;
+  CLI::App* added = add_command(app, commands, command, "import", "read another program's quantized folder");
+  added->add_option("-o,--output", command.output, "folder to write")->required()->type_name("DIR");
+}
+
 int report_failure(const cbq::Error& error, const Console& console) {
   if (error.code == cbq::Errc::interrupted) {
     (void)std::fputs("cbq-llama: interrupted\n", console.err);
@@ -695,6 +721,8 @@ int run_tool(int count, const char* const* arguments, const Console& console) {
     add_compare(app, commands);
     add_choose(app, commands);
     add_ablate(app, commands);
+    add_export(app, commands);
+    add_import(app, commands);
     try {
       app.parse(count, arguments);
     } catch (const CLI::ParseError& error) {

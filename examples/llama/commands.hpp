@@ -15,6 +15,8 @@
 #include <cbq/core/result.hpp>
 
 #include "ablation_rows.hpp"
+#include "checkpoint_export.hpp"
+#include "checkpoint_import.hpp"
 #include "kv_setup.hpp"
 #include "model.hpp"
 #include "prompt_pruning.hpp"
@@ -159,6 +161,17 @@ struct AblateCommand {
   std::function<cbq::Result<QuantizeCommand>(const std::vector<std::string>&)> parse;
 };
 
+struct ExportCommand {
+  CommonOptions common;
+  std::string output;
+  ExportOptions options = {};
+};
+
+struct ImportCommand {
+  CommonOptions common;
+  std::string output;
+};
+
 [[nodiscard]] cbq::Status run(const InfoCommand& command, const Console& console);
 [[nodiscard]] cbq::Status run(const QuantizeCommand& command, const Console& console);
 [[nodiscard]] cbq::Status run(const PerplexityCommand& command, const Console& console);
@@ -169,6 +182,8 @@ struct AblateCommand {
 [[nodiscard]] cbq::Status run(const CompareCommand& command, const Console& console);
 [[nodiscard]] cbq::Status run(const ChooseCommand& command, const Console& console);
 [[nodiscard]] cbq::Status run(const AblateCommand& command, const Console& console);
+[[nodiscard]] cbq::Status run(const ExportCommand& command, const Console& console);
+[[nodiscard]] cbq::Status run(const ImportCommand& command, const Console& console);
 
 // ---- what the commands share ----
 
@@ -214,6 +229,16 @@ struct LoadedModel {
 
 /// Writes `json` where the options say, if anywhere.
 [[nodiscard]] cbq::Status write_json(const CommonOptions& common, const cbq::Json& json, const Console& console);
+
+/// Prints and writes what an export or an import did.
+struct Conversion {
+  std::string output;
+  std::string format;
+  ExportReport report;
+  double seconds = 0;
+};
+[[nodiscard]] cbq::Status report_conversion(const CommonOptions& common, const Conversion& done,
+                                            const Console& console);
 
 /// Whether text for people goes to standard output.
 [[nodiscard]] inline bool prints_text(const CommonOptions& common) {

@@ -2,13 +2,10 @@
 #include "quantization.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstdio>
 #include <string_view>
 #include <utility>
-
-#include <unistd.h>
 
 #include <cbq/io/atomic_folder.hpp>
 #include <cbq/io/compressed_tensors.hpp>
@@ -23,6 +20,7 @@
 #include "interrupt.hpp"
 #include "memory_estimate.hpp"
 #include "model.hpp"
+#include "model_companions.hpp"
 #include "model_rotation.hpp"
 #include "preprocessing.hpp"
 #include "progress.hpp"
@@ -441,32 +439,6 @@ Status write_config(const std::string& path, const ChangedWeights& weights, cons
   if (weights.config().tied) record.ignore.push_back(head_module(source.config()).name);
   if (const Status ok = cbq::add_quantization(config, record); !ok) return ok;
   return cbq::write_file(path, cbq::json_text(config));
-}
-
-// The files beside the weights that say how text becomes tokens and how to generate.
-Status copy_companions(const cbq::AtomicFolder& folder, const ModelSource& source) {
-  if (source.is_gguf()) {
-    const Result<cbq::Json> vocabulary = source.vocabulary_json();
-    if (!vocabulary) return vocabulary.error();
-    return cbq::write_file(folder.file(vocabulary_file), cbq::json_text(*vocabulary));
-  }
-  constexpr std::array names = {"tokenizer.json",
-                                "tokenizer_config.json",
-                                "special_tokens_map.json",
-                                "generation_config.json",
-                                "tokenizer.model",
-                                "vocab.json",
-                                "merges.txt",
-                                "chat_template.jinja",
-                                vocabulary_file};
-  for (const char* name : names) {
-    const std::string path = source.path() + "/" + name;
-    if (::access(path.c_str(), F_OK) != 0) continue;
-    const Result<cbq::FileBytes> file = cbq::FileBytes::open(path, cbq::FileMode::read, std::size_t{1} << 28);
-    if (!file) return file.error();
-    if (const Status ok = cbq::write_file(folder.file(name), file->bytes()); !ok) return ok;
-  }
-  return {};
 }
 
 }  // namespace

@@ -68,6 +68,11 @@ class Checkpoint {
     return *found;
   }
 
+  /// Lets go of the memory that holds `tensor`, one of this checkpoint's; see FileBytes::release().
+  void release(const TensorView& tensor) const noexcept {
+    for (const Shard& shard : shards_) shard.file.release(tensor.bytes);
+  }
+
   /// Bytes of all its safetensors files.
   [[nodiscard]] std::size_t file_bytes() const noexcept {
     std::size_t sum = 0;

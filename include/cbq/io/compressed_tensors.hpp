@@ -14,6 +14,7 @@
 // value: they are written in the smallest type that holds all of them. K that is no multiple of the group is an
 // extension of cbq: the last group is shorter.
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -27,25 +28,12 @@
 #include <cbq/io/checkpoint.hpp>
 #include <cbq/io/quantization_config.hpp>
 #include <cbq/io/safetensors_writer.hpp>
-#include <cbq/io/stored_tensors.hpp>
+#include <cbq/io/stored_matrix.hpp>
+#include <cbq/io/stored_scales.hpp>
 #include <cbq/scheme.hpp>
 
 namespace cbq {
 inline namespace CBQ_ABI {
-
-/// The smallest of F16, BF16 and F32 that holds every scale exactly.
-[[nodiscard]] inline Dtype exact_scale_dtype(const MatrixView<const float>& scales) noexcept {
-  bool in_half = true;
-  bool in_bfloat16 = true;
-  for (std::size_t r = 0; r < scales.rows; ++r) {
-    for (std::size_t c = 0; c < scales.columns; ++c) {
-      const float scale = row(scales, r)[c];
-      in_half = in_half && to_float(to_half(scale)) == scale;
-      in_bfloat16 = in_bfloat16 && to_float(to_bfloat16(scale)) == scale;
-    }
-  }
-  return in_half ? Dtype::f16 : in_bfloat16 ? Dtype::bf16 : Dtype::f32;
-}
 
 /// The sizes of a quantized matrix and how it is stored; what must be known before its codes are.
 struct QuantizedMatrixPlan {
@@ -83,50 +71,37 @@ struct QuantizedMatrixPlan {
 
 namespace io_detail {
 
-template <Element T>
-Status write_scales_as(SafetensorsWriter& writer, const std::string& name, const MatrixView<const float>& scales) {
-  Result<AlignedBuffer<T>> line = AlignedBuffer<T>::allocate(scales.columns);
-  if (!line) return line.error();
-  for (std::size_t r = 0; r < scales.rows; ++r) {
-    for (std::size_t c = 0; c < scales.columns; ++c) {
-      const float scale = row(scales, r)[c];
-      (*line)[c] = from_float<T>(scale);
-      if (to_float((*line)[c]) != scale) {  // also for NaN; the conversion makes an infinity of what is too large
-        return Error{Errc::bad_argument, "a scale has no exact value in the planned type", name,
-                     ErrorText("row ") << r << ", group " << c};
-      }
-    }
-    if (const Status ok = writer.write(name, std::span<const T>(line->data(), line->size())); !ok) return ok;
+// Rows of `row_bytes` that are written at once.
+inline std::size_t rows_per_write(std::size_t row_bytes) noexcept {
+  constexpr std::size_t piece = std::size_t{1} << 20;
+  return row_bytes == 0 ? ~std::size_t{0} : row_bytes > piece ? 1 : piece / row_bytes;
+}
+
+template <class Writer>
+Status write_codes(Writer& writer, const std::string& name, const MatrixView<const std::uint8_t>& codes, int bits) {
+  const std::size_t row_words = packed_words(codes.columns, bits);
+  const std::size_t step = rows_per_write(4 * row_words);
+  Result<AlignedBuffer<std::int32_t>> words =
+      AlignedBuffer<std::int32_t>::allocate(std::min(step, codes.rows) * row_words);
+  if (!words) return words.error();
+  for (std::size_t n = 0; n < codes.rows; n += step) {
+    const std::size_t count = std::min(step, codes.rows - n);
+    const std::span<std::int32_t> piece(words->data(), count * row_words);
+    if (const Status packed = pack_rows(rows(codes, n, count), bits, piece); !packed) return packed;
+    const Status ok = writer.write(name, std::span<const std::int32_t>(piece));
+    if (!ok) return ok;
   }
   return {};
 }
 
-inline Status write_scales(SafetensorsWriter& writer, const std::string& name, const MatrixView<const float>& scales) {
-  for (std::size_t r = 0; r < scales.rows; ++r) {
-    if (const Status ok = check_finite({row(scales, r), scales.columns}, r, Finite::required); !ok) {
-      return in_context(ok.error(), name);
-    }
-  }
-  const TensorPlan* plan = writer.planned(name);
-  if (plan == nullptr) return Error{Errc::bad_argument, "the tensor was not planned", name};
-  switch (plan->dtype) {
-    case Dtype::f16:
-      return write_scales_as<half>(writer, name, scales);
-    case Dtype::bf16:
-      return write_scales_as<bfloat16>(writer, name, scales);
-    case Dtype::f32:
-      return write_scales_as<float>(writer, name, scales);
-    default:
-      return Error{Errc::bad_argument, "scales are F16, BF16 or F32", name, dtype_name(plan->dtype)};
-  }
-}
-
 }  // namespace io_detail
 
-/// Writes the tensors of module `module`, which plan_tensors planned. Errc::bad_argument (a code outside the grid, a
-/// scale that the planned type cannot hold exactly), Errc::not_finite, Errc::bad_shape, Errc::io.
-[[nodiscard]] inline Status write_quantized_matrix(SafetensorsWriter& writer, const std::string& module,
-                                                   const QuantizedMatrixView& matrix, const Grid& grid) {
+/// Writes the tensors of module `module`, which plan_tensors planned, with a SafetensorsWriter or ShardedWriter.
+/// Errc::bad_argument (a code outside the grid, a scale that the planned type cannot hold exactly), Errc::not_finite,
+/// Errc::bad_shape, Errc::io.
+template <class Writer>
+[[nodiscard]] Status write_quantized_matrix(Writer& writer, const std::string& module,
+                                            const QuantizedMatrixView& matrix, const Grid& grid) {
   const std::size_t outputs = matrix.codes.rows;
   const std::size_t inputs = matrix.codes.columns;
   const std::size_t groups = group_count(grid, inputs);
@@ -135,14 +110,8 @@ inline Status write_scales(SafetensorsWriter& writer, const std::string& name, c
       (affine && (matrix.zeros.rows != outputs || matrix.zeros.columns != groups))) {
     return Error{Errc::bad_shape, "scales or zero points do not fit the codes", module, matrix.scales.columns, groups};
   }
-  const std::size_t row_words = packed_words(inputs, grid.bits);
-  Result<AlignedBuffer<std::int32_t>> words = AlignedBuffer<std::int32_t>::allocate(row_words);
-  if (!words) return words.error();
-  for (std::size_t n = 0; n < outputs; ++n) {
-    const Status packed = pack_rows(rows(matrix.codes, n, 1), grid.bits, {words->data(), row_words});
-    if (!packed) return in_context(packed.error(), module);
-    const Status ok = writer.write(module + ".weight_packed", std::span<const std::int32_t>(words->data(), row_words));
-    if (!ok) return ok;
+  if (const Status ok = io_detail::write_codes(writer, module + ".weight_packed", matrix.codes, grid.bits); !ok) {
+    return in_context(ok.error(), module);
   }
   if (const Status ok = io_detail::write_scales(writer, module + ".weight_scale", matrix.scales); !ok) return ok;
   const std::int64_t shape[2] = {static_cast<std::int64_t>(outputs), static_cast<std::int64_t>(inputs)};
@@ -155,67 +124,6 @@ inline Status write_scales(SafetensorsWriter& writer, const std::string& name, c
   if (!packed) return in_context(packed.error(), module);
   return writer.write(module + ".weight_zero_point", std::span<const std::int32_t>(zeros->data(), zero_words));
 }
-
-/// Codes, scales and zero points read from a checkpoint, owned.
-class StoredMatrix {
- public:
-  [[nodiscard]] QuantizedMatrixView view() const noexcept {
-    const bool affine = grid_.zero == Zero::affine;
-    return {matrix_view(codes_.data(), outputs_, inputs_), matrix_view(scales_.data(), outputs_, groups()),
-            affine ? matrix_view(zeros_.data(), outputs_, groups()) : MatrixView<const std::uint8_t>{}};
-  }
-  [[nodiscard]] const Grid& grid() const noexcept { return grid_; }
-
-  /// Reads module `module` of a Checkpoint or Safetensors. Everything is checked against `grid` and the other tensors
-  /// before memory is taken. Errors of find_stored(), Errc::not_finite, Errc::out_of_memory.
-  template <class Tensors>
-  [[nodiscard]] static Result<StoredMatrix> read(const Tensors& checkpoint, const std::string& module,
-                                                 const Grid& grid) {
-    const Result<StoredTensors> tensors = find_stored(checkpoint, module, grid);
-    if (!tensors) return tensors.error();
-    StoredMatrix matrix;
-    matrix.grid_ = grid;
-    matrix.outputs_ = tensors->outputs;
-    matrix.inputs_ = tensors->inputs;
-    if (const Status ok = matrix.allocate(); !ok) return in_context(ok.error(), module);
-    if (const Status ok = matrix.decode(*tensors); !ok) return in_context(ok.error(), module);
-    return matrix;
-  }
-
- private:
-  [[nodiscard]] std::size_t groups() const noexcept { return group_count(grid_, inputs_); }
-
-  Status allocate() noexcept {
-    const Result<std::size_t> codes = checked_product(outputs_, inputs_);
-    if (!codes) return codes.error();
-    const Result<std::size_t> scales = checked_product(outputs_, groups());
-    if (!scales) return scales.error();
-    auto code_memory = AlignedBuffer<std::uint8_t>::allocate(*codes);
-    if (!code_memory) return code_memory.error();
-    auto scale_memory = AlignedBuffer<float>::allocate(*scales);
-    if (!scale_memory) return scale_memory.error();
-    auto zero_memory = AlignedBuffer<std::uint8_t>::allocate(grid_.zero == Zero::affine ? *scales : 0);
-    if (!zero_memory) return zero_memory.error();
-    codes_ = std::move(*code_memory);
-    scales_ = std::move(*scale_memory);
-    zeros_ = std::move(*zero_memory);
-    return {};
-  }
-
-  Status decode(const StoredTensors& tensors) noexcept {
-    const Status codes = unpack_rows(tensors.packed->bytes, grid_.bits, matrix_view(codes_.data(), outputs_, inputs_));
-    if (!codes) return codes;
-    return read_parameters(tensors, grid_, matrix_view(scales_.data(), outputs_, groups()),
-                           matrix_view(zeros_.data(), outputs_, groups()));
-  }
-
-  AlignedBuffer<std::uint8_t> codes_;
-  AlignedBuffer<float> scales_;
-  AlignedBuffer<std::uint8_t> zeros_;
-  Grid grid_ = {.bits = 8};
-  std::size_t outputs_ = 0;
-  std::size_t inputs_ = 0;
-};
 
 /// The modules of a checkpoint that are stored as codes (those with a `weight_packed` tensor), sorted. The names live
 /// as long as the checkpoint.

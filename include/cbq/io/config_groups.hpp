@@ -72,6 +72,7 @@ inline Json activation_arguments(const Grid& grid, ActivationRanges ranges) {
 struct GroupScheme {
   Scheme scheme;
   ActivationRanges ranges = ActivationRanges::dynamic;
+  bool int_quantized = false;  // its own "format"; not all files have one
 };
 
 // A group without targets.
@@ -150,19 +151,18 @@ inline Result<GroupScheme> parse_activations(const Json& inputs, GroupScheme gro
 inline Result<GroupScheme> parse_group(const Json& group) {
   const Json* weights = json_find(group, "weights");
   if (weights == nullptr) return wrong_config("a group without weights", "config_groups");
-  if (const Json* format = json_find(group, "format");
-      format != nullptr && !format->is_null() && *format != "pack-quantized") {
-    return Error{Errc::unsupported, "a compression format that cbq does not read", "format", "", "pack-quantized"};
-  }
   GroupScheme parsed;
+  if (const Json* format = json_find(group, "format"); format != nullptr && !format->is_null()) {
+    parsed.int_quantized = *format == "int-quantized";
+    if (!parsed.int_quantized && *format != "pack-quantized") {
+      return Error{Errc::unsupported, "a compression format that cbq does not read", "format", format->dump(),
+                   "pack-quantized or int-quantized"};
+    }
+  }
   if (!is_dynamic(*weights, false)) return Error{Errc::unsupported, "dynamic weights", "weights.dynamic"};
   const Result<Grid> weight = parse_arguments(*weights, "channel", Granularity::per_channel);
   if (!weight) return in_context(weight.error(), "weights");
   parsed.scheme.weight = *weight;
-  // Releases differ in whether codes of these widths straddle words, and nothing in the file tells.
-  if (32 % weight->bits != 0) {
-    return Error{Errc::unsupported, "codes of this width from another program", "num_bits", weight->bits, "2, 4 or 8"};
-  }
   const Json* inputs = json_find(group, "input_activations");
   if (inputs == nullptr || inputs->is_null()) return parsed;
   return parse_activations(*inputs, parsed);

@@ -9,6 +9,7 @@
 
 #include <cerrno>
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <string>
 #include <utility>
@@ -81,6 +82,19 @@ class FileBytes {
   [[nodiscard]] std::span<const std::byte> bytes() const noexcept {
     const void* start = mapping_ != nullptr ? mapping_ : static_cast<const void*>(memory_.data());
     return {static_cast<const std::byte*>(start), size_};
+  }
+
+  /// Lets go of the memory that holds `part` of these bytes, for a pass over a file that shall not stay resident. They
+  /// can be used again and are then read from the file again. Does nothing where the bytes were copied.
+  void release(std::span<const std::byte> part) const noexcept {
+    constexpr std::uintptr_t piece = std::uintptr_t{1} << 16;  // what a page fault brings in, and whole pages anywhere
+    const auto start = reinterpret_cast<std::uintptr_t>(mapping_);
+    const auto first = reinterpret_cast<std::uintptr_t>(part.data());
+    if (mapping_ == nullptr || first < start || first - start > size_ || part.size() > size_ - (first - start)) return;
+    const std::uintptr_t begin = (first - start) / piece * piece;
+    const std::uintptr_t end = first - start + part.size();
+    const std::uintptr_t last = size_ - end < piece ? size_ : (end + piece - 1) / piece * piece;
+    if (last > begin) (void)::madvise(static_cast<std::byte*>(mapping_) + begin, last - begin, MADV_DONTNEED);
   }
 
   /// Asks the system again whether the file still has the size it was opened with; `path` is for the error only.

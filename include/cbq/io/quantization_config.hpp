@@ -243,6 +243,15 @@ inline Result<QuantizationRecord> parse_foreign(const Json& quantization, std::s
   for (const std::string_view module : packed) {
     const GroupScheme* group = groups.find(module);
     if (group == nullptr) return wrong_config("no group for a packed module", module);
+    if (group->int_quantized) {
+      return Error{Errc::unsupported, "a compression format that cbq does not run", module, "int-quantized",
+                   "pack-quantized"};
+    }
+    // Releases differ in whether codes of these widths straddle words; importing finds out.
+    if (32 % group->scheme.weight.bits != 0) {
+      return Error{Errc::unsupported, "codes of this width from another program", module, group->scheme.weight.bits,
+                   "2, 4 or 8 bits"};
+    }
     record.modules.push_back({std::string(module), group->scheme, ModuleKind::linear, group->ranges});
   }
   return record;

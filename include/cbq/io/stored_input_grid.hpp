@@ -32,8 +32,9 @@ inline void plan_input_grid(const std::string& module, const Grid& grid, std::ve
 }
 
 /// Writes what plan_input_grid() planned. Errc::bad_argument as check_static_grid(), Errc::io.
-[[nodiscard]] inline Status write_input_grid(SafetensorsWriter& writer, const std::string& module, const Grid& grid,
-                                             const StaticGrid& fixed) {
+template <class Writer>
+[[nodiscard]] Status write_input_grid(Writer& writer, const std::string& module, const Grid& grid,
+                                      const StaticGrid& fixed) {
   if (const Status valid = check_static_grid(fixed, grid); !valid) return in_context(valid.error(), module);
   const Status written = writer.write(module + ".input_scale", std::span<const float>(&fixed.scale, 1));
   if (!written || grid.zero == Zero::symmetric) return written;

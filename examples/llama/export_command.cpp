@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <chrono>
+#include <string>
+
+#include "commands.hpp"
+
+namespace cbq_llama {
+
+using cbq::Result;
+using cbq::Status;
+
+namespace {
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace
+
+Status report_conversion(const CommonOptions& common, const Conversion& done, const Console& console) {
+  const std::size_t bytes = done.report.bytes_read + done.report.bytes_written;
+  const double rate = done.seconds > 0 ? static_cast<double>(bytes) * 1e-6 / done.seconds : 0;
+  const auto peak = peak_memory_bytes();
+  if (prints_text(common)) {
+    for (const std::string& note : done.report.notes) (void)std::fprintf(console.out, "note: %s\n", note.c_str());
+    (void)std::fprintf(console.out, "%s: %s, read %s, wrote %s, %.2f s, %.0f MB/s, peak memory %s\n",
+                       done.output.c_str(), done.format.c_str(), size_text(done.report.bytes_read).c_str(),
+                       size_text(done.report.bytes_written).c_str(), done.seconds, rate,
+                       peak ? size_text(*peak).c_str() : "unknown");
+  }
+  const cbq::Json json = {{"model", common.model.path},
+                          {"output", done.output},
+                          {"format", done.format},
+                          {"bytes_read", done.report.bytes_read},
+                          {"bytes_written", done.report.bytes_written},
+                          {"seconds", done.seconds},
+                          {"megabytes_per_second", rate},
+                          {"peak_memory_bytes", peak ? cbq::Json(*peak) : cbq::Json(nullptr)},
+                          {"notes", done.report.notes}};
+  return write_json(common, json, console);
+}
+
+Status run(const ExportCommand& command, const Console& console) {
+  const auto start = std::chrono::steady_clock::now();
+  const Result<ModelSource> source = ModelSource::open(command.common.model.path, command.common.model.pre_tokenizer);
+  if (!source) return source.error();
+  Result<ExportReport> done = export_checkpoint(*source, command.output, command.options);
+  if (!done) return done.error();
+  const char* format = export_format_names[static_cast<std::size_t>(command.options.format)];
+  return report_conversion(command.common, {command.output, format, *std::move(done), seconds_since(start)}, console);
+}
+
+}  // namespace cbq_llama

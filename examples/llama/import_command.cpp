@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <chrono>
+
+#include "commands.hpp"
+
+namespace cbq_llama {
+
+using cbq::Result;
+using cbq::Status;
+
+Status run(const ImportCommand& command, const Console& console) {
+  const auto start = std::chrono::steady_clock::now();
+  const Result<ModelSource> source = ModelSource::open(command.common.model.path, command.common.model.pre_tokenizer);
+  if (!source) return source.error();
+  Result<ExportReport> done = import_checkpoint(*source, command.output);
+  if (!done) return done.error();
+  return report_conversion(command.common,
+                           {command.output, "packed", *std::move(done),
+                            std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count()},
+                           console);
+}
+
+}  // namespace cbq_llama
