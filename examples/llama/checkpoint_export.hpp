@@ -15,9 +15,10 @@
 
 namespace cbq_llama {
 
-/// Forms of a folder. Their names on the command line are those of export_format_names, in their order.
-enum class ExportFormat : unsigned char { compressed_tensors };
-inline constexpr const char* export_format_names[] = {"compressed-tensors"};
+/// Forms of a folder, and gguf: one file (gguf_export.hpp). Their names on the command line are those of
+/// export_format_names, in their order.
+enum class ExportFormat : unsigned char { compressed_tensors, gguf };
+inline constexpr const char* export_format_names[] = {"compressed-tensors", "gguf"};
 
 struct ExportOptions {
   ExportFormat format = ExportFormat::compressed_tensors;

@@ -651,12 +651,14 @@ void add_ablate(CLI::App& app, Commands& commands) {
 void add_export(CLI::App& app, Commands& commands) {
   ExportCommand& command = commands.exported;
   CLI::App* added = add_command(app, commands, command, "export", "write a quantized model in another program's form");
-  added->add_option("-o,--output", command.output, "folder to write, new or empty")->required()->type_name("OUT");
+  added->add_option("-o,--output", command.output, "folder to write, new or empty; of gguf a file, OUT.gguf")
+      ->required()
+      ->type_name("OUT");
   std::map<std::string, ExportFormat> formats;
   for (std::size_t i = 0; i < std::size(export_format_names); ++i) {
     formats.emplace(export_format_names[i], static_cast<ExportFormat>(i));
   }
-  added->add_option("--format", command.options.format, "compressed-tensors")
+  added->add_option("--format", command.options.format, "compressed-tensors or gguf")
       ->required()
       ->transform(CLI::CheckedTransformer(formats).description(""))
       ->type_name("NAME");
@@ -668,7 +670,8 @@ void add_export(CLI::App& app, Commands& commands) {
 
 void add_import(CLI::App& app, Commands& commands) {
   ImportCommand& command = commands.imported;
-  CLI::App* added = add_command(app, commands, command, "import", "read another program's quantized folder");
+  CLI::App* added =
+      add_command(app, commands, command, "import", "read another program's quantized folder or GGUF file");
   added->add_option("-o,--output", command.output, "folder to write")->required()->type_name("DIR");
 }
 

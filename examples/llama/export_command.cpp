@@ -3,6 +3,7 @@
 #include <string>
 
 #include "commands.hpp"
+#include "gguf_export.hpp"
 
 namespace cbq_llama {
 
@@ -44,7 +45,12 @@ Status run(const ExportCommand& command, const Console& console) {
   const auto start = std::chrono::steady_clock::now();
   const Result<ModelSource> source = ModelSource::open(command.common.model.path, command.common.model.pre_tokenizer);
   if (!source) return source.error();
-  Result<ExportReport> done = export_checkpoint(*source, command.output, command.options);
+  const bool one_file = command.options.format == ExportFormat::gguf;
+  if (one_file && command.options.shard_bytes != 0) {
+    return cbq::Error{cbq::Errc::bad_argument, "a GGUF model is one file", "--shard-size"};
+  }
+  Result<ExportReport> done =
+      one_file ? export_gguf(*source, command.output) : export_checkpoint(*source, command.output, command.options);
   if (!done) return done.error();
   const char* format = export_format_names[static_cast<std::size_t>(command.options.format)];
   return report_conversion(command.common, {command.output, format, *std::move(done), seconds_since(start)}, console);

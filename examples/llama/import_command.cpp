@@ -2,6 +2,7 @@
 #include <chrono>
 
 #include "commands.hpp"
+#include "gguf_import.hpp"
 
 namespace cbq_llama {
 
@@ -12,7 +13,8 @@ Status run(const ImportCommand& command, const Console& console) {
   const auto start = std::chrono::steady_clock::now();
   const Result<ModelSource> source = ModelSource::open(command.common.model.path, command.common.model.pre_tokenizer);
   if (!source) return source.error();
-  Result<ExportReport> done = import_checkpoint(*source, command.output);
+  Result<ExportReport> done =
+      source->is_gguf() ? import_gguf(*source, command.output) : import_checkpoint(*source, command.output);
   if (!done) return done.error();
   return report_conversion(command.common,
                            {command.output, "packed", *std::move(done),

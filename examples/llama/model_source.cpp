@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model_source.hpp"
 
-#include <array>
 #include <cstdint>
 #include <utility>
 #include <vector>
 
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include "gguf_names.hpp"
+#include "gguf_vocabulary.hpp"
 
 namespace cbq_llama {
 
@@ -19,134 +21,6 @@ using cbq::MatrixView;
 using cbq::Result;
 using cbq::Status;
 using cbq::TensorView;
-
-namespace {
-
-// Hugging Face's name of a tensor in GGUF's words; empty when GGUF has no such tensor.
-std::string gguf_name(std::string_view name) {
-  constexpr std::array<std::pair<std::string_view, std::string_view>, 9> parts = {{
-      {"input_layernorm", "attn_norm"},
-      {"self_attn.q_proj", "attn_q"},
-      {"self_attn.k_proj", "attn_k"},
-      {"self_attn.v_proj", "attn_v"},
-      {"self_attn.o_proj", "attn_output"},
-      {"post_attention_layernorm", "ffn_norm"},
-      {"mlp.gate_proj", "ffn_gate"},
-      {"mlp.up_proj", "ffn_up"},
-      {"mlp.down_proj", "ffn_down"},
-  }};
-  if (name == "model.embed_tokens.weight") return "token_embd.weight";
-  if (name == "model.norm.weight") return "output_norm.weight";
-  if (name == "lm_head.weight") return "output.weight";
-  constexpr std::string_view layers = "model.layers.";
-  if (!name.starts_with(layers)) return {};
-  name.remove_prefix(layers.size());
-  const std::size_t dot = name.find('.');
-  const std::size_t last = name.rfind('.');
-  if (dot == std::string_view::npos || last <= dot) return {};
-  const std::string_view middle = name.substr(dot + 1, last - dot - 1);
-  for (const auto& [ours, theirs] : parts) {
-    if (middle == ours) {
-      return std::string("blk.").append(name.substr(0, dot)).append(".").append(theirs).append(name.substr(last));
-    }
-  }
-  return {};
-}
-
-// GGUF turns each head's rows of Q and K from two halves into pairs: its row 2 i + j is row j d / 2 + i.
-std::size_t gguf_row(std::size_t row, std::size_t head_width) {
-  const std::size_t head = row / head_width;
-  const std::size_t inside = row % head_width;
-  const std::size_t half = head_width / 2;
-  return head * head_width + 2 * (inside % half) + inside / half;
-}
-
-GgufVocabulary read_vocabulary(const cbq::GgufMetadata& metadata) {
-  GgufVocabulary vocabulary;
-  const auto text = [&](const char* key) {
-    const auto value = metadata.text_value(key);
-    return value ? std::string(*value) : std::string();
-  };
-  const auto texts = [&](const char* key) {
-    std::vector<std::string> copies;
-    if (const auto values = metadata.text_array(key)) copies.assign(values->begin(), values->end());
-    return copies;
-  };
-  const auto number = [&](const char* key) -> std::optional<std::int64_t> {
-    const auto value = metadata.unsigned_value(key);
-    if (!value || *value > INT32_MAX) return std::nullopt;
-    return static_cast<std::int64_t>(*value);
-  };
-  const auto boolean = [&](const char* key) -> std::optional<bool> {
-    const auto value = metadata.boolean_value(key);
-    if (!value) return std::nullopt;
-    return *value;
-  };
-  vocabulary.model = text("tokenizer.ggml.model");
-  vocabulary.pre = text("tokenizer.ggml.pre");
-  vocabulary.tokens = texts("tokenizer.ggml.tokens");
-  vocabulary.merges = texts("tokenizer.ggml.merges");
-  if (const auto types = metadata.integer_array("tokenizer.ggml.token_type")) {
-    for (const std::int64_t type : *types) vocabulary.token_types.push_back(static_cast<std::int32_t>(type));
-  }
-  if (auto scores = metadata.float_array("tokenizer.ggml.scores")) vocabulary.scores = *std::move(scores);
-  vocabulary.bos = number("tokenizer.ggml.bos_token_id");
-  vocabulary.eos = number("tokenizer.ggml.eos_token_id");
-  vocabulary.unknown = number("tokenizer.ggml.unknown_token_id");
-  vocabulary.add_bos = boolean("tokenizer.ggml.add_bos_token");
-  vocabulary.add_eos = boolean("tokenizer.ggml.add_eos_token");
-  vocabulary.add_space_prefix = boolean("tokenizer.ggml.add_space_prefix");
-  return vocabulary;
-}
-
-template <class T>
-cbq::Json optional_json(const std::optional<T>& value) {
-  return value ? cbq::Json(*value) : cbq::Json(nullptr);
-}
-
-// Reads the members of a vocabulary; what is absent or of another type stays empty, and Tokenizer::from_gguf judges.
-GgufVocabulary vocabulary_from_json(const cbq::Json& json) {
-  GgufVocabulary vocabulary;
-  const auto text = [](const cbq::Json* value) {
-    return value != nullptr && value->is_string() ? value->get<std::string>() : std::string();
-  };
-  const auto list = [&](const char* key, auto& target, auto is, auto get) {
-    const cbq::Json* values = cbq::json_find(json, key);
-    if (values == nullptr || !values->is_array()) return;
-    for (const cbq::Json& value : *values) {
-      if (is(value)) target.push_back(get(value));
-    }
-  };
-  const auto is_text = [](const cbq::Json& value) { return value.is_string(); };
-  const auto is_number = [](const cbq::Json& value) { return value.is_number(); };
-  const auto get_text = [](const cbq::Json& value) { return value.get<std::string>(); };
-  const auto integer = [&](const char* key) -> std::optional<std::int64_t> {
-    const cbq::Json* value = cbq::json_find(json, key);
-    if (value == nullptr || !value->is_number_integer()) return std::nullopt;
-    return value->get<std::int64_t>();
-  };
-  const auto boolean = [&](const char* key) -> std::optional<bool> {
-    const cbq::Json* value = cbq::json_find(json, key);
-    if (value == nullptr || !value->is_boolean()) return std::nullopt;
-    return value->get<bool>();
-  };
-  vocabulary.model = text(cbq::json_find(json, "model"));
-  vocabulary.pre = text(cbq::json_find(json, "pre"));
-  list("tokens", vocabulary.tokens, is_text, get_text);
-  list("merges", vocabulary.merges, is_text, get_text);
-  list("token_type", vocabulary.token_types, is_number,
-       [](const cbq::Json& value) { return value.get<std::int32_t>(); });
-  list("scores", vocabulary.scores, is_number, [](const cbq::Json& value) { return value.get<float>(); });
-  vocabulary.bos = integer("bos_token_id");
-  vocabulary.eos = integer("eos_token_id");
-  vocabulary.unknown = integer("unknown_token_id");
-  vocabulary.add_bos = boolean("add_bos_token");
-  vocabulary.add_eos = boolean("add_eos_token");
-  vocabulary.add_space_prefix = boolean("add_space_prefix");
-  return vocabulary;
-}
-
-}  // namespace
 
 Result<ModelSource> ModelSource::open(const std::string& path, const std::string& pre_tokenizer) {
   ModelSource source(path, pre_tokenizer);
@@ -199,6 +73,13 @@ Result<Tokenizer> ModelSource::tokenizer_of(GgufVocabulary vocabulary, const std
   return tokenizer;
 }
 
+SpecialIds ModelSource::special_ids() const {
+  SpecialIds ids;
+  ids.bos = config_.bos;
+  if (!config_.eos.empty()) ids.eos = config_.eos.front();
+  return ids;
+}
+
 Result<Tokenizer> ModelSource::tokenizer() const {
   if (const auto* file = std::get_if<cbq::GgufFile>(&files_)) {
     return tokenizer_of(read_vocabulary(file->content.metadata()), path_);
@@ -217,31 +98,56 @@ Result<Tokenizer> ModelSource::tokenizer() const {
   const Result<cbq::FileBytes> bytes = cbq::FileBytes::open(file, cbq::FileMode::read, std::size_t{1} << 28);
   if (!bytes) return bytes.error();
   const std::string_view text(reinterpret_cast<const char*>(bytes->bytes().data()), bytes->bytes().size());
-  SpecialIds ids;
-  ids.bos = config_.bos;
-  if (!config_.eos.empty()) ids.eos = config_.eos.front();
-  Result<Tokenizer> tokenizer = Tokenizer::from_json(text, ids);
+  Result<Tokenizer> tokenizer = Tokenizer::from_json(text, special_ids());
   if (!tokenizer) return cbq::in_context(tokenizer.error(), file);
   return tokenizer;
 }
 
+Result<GgufVocabulary> ModelSource::vocabulary() const {
+  if (const cbq::Gguf* file = gguf()) {
+    GgufVocabulary vocabulary = read_vocabulary(file->metadata());
+    if (!pre_tokenizer_.empty()) vocabulary.pre = pre_tokenizer_;
+    return vocabulary;
+  }
+  const std::string own = path_ + "/" + vocabulary_file;
+  if (::access(own.c_str(), F_OK) == 0) {
+    const Result<cbq::Json> json = cbq::read_json_file(own);
+    if (!json) return json.error();
+    return vocabulary_from_json(*json);
+  }
+  const std::string file = path_ + "/tokenizer.json";
+  const Result<cbq::FileBytes> bytes = cbq::FileBytes::open(file, cbq::FileMode::read, std::size_t{1} << 28);
+  if (!bytes) return bytes.error();
+  const std::string_view text(reinterpret_cast<const char*>(bytes->bytes().data()), bytes->bytes().size());
+  Result<GgufVocabulary> vocabulary = vocabulary_of_json(text, special_ids(), config_.vocabulary);
+  if (!vocabulary) return cbq::in_context(vocabulary.error(), file);
+  const Result<std::string> chat = read_chat_template();
+  if (!chat) return chat.error();
+  vocabulary->chat_template = *chat;
+  return vocabulary;
+}
+
 Result<cbq::Json> ModelSource::vocabulary_json() const {
-  const auto* file = std::get_if<cbq::GgufFile>(&files_);
-  if (file == nullptr) return Error{Errc::bad_argument, "the model is no GGUF file", path_};
-  GgufVocabulary vocabulary = read_vocabulary(file->content.metadata());
-  if (!pre_tokenizer_.empty()) vocabulary.pre = pre_tokenizer_;
-  return cbq::Json{{"model", vocabulary.model},
-                   {"pre", vocabulary.pre},
-                   {"tokens", vocabulary.tokens},
-                   {"token_type", vocabulary.token_types},
-                   {"scores", vocabulary.scores},
-                   {"merges", vocabulary.merges},
-                   {"bos_token_id", optional_json(vocabulary.bos)},
-                   {"eos_token_id", optional_json(vocabulary.eos)},
-                   {"unknown_token_id", optional_json(vocabulary.unknown)},
-                   {"add_bos_token", optional_json(vocabulary.add_bos)},
-                   {"add_eos_token", optional_json(vocabulary.add_eos)},
-                   {"add_space_prefix", optional_json(vocabulary.add_space_prefix)}};
+  if (!is_gguf()) return Error{Errc::bad_argument, "the model is no GGUF file", path_};
+  const Result<GgufVocabulary> own = vocabulary();
+  if (!own) return own.error();
+  return to_json(*own);
+}
+
+// Newer folders have a file for it, older ones a member of tokenizer_config.json.
+Result<std::string> ModelSource::read_chat_template() const {
+  const std::string own = path_ + "/chat_template.jinja";
+  if (::access(own.c_str(), F_OK) == 0) {
+    const Result<cbq::FileBytes> bytes = cbq::FileBytes::open(own, cbq::FileMode::read, std::size_t{1} << 24);
+    if (!bytes) return bytes.error();
+    return std::string(reinterpret_cast<const char*>(bytes->bytes().data()), bytes->bytes().size());
+  }
+  const std::string config = path_ + "/tokenizer_config.json";
+  if (::access(config.c_str(), F_OK) != 0) return std::string();
+  const Result<cbq::Json> json = cbq::read_json_file(config);
+  if (!json) return json.error();
+  const cbq::Json* chat = cbq::json_find(*json, "chat_template");
+  return chat != nullptr && chat->is_string() ? chat->get<std::string>() : std::string();
 }
 
 const TensorView* ModelSource::find_stored(std::string_view name) const {
@@ -349,7 +255,7 @@ Result<FloatMatrix> ModelSource::read_matrix(const std::string& name, std::size_
 Status ModelSource::read_gguf(std::string_view name, const MatrixView<float>& out) const {
   const GgufTensor* tensor = find_gguf(name);
   if (tensor == nullptr) return Error{Errc::bad_file, "the model has no such tensor", name, path_};
-  const bool turned = name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight");
+  const bool turned = has_gguf_row_order(name);
   const bool matrix = tensor->shape.rank == 2 && tensor->shape.sizes[0] == out.rows;
   if (!turned || !matrix) return cbq::copy_to_float(*tensor, out);
   for (std::size_t r = 0; r < out.rows; ++r) {

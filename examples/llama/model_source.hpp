@@ -55,6 +55,11 @@ class ModelSource {
   [[nodiscard]] const cbq::Json& json() const { return json_; }
   /// The safetensors of a folder; null for GGUF.
   [[nodiscard]] const cbq::Checkpoint* checkpoint() const { return std::get_if<cbq::Checkpoint>(&files_); }
+  /// The GGUF file; null for a folder.
+  [[nodiscard]] const cbq::Gguf* gguf() const {
+    const auto* file = std::get_if<cbq::GgufFile>(&files_);
+    return file == nullptr ? nullptr : &file->content;
+  }
   /// Bytes of the files that hold the weights.
   [[nodiscard]] std::size_t file_bytes() const;
 
@@ -62,7 +67,10 @@ class ModelSource {
   /// pre-tokenizer was named for a tokenizer.json, which describes its own.
   [[nodiscard]] cbq::Result<Tokenizer> tokenizer() const;
 
-  /// The tokenizer metadata of a GGUF file, for `vocabulary_file`. Errc::bad_argument for a folder.
+  /// The tokenizer in GGUF's words, with the chat template of the model: from GGUF metadata, `vocabulary_file` or a
+  /// tokenizer.json. Errc::io; of a tokenizer.json those of vocabulary_of_json().
+  [[nodiscard]] cbq::Result<GgufVocabulary> vocabulary() const;
+  /// The same of a GGUF file, for `vocabulary_file`. Errc::bad_argument for a folder.
   [[nodiscard]] cbq::Result<cbq::Json> vocabulary_json() const;
 
   /// Shape and type of the tensor `name`, or nothing.
@@ -93,6 +101,8 @@ class ModelSource {
   [[nodiscard]] cbq::Status read_fused(const Fused& fused, const cbq::MatrixView<float>& out) const;
   [[nodiscard]] const cbq::GgufTensor* find_gguf(std::string_view name) const;
   [[nodiscard]] cbq::Status read_gguf(std::string_view name, const cbq::MatrixView<float>& out) const;
+  [[nodiscard]] SpecialIds special_ids() const;
+  [[nodiscard]] cbq::Result<std::string> read_chat_template() const;
   [[nodiscard]] cbq::Result<Tokenizer> tokenizer_of(GgufVocabulary vocabulary, const std::string& file) const;
 
   std::string path_;

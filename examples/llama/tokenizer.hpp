@@ -43,6 +43,7 @@ struct GgufVocabulary {
   std::optional<bool> add_bos;           ///< `add_bos_token`
   std::optional<bool> add_eos;           ///< `add_eos_token`
   std::optional<bool> add_space_prefix;  ///< `add_space_prefix`, for llama
+  std::string chat_template;             ///< `tokenizer.chat_template`; not read here
 };
 
 /// Ids that stand in a checkpoint's config.json, not in its tokenizer.json.

@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <array>
+#include <string>
 #include <string_view>
 #include <utility>
+#include <variant>
 
 #include "tokenizer.hpp"
 #include "tokenizer_parts.hpp"
@@ -181,6 +183,22 @@ constexpr std::array<NamedPreTokenizer, 23> pre_tokenizers_by_name = {{
 }
 
 }  // namespace
+
+std::string pre_tokenizer_name(const TokenizerParts& parts) {
+  for (const NamedPreTokenizer& entry : pre_tokenizers_by_name) {
+    if (entry.name.empty() || entry.whole_words_first != parts.whole_words_first) continue;
+    std::size_t count = 0;
+    while (count < entry.expressions.size() && entry.expressions[count] != nullptr) ++count;
+    bool same = count == parts.pre_tokenizers.size();
+    for (std::size_t i = 0; same && i < count; ++i) {
+      const Split* split = std::get_if<Split>(&parts.pre_tokenizers[i]);
+      same = split != nullptr && split->behavior == SplitBehavior::isolated && !split->inverted &&
+             split->pattern.expression() == entry.expressions[i];
+    }
+    if (same) return std::string(entry.name);
+  }
+  return {};
+}
 
 Result<Tokenizer> Tokenizer::from_gguf(const GgufVocabulary& vocabulary) {
   return reporting_bad_alloc([&]() -> Result<Tokenizer> {

@@ -448,8 +448,8 @@ template <class Visit>
 
 }  // namespace
 
-Result<Tokenizer> Tokenizer::from_json(std::string_view json, SpecialIds ids) {
-  return reporting_bad_alloc([&]() -> Result<Tokenizer> {
+Result<TokenizerParts> read_tokenizer_json(std::string_view json, SpecialIds ids) {
+  return reporting_bad_alloc([&]() -> Result<TokenizerParts> {
     const auto file = parse(json);
     if (!file) return file.error();
     TokenizerParts parts;
@@ -460,7 +460,15 @@ Result<Tokenizer> Tokenizer::from_json(std::string_view json, SpecialIds ids) {
     }
     parts.bos = ids.bos;
     parts.eos = ids.eos;
-    return assemble(std::move(parts));
+    return parts;
+  });
+}
+
+Result<Tokenizer> Tokenizer::from_json(std::string_view json, SpecialIds ids) {
+  return reporting_bad_alloc([&]() -> Result<Tokenizer> {
+    auto parts = read_tokenizer_json(json, ids);
+    if (!parts) return parts.error();
+    return assemble(*std::move(parts));
   });
 }
 

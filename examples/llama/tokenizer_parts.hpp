@@ -15,6 +15,7 @@
 
 #include <cbq/core/result.hpp>
 
+#include "tokenizer.hpp"
 #include "tokenizer_splits.hpp"
 
 namespace cbq_llama {
@@ -55,6 +56,12 @@ struct TokenizerParts {
   std::optional<std::int64_t> eos;
   std::optional<std::int64_t> unknown;
 };
+
+/// What a tokenizer.json says. Errors: as Tokenizer::from_json.
+[[nodiscard]] cbq::Result<TokenizerParts> read_tokenizer_json(std::string_view json, SpecialIds ids);
+
+/// The name that GGUF has for the pre-tokenizers of a byte-level tokenizer; empty: none. See tokenizer_gguf.cpp.
+[[nodiscard]] std::string pre_tokenizer_name(const TokenizerParts& parts);
 
 /// The byte that a token of the form <0xNN> stands for (two hexadecimal digits), or nothing.
 [[nodiscard]] std::optional<unsigned char> byte_of_token(std::string_view token);

@@ -230,7 +230,7 @@ Result<Regex> Regex::compile(std::string_view pattern) {
   auto owner = std::make_shared<const Compiled>(compiled);
   // Only a matter of speed: without a JIT for this machine PCRE2 interprets.
   static_cast<void>(pcre2_jit_compile(compiled, PCRE2_JIT_COMPLETE));
-  return Regex(std::move(owner));
+  return Regex(std::move(owner), pattern);
 }
 
 Result<Regex> Regex::literal(std::string_view text) {

@@ -56,11 +56,16 @@ class Regex {
   /// backtracking is reached (a pattern that is exponential on this text).
   [[nodiscard]] cbq::Result<std::vector<Span>> matches(std::string_view text) const;
 
+  /// The pattern as it was given; that of a literal is escaped.
+  [[nodiscard]] const std::string& expression() const { return *expression_; }
+
  private:
   struct Compiled;
-  explicit Regex(std::shared_ptr<const Compiled> compiled) : compiled_(std::move(compiled)) {}
+  Regex(std::shared_ptr<const Compiled> compiled, std::string_view expression)
+      : compiled_(std::move(compiled)), expression_(std::make_shared<const std::string>(expression)) {}
 
   std::shared_ptr<const Compiled> compiled_;
+  std::shared_ptr<const std::string> expression_;
 };
 
 }  // namespace cbq_llama

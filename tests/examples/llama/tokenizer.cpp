@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "gguf_vocabulary.hpp"
 #include "unicode.hpp"
 
 #if !defined(CBQ_EXAMPLE_MODELS) && defined(CBQ_SOURCE_DIR)
@@ -618,3 +619,75 @@ TEST_CASE("the embedded model's tokenizer gives the ids of the reference") {
   CHECK(std::equal(prompt.begin(), prompt.end(), greedy_ids.begin()));
 }
 #endif
+
+namespace {
+
+GgufVocabulary vocabulary_from(const Json& file, SpecialIds ids, std::size_t size) {
+  auto vocabulary = vocabulary_of_json(file.dump(), ids, size);
+  if (!vocabulary) FAIL(message(vocabulary.error()));
+  return *std::move(vocabulary);
+}
+
+std::string refusal(const Json& file, SpecialIds ids = {}, std::size_t size = 1000) {
+  const auto vocabulary = vocabulary_of_json(file.dump(), ids, size);
+  return vocabulary ? "none" : message(vocabulary.error());
+}
+
+bool says(const std::string& text, const char* part) {
+  return text.find(part) != std::string::npos;
+}
+
+}  // namespace
+
+TEST_CASE("A byte-level tokenizer.json in GGUF's words") {
+  Json file = byte_level_file();
+  const GgufVocabulary vocabulary = vocabulary_from(file, {.bos = 263, .eos = 263}, 266);
+  CHECK(vocabulary.model == "gpt2");
+  CHECK(vocabulary.pre == "gpt-2");
+  CHECK(vocabulary.tokens.size() == 266);
+  CHECK(vocabulary.tokens[256] == "he");
+  CHECK(vocabulary.tokens[265] == "[PAD265]");
+  CHECK(std::vector<std::int32_t>(vocabulary.token_types.end() - 4, vocabulary.token_types.end()) == Ids{1, 3, 5, 5});
+  CHECK(vocabulary.merges.size() == 7);
+  CHECK(vocabulary.merges[3] == "he ll");
+  CHECK(vocabulary.bos == 263);
+  CHECK(vocabulary.add_bos == false);
+  const Json json = to_json(vocabulary);
+  CHECK(to_json(vocabulary_from_json(json)) == json);
+  // Digits apart are SmolLM's, and so on: the expressions decide.
+  file["pre_tokenizer"] = {{"type", "Sequence"},
+                           {"pretokenizers",
+                            {{{"type", "Digits"}, {"individual_digits", true}},
+                             {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", true}}}}};
+  CHECK(vocabulary_from(file, {}, 264).pre == "smollm");
+}
+
+TEST_CASE("A tokenizer.json of SentencePiece's kind in GGUF's words cuts text as before") {
+  const Json file = sentence_piece_file();
+  const GgufVocabulary vocabulary = vocabulary_from(file, {}, 278);
+  CHECK(vocabulary.model == "llama");
+  CHECK(vocabulary.bos == 1);  // of the template
+  CHECK(vocabulary.add_bos == true);
+  CHECK(vocabulary.unknown == 0);
+  CHECK(vocabulary.add_space_prefix == true);
+  CHECK(vocabulary.token_types == sentence_piece_metadata().token_types);
+  CHECK(encoded(tokenizer_from(vocabulary), "hello  world") == encoded(tokenizer_from(file), "hello  world"));
+}
+
+TEST_CASE("What GGUF has no words for in a tokenizer.json is refused") {
+  CHECK(says(refusal(byte_level_file(), {}, 263), "beyond the model's vocabulary"));
+  Json file = byte_level_file();
+  file["pre_tokenizer"]["add_prefix_space"] = true;
+  CHECK(says(refusal(file), "no name for this normalizer and pre-tokenizer"));
+  file = byte_level_file();
+  file["added_tokens"][0]["lstrip"] = true;
+  CHECK(says(refusal(file), "<|end|>: GGUF has no tokens that take white space along"));
+  file = sentence_piece_file();
+  CHECK(says(refusal(file, {.bos = 2, .eos = {}}), "GGUF puts only BOS before"));
+  // By ranks "hel" becomes h el, by scores also he l: merges that this file does not have.
+  file = sentence_piece_file();
+  file["model"]["merges"] = Json::array({{mark, "h"}, {"l", "o"}});
+  CHECK(says(refusal(file), "would split text differently"));
+  file["model"]["byte_fallback"] = false;
+  CHECK(says(refusal(file), "byte fallback"));
+}
