@@ -8,6 +8,7 @@ clients.py --list                                                        names o
 """
 
 import argparse
+import contextlib
 import sys
 import traceback
 from pathlib import Path
@@ -23,7 +24,8 @@ def run(entry, programs):
     if missing:
         return "not run", f"no {', '.join(missing)}"
     try:
-        return "pass", entry.check(programs)
+        with contextlib.redirect_stdout(sys.stderr):  # clients talk
+            return "pass", entry.check(programs)
     except harness.Wrong as wrong:
         return "fail", str(wrong)
     except Exception as error:  # the client's own errors are results, too
