@@ -18,6 +18,7 @@
 #include <cbq/io/gguf_blocks.hpp>
 #include <cbq/io/gguf_encoding.hpp>
 #include <cbq/io/gguf_keys.hpp>
+#include <cbq/io/gguf_limits.hpp>
 #include <cbq/io/gguf_metadata.hpp>
 #include <cbq/io/gguf_packing.hpp>
 #include <cbq/io/gguf_writer.hpp>

@@ -198,7 +198,7 @@ TEST_CASE("tensors and alignments that a reader would refuse are refused") {
   }
 }
 
-TEST_CASE("a tensor that is missing, unplanned or too long is an error and leaves no file") {
+TEST_CASE("a GGUF tensor that is missing, unplanned or too long is an error and leaves no file") {
   const support::ScratchFolder folder;
   {
     auto writer = GgufWriter::create(folder / "m.gguf", GgufKeys(), plan);

@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include <fcntl.h>
 #include <sys/stat.h>
 
 #include "support/files.hpp"
@@ -39,7 +40,7 @@ TEST_CASE("both modes give the bytes of the file, of any size") {
       const FileBytes moved = std::move(*file);
       CHECK(moved.bytes().data() == before);
       CHECK(text_of(moved) == content);
-      CHECK(moved.check_size("file"));
+      CHECK(moved.check_unchanged("file"));
     }
   }
 }
@@ -52,8 +53,34 @@ TEST_CASE("a file that changes its size is an error, not a crash") {
   REQUIRE(mapped);
   REQUIRE(copied);
   std::filesystem::resize_file(folder / "file", 4);
-  CHECK(mapped->check_size("file").error().code == Errc::bad_file);
-  CHECK_THAT(message(mapped->check_size("file")), Catch::Matchers::ContainsSubstring("got 4 bytes, wanted 10 bytes"));
+  CHECK(mapped->check_unchanged("file").error().code == Errc::bad_file);
+  CHECK_THAT(message(mapped->check_unchanged("file")),
+             Catch::Matchers::ContainsSubstring("got 4 bytes, wanted 10 bytes"));
+  CHECK(text_of(*copied) == "0123456789");
+}
+
+TEST_CASE("a file that is written to while it is in use is an error; one that is replaced is not") {
+  const support::ScratchFolder folder;
+  const std::string path = folder / "file";
+  support::write_text(path, "0123456789");
+  const timespec past[2] = {{.tv_sec = 1000, .tv_nsec = 0}, {.tv_sec = 1000, .tv_nsec = 5}};
+  REQUIRE(::utimensat(AT_FDCWD, path.c_str(), past, 0) == 0);
+  const auto mapped = FileBytes::open(path, FileMode::map);
+  const auto copied = FileBytes::open(path, FileMode::read);
+  REQUIRE(mapped);
+  REQUIRE(copied);
+  support::write_text(folder / "new", "abcdefghij");
+  std::filesystem::rename(folder / "new", path);
+  CHECK(mapped->check_unchanged(path));
+  CHECK(text_of(*mapped) == "0123456789");
+
+  const auto second = FileBytes::open(path, FileMode::map);
+  REQUIRE(second);
+  support::write_text(path, "ABCDEFGHIJ");
+  REQUIRE(::utimensat(AT_FDCWD, path.c_str(), past, 0) == 0);  // whatever the clock's steps are
+  CHECK(second->check_unchanged(path).error().code == Errc::bad_file);
+  CHECK_THAT(message(second->check_unchanged(path)),
+             Catch::Matchers::ContainsSubstring("written to while it was in use (got a change at 1000 s and 5 ns"));
   CHECK(text_of(*copied) == "0123456789");
 }
 

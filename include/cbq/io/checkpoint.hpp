@@ -20,24 +20,34 @@
 #include <cbq/io/safetensors.hpp>
 
 namespace cbq {
+
+/// What the reader refuses to hold.
+struct CheckpointLimits {
+  std::size_t shards = 4096;
+  std::size_t tensors = 4'000'000;           ///< of all shards
+  std::size_t bytes = std::size_t{1} << 44;  ///< of all shards
+  JsonLimits index = {};
+  SafetensorsLimits shard = {};
+};
+
 inline namespace CBQ_ABI {
 
 class Checkpoint {
  public:
   /// Opens a `.safetensors` file, a `.safetensors.index.json`, or a folder that holds one of them. Errc::io,
   /// Errc::bad_file, Errc::bad_shape, Errc::unsupported.
-  [[nodiscard]] static Result<Checkpoint> open(const std::string& path, FileMode mode = FileMode::map) {
-    Checkpoint checkpoint;
+  [[nodiscard]] static Result<Checkpoint> open(const std::string& path, FileMode mode = FileMode::map,
+                                               const CheckpointLimits& limits = {}) {
+    Checkpoint checkpoint(mode, limits);
     struct stat status = {};
     if (::stat(path.c_str(), &status) != 0) return system_error("cannot open the checkpoint", path, errno);
     if (!S_ISDIR(status.st_mode)) {
       const bool index = path.ends_with(".json");
-      if (const Status ok = index ? checkpoint.open_index(path, mode) : checkpoint.open_shard(path, mode); !ok)
-        return ok.error();
+      if (const Status ok = index ? checkpoint.open_index(path) : checkpoint.open_shard(path); !ok) return ok.error();
     } else if (const std::string single = path + "/model.safetensors"; ::stat(single.c_str(), &status) == 0) {
-      if (const Status ok = checkpoint.open_shard(single, mode); !ok) return ok.error();
+      if (const Status ok = checkpoint.open_shard(single); !ok) return ok.error();
     } else if (const std::string index = path + "/model.safetensors.index.json"; ::stat(index.c_str(), &status) == 0) {
-      if (const Status ok = checkpoint.open_index(index, mode); !ok) return ok.error();
+      if (const Status ok = checkpoint.open_index(index); !ok) return ok.error();
     } else {
       return Error{Errc::io, "the folder holds no checkpoint", path, "",
                    "model.safetensors or model.safetensors.index.json"};
@@ -73,6 +83,14 @@ class Checkpoint {
     for (const Shard& shard : shards_) shard.file.release(tensor.bytes);
   }
 
+  /// FileBytes::check_unchanged() of all its safetensors files.
+  [[nodiscard]] Status check_unchanged() const noexcept {
+    for (const Shard& shard : shards_) {
+      if (const Status same = shard.file.check_unchanged(shard.path); !same) return same;
+    }
+    return {};
+  }
+
   /// Bytes of all its safetensors files.
   [[nodiscard]] std::size_t file_bytes() const noexcept {
     std::size_t sum = 0;
@@ -81,30 +99,38 @@ class Checkpoint {
   }
 
  private:
-  static constexpr std::size_t max_shards = 4096;
-
   struct Shard {
+    std::string path;
     FileBytes file;
     Safetensors content;
   };
 
-  Checkpoint() = default;
+  Checkpoint(FileMode mode, const CheckpointLimits& limits) noexcept : mode_(mode), limits_(limits) {}
 
-  Status open_shard(const std::string& path, FileMode mode) {
-    Result<FileBytes> file = FileBytes::open(path, mode);
+  Status open_shard(const std::string& path) {
+    const std::size_t before = file_bytes();
+    const std::size_t left = limits_.bytes - std::min(limits_.bytes, before);
+    Result<FileBytes> file = FileBytes::open(path, mode_, std::min(limits_.shard.bytes, left));
     if (!file) return file.error();
-    Result<Safetensors> content = Safetensors::parse(file->bytes());
+    Result<Safetensors> content = Safetensors::parse(file->bytes(), limits_.shard);
     if (!content) return in_context(content.error(), path);
+    if (content->tensors().size() > limits_.tensors - std::min(limits_.tensors, tensors_.size())) {
+      return Error{Errc::bad_file, "too many tensors in all shards", path, tensors_.size() + content->tensors().size(),
+                   ErrorText("at most ") << limits_.tensors};
+    }
     tensors_.insert(tensors_.end(), content->tensors().begin(), content->tensors().end());
-    shards_.push_back({std::move(*file), std::move(*content)});
+    shards_.push_back({path, std::move(*file), std::move(*content)});
     return {};
   }
 
-  Status open_index(const std::string& path, FileMode mode) {
-    const Result<Json> index = read_json_file(path);
+  Status open_index(const std::string& path) {
+    const Result<Json> index = read_json_file(path, limits_.index);
     if (!index) return index.error();
     const Json* map = json_find(*index, "weight_map");
-    if (map == nullptr || !map->is_object()) return Error{Errc::bad_file, "the index has no weight_map object", path};
+    if (map == nullptr || !map->is_object()) {
+      return Error{Errc::bad_file, "the index has no weight_map object", path,
+                   map == nullptr ? "no weight_map" : map->type_name(), "an object"};
+    }
     std::vector<std::string> names;
     for (const auto& [tensor, file] : map->items()) {
       const Result<std::string_view> name = json_string(*map, tensor);
@@ -112,25 +138,27 @@ class Checkpoint {
       // The name comes from an untrusted file: it must stay in this folder.
       if (name->empty() || name->find('/') != std::string_view::npos || name->find('\0') != std::string_view::npos ||
           !name->ends_with(".safetensors")) {
-        return Error{Errc::bad_file, "the index names a file that is no shard of this folder", path, *name,
-                     "*.safetensors"};
+        return Error{Errc::bad_file, "the index names a file that is no shard of this folder",
+                     ErrorText(path) << ": " << tensor, *name, "*.safetensors"};
       }
       names.emplace_back(*name);
     }
     std::sort(names.begin(), names.end());
     names.erase(std::unique(names.begin(), names.end()), names.end());
-    if (names.size() > max_shards) {
-      return Error{Errc::bad_file, "too many shards", path, names.size(), ErrorText("at most ") << max_shards};
+    if (names.size() > limits_.shards) {
+      return Error{Errc::bad_file, "too many shards", path, names.size(), ErrorText("at most ") << limits_.shards};
     }
     const std::string folder = path.substr(0, path.rfind('/') + 1);  // npos + 1 is 0
     for (const std::string& name : names) {
       const std::size_t before = tensors_.size();
-      if (const Status opened = open_shard(folder + name, mode); !opened) return opened;
+      if (const Status opened = open_shard(folder + name); !opened) return opened;
       for (std::size_t i = before; i < tensors_.size(); ++i) {
         const Json* listed = json_find(*map, std::string(tensors_[i].name));
         if (listed == nullptr || *listed != name) {
-          return Error{Errc::bad_file, "a shard holds a tensor that the index places elsewhere", tensors_[i].name,
-                       name};
+          const std::string* other = listed == nullptr ? nullptr : listed->get_ptr<const std::string*>();
+          return Error{Errc::bad_file, "a shard holds a tensor that the index places elsewhere",
+                       ErrorText(path) << ": " << tensors_[i].name, name,
+                       other == nullptr ? std::string_view("not in the index") : std::string_view(*other)};
         }
       }
     }
@@ -142,12 +170,17 @@ class Checkpoint {
   Status check_complete(const Json& map, std::string_view path) const {
     for (const auto& [tensor, file] : map.items()) {
       if (find(tensor) == nullptr) {
-        return Error{Errc::bad_file, "a shard lacks a tensor that the index promises", path, tensor};
+        const std::string* shard = file.template get_ptr<const std::string*>();
+        return Error{Errc::bad_file, "a shard lacks a tensor that the index promises",
+                     ErrorText(path) << ": " << tensor, "no such tensor",
+                     shard == nullptr ? std::string_view() : std::string_view(*shard)};
       }
     }
     return {};
   }
 
+  FileMode mode_ = FileMode::map;
+  CheckpointLimits limits_;
   std::vector<Shard> shards_;
   std::vector<TensorView> tensors_;
 };

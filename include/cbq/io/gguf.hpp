@@ -44,15 +44,19 @@ class Gguf {
   /// Errc::unsupported, with key or tensor and byte offset.
   [[nodiscard]] static Result<Gguf> parse(std::span<const std::byte> bytes, const GgufLimits& limits = {}) {
     Gguf file;
+    if (bytes.size() > limits.bytes) {
+      return Error{Errc::bad_file, "the file is larger than allowed", "byte 0", ErrorText(bytes.size()) << " bytes",
+                   ErrorText("at most ") << limits.bytes};
+    }
     io_detail::ByteCursor cursor(bytes);
     const Result<Counts> counts = read_header(cursor, limits);
     if (!counts) return counts.error();
     Result<GgufMetadata> metadata = GgufMetadata::read(cursor, counts->keys, limits);
     if (!metadata) return metadata.error();
     file.metadata_ = std::move(*metadata);
-    const Result<std::size_t> alignment = file.read_alignment();
+    const Result<std::size_t> alignment = file.read_alignment(limits);
     if (!alignment) return alignment.error();
-    if (const Status read = file.read_tensors(cursor, counts->tensors); !read) return read.error();
+    if (const Status read = file.read_tensors(cursor, counts->tensors, limits); !read) return read.error();
     if (const Status placed = file.place_tensors(bytes, cursor.position(), *alignment); !placed) return placed.error();
     return file;
   }
@@ -77,9 +81,6 @@ class Gguf {
   }
 
  private:
-  static constexpr std::size_t max_rank = 4;
-  static constexpr std::size_t max_name = 63;
-
   struct Counts {
     std::size_t tensors = 0;
     std::size_t keys = 0;
@@ -114,7 +115,7 @@ class Gguf {
     return Counts{.tensors = *tensors, .keys = *keys};
   }
 
-  [[nodiscard]] Result<std::size_t> read_alignment() const {
+  [[nodiscard]] Result<std::size_t> read_alignment(const GgufLimits& limits) const {
     const GgufValue* entry = metadata_.value("general.alignment");
     if (entry == nullptr) return std::size_t{32};
     if (entry->kind != GgufKind::u32) {
@@ -122,31 +123,34 @@ class Gguf {
                    io_detail::gguf_kind_name(entry->kind), "u32"};
     }
     const std::size_t alignment = load_unaligned<std::uint32_t>(entry->bytes.data());
-    constexpr std::size_t largest = std::size_t{1} << 20;
-    if (alignment == 0 || (alignment & (alignment - 1)) != 0 || alignment > largest) {
-      return Error{Errc::bad_file, "not an alignment", "general.alignment", alignment, "a power of two up to 1048576"};
+    if (alignment == 0 || (alignment & (alignment - 1)) != 0 || alignment > limits.alignment) {
+      return Error{Errc::bad_file, "not an alignment", "general.alignment", alignment,
+                   ErrorText("a power of two up to ") << limits.alignment};
     }
     return alignment;
   }
 
-  Status read_tensors(io_detail::ByteCursor& cursor, std::size_t count) {
+  Status read_tensors(io_detail::ByteCursor& cursor, std::size_t count, const GgufLimits& limits) {
+    const std::size_t dims = std::min(limits.dims, TensorShape::max_rank);
     tensors_.reserve(count);
     for (std::size_t i = 0; i < count; ++i) {
-      const Result<std::string_view> name = cursor.text(max_name);
+      const Result<std::string_view> name = cursor.text(limits.name_bytes);
       if (!name) return in_context(name.error(), "tensors");
       GgufTensor tensor;
       tensor.name = *name;
-      if (const Status read = read_tensor(cursor, tensor); !read) return in_context(read.error(), *name);
+      if (const Status read = read_tensor(cursor, dims, tensor); !read) return in_context(read.error(), *name);
       tensors_.push_back(tensor);
     }
     return {};
   }
 
-  static Status read_tensor(io_detail::ByteCursor& cursor, GgufTensor& tensor) {
+  static Status read_tensor(io_detail::ByteCursor& cursor, std::size_t dims, GgufTensor& tensor) {
     const ErrorText where = cursor.where();
     const auto rank = cursor.number<std::uint32_t>();
     if (!rank) return rank.error();
-    if (*rank > max_rank) return Error{Errc::bad_file, "the tensor has too many dimensions", where, *rank, "at most 4"};
+    if (*rank > dims) {
+      return Error{Errc::bad_file, "the tensor has too many dimensions", where, *rank, ErrorText("at most ") << dims};
+    }
     tensor.shape.rank = *rank;
     for (std::size_t i = *rank; i-- > 0;) {
       const auto size = cursor.number<std::uint64_t>();
@@ -171,7 +175,7 @@ class Gguf {
     std::size_t expected = 0;
     for (GgufTensor& tensor : tensors_) {
       const Result<std::size_t> size = gguf_bytes(tensor.type, tensor.shape);
-      if (!size) return in_context(size.error(), tensor.name);
+      if (!size) return in_context(size.error(), (ErrorText(tensor.name) << ", data byte " << tensor.offset).c_str());
       if (tensor.offset != expected) {
         return Error{Errc::bad_file, "the tensor does not follow the one before it", tensor.name,
                      ErrorText("offset ") << tensor.offset, ErrorText("offset ") << expected};
@@ -189,7 +193,7 @@ class Gguf {
               [](const GgufTensor& a, const GgufTensor& b) { return a.name < b.name; });
     for (std::size_t i = 1; i < tensors_.size(); ++i) {
       if (tensors_[i].name == tensors_[i - 1].name)
-        return Error{Errc::bad_file, "the same tensor twice", tensors_[i].name};
+        return Error{Errc::bad_file, "the same tensor twice", tensors_[i].name, "2 tensors", "1"};
     }
     return {};
   }
@@ -245,10 +249,11 @@ struct GgufFile {
   Gguf content;
 
   /// Errc::io, Errc::bad_file, Errc::unsupported.
-  [[nodiscard]] static Result<GgufFile> open(const std::string& path, FileMode mode = FileMode::map) {
-    Result<FileBytes> file = FileBytes::open(path, mode);
+  [[nodiscard]] static Result<GgufFile> open(const std::string& path, FileMode mode = FileMode::map,
+                                             const GgufLimits& limits = {}) {
+    Result<FileBytes> file = FileBytes::open(path, mode, limits.bytes);
     if (!file) return file.error();
-    Result<Gguf> content = Gguf::parse(file->bytes());
+    Result<Gguf> content = Gguf::parse(file->bytes(), limits);
     if (!content) return in_context(content.error(), path);
     return GgufFile{.file = std::move(*file), .content = std::move(*content)};
   }

@@ -103,7 +103,8 @@ inline constexpr GgufTypeLayout gguf_layouts[] = {
   for (const GgufTypeLayout& layout : gguf_layouts) {
     if (static_cast<std::uint32_t>(layout.type) == id) return layout;
   }
-  return Error{Errc::unsupported, "unknown GGUF element type", "", ErrorText("number ") << id};
+  return Error{Errc::unsupported, "unknown GGUF element type", "", ErrorText("number ") << id,
+               "a type that GGUF names"};
 }
 
 /// Bytes of a tensor of that type and shape. Errc::bad_shape: an innermost size that is no multiple of the block, or
@@ -118,7 +119,10 @@ inline constexpr GgufTypeLayout gguf_layouts[] = {
     return Error{Errc::bad_shape, "the innermost size is no multiple of the block", layout->name, inner,
                  ErrorText("a multiple of ") << layout->block};
   }
-  return checked_product(*count / layout->block, layout->bytes);
+  const Result<std::size_t> bytes = checked_product(*count / layout->block, layout->bytes);
+  if (bytes) return bytes;
+  return Error{Errc::bad_shape, "the tensor's bytes do not fit in 64 bits", layout->name, shape_text(shape),
+               "fewer than 2^64 bytes"};
 }
 
 namespace io_detail {

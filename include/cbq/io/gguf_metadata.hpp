@@ -15,6 +15,7 @@
 #include <vector>
 
 #include <cbq/io/byte_cursor.hpp>
+#include <cbq/io/gguf_limits.hpp>
 #include <cbq/io/tensor.hpp>
 
 namespace cbq {
@@ -29,14 +30,6 @@ struct GgufValue {
   GgufKind element = GgufKind::u8;   ///< of an array
   std::size_t count = 0;             ///< elements of an array, else 1
   std::span<const std::byte> bytes;  ///< of the number, of the text, or of all elements
-};
-
-/// What the reader refuses to hold.
-struct GgufLimits {
-  std::size_t keys = 65536;
-  std::size_t tensors = 1'000'000;
-  std::size_t text_bytes = std::size_t{1} << 24;
-  std::size_t array_elements = std::size_t{1} << 26;
 };
 
 inline namespace CBQ_ABI {
@@ -100,10 +93,11 @@ class GgufMetadata {
   [[nodiscard]] Result<std::uint64_t> unsigned_value(std::string_view key) const noexcept {
     const GgufValue* entry = value(key);
     if (entry == nullptr) return missing(key);
+    if (entry->kind == GgufKind::array) return wrong_kind(*entry, "an integer");
     const Result<std::int64_t> number = integer(*entry, 0);
     if (!number && entry->kind == GgufKind::u64) return load_unaligned<std::uint64_t>(entry->bytes.data());
     if (!number) return number.error();
-    if (*number < 0) return Error{Errc::bad_file, "a metadata value is negative", key, *number};
+    if (*number < 0) return Error{Errc::bad_file, "a metadata value is negative", key, *number, "0 or more"};
     return static_cast<std::uint64_t>(*number);
   }
 
@@ -113,6 +107,7 @@ class GgufMetadata {
     if (entry == nullptr) return missing(key);
     if (entry->kind == GgufKind::f32) return static_cast<double>(load_unaligned<float>(entry->bytes.data()));
     if (entry->kind == GgufKind::f64) return load_unaligned<double>(entry->bytes.data());
+    if (entry->kind == GgufKind::array) return wrong_kind(*entry, "a number");
     const Result<std::int64_t> number = integer(*entry, 0);
     if (!number) return number.error();
     return static_cast<double>(*number);
@@ -176,10 +171,8 @@ class GgufMetadata {
   }
 
  private:
-  static constexpr std::size_t max_key = 65535;
-
   static Error missing(std::string_view key) noexcept {
-    return Error{Errc::bad_file, "a metadata key is missing", key};
+    return Error{Errc::bad_file, "a metadata key is missing", key, "none", "a value"};
   }
 
   static Error wrong_kind(const GgufValue& entry, const char* wanted) noexcept {
@@ -260,7 +253,9 @@ class GgufMetadata {
       if (!element) return element.error();
       const auto count = cursor.number<std::uint64_t>();
       if (!count) return count.error();
-      if (*element == GgufKind::array) return Error{Errc::unsupported, "an array of arrays", cursor.where()};
+      if (*element == GgufKind::array) {
+        return Error{Errc::unsupported, "an array of arrays", cursor.where(), "array", "numbers, booleans or texts"};
+      }
       value.element = *element;
       value.count = *count;
     }
@@ -269,7 +264,7 @@ class GgufMetadata {
     value.bytes = *bytes;
     const bool boolean = *kind == GgufKind::boolean || (*kind == GgufKind::array && value.element == GgufKind::boolean);
     if (boolean && std::any_of(bytes->begin(), bytes->end(), [](std::byte b) { return b > std::byte{1}; })) {
-      return Error{Errc::bad_file, "a boolean that is neither 0 nor 1", cursor.where()};
+      return Error{Errc::bad_file, "a boolean that is neither 0 nor 1", cursor.where(), "another byte", "0 or 1"};
     }
     return {};
   }
@@ -277,9 +272,10 @@ class GgufMetadata {
   Status read_keys(io_detail::ByteCursor& cursor, std::size_t count, const GgufLimits& limits) {
     values_.reserve(count);
     for (std::size_t i = 0; i < count; ++i) {
-      const Result<std::string_view> key = cursor.text(max_key);
+      const ErrorText where = cursor.where();
+      const Result<std::string_view> key = cursor.text(limits.key_bytes);
       if (!key) return in_context(key.error(), "metadata");
-      if (key->empty()) return Error{Errc::bad_file, "an empty metadata key", cursor.where()};
+      if (key->empty()) return Error{Errc::bad_file, "an empty metadata key", where, "an empty text", "a key"};
       GgufValue value;
       value.key = *key;
       if (const Status read = read_value(cursor, value, limits); !read) return in_context(read.error(), *key);
@@ -288,7 +284,7 @@ class GgufMetadata {
     std::sort(values_.begin(), values_.end(), [](const GgufValue& a, const GgufValue& b) { return a.key < b.key; });
     for (std::size_t i = 1; i < values_.size(); ++i) {
       if (values_[i].key == values_[i - 1].key)
-        return Error{Errc::bad_file, "the same metadata key twice", values_[i].key};
+        return Error{Errc::bad_file, "the same metadata key twice", values_[i].key, "2 values", "1"};
     }
     return {};
   }

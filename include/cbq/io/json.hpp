@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <span>
 #include <string>
 #include <string_view>
@@ -29,6 +30,7 @@ struct JsonLimits {
   std::size_t bytes = 100'000'000;
   std::size_t values = std::size_t{1} << 22;
   std::size_t depth = 32;
+  std::size_t text_bytes = std::size_t{1} << 24;  ///< of a key or a text
 };
 
 inline namespace CBQ_ABI {
@@ -37,47 +39,84 @@ using Json = nlohmann::json;
 
 namespace io_detail {
 
+// Walks over text and leaves in `position` how far the parser has come, which the library does not tell its events.
+class CountedCharacter {
+ public:
+  using iterator_category = std::input_iterator_tag;
+  using value_type = char;
+  using difference_type = std::ptrdiff_t;
+  using pointer = const char*;
+  using reference = const char&;
+
+  CountedCharacter(const char* at, std::size_t* position) noexcept : at_(at), position_(position) {}
+  reference operator*() const noexcept { return *at_; }
+  CountedCharacter& operator++() noexcept {
+    ++at_;
+    ++*position_;
+    return *this;
+  }
+  CountedCharacter operator++(int) noexcept {
+    const CountedCharacter before = *this;
+    ++*this;
+    return before;
+  }
+  friend bool operator==(const CountedCharacter& a, const CountedCharacter& b) noexcept { return a.at_ == b.at_; }
+
+ private:
+  const char* at_;
+  std::size_t* position_;
+};
+
 // Receives the library's parse events and builds the tree.
 class JsonBuilder {
  public:
-  JsonBuilder(Json& root, const JsonLimits& limits) : root_(root), limits_(limits) {}
+  JsonBuilder(Json& root, const JsonLimits& limits, const std::size_t& position)
+      : root_(root), limits_(limits), position_(position) {}
 
   bool null() { return add(Json(nullptr)); }
   bool boolean(bool value) { return add(Json(value)); }
   bool number_integer(std::int64_t value) { return add(Json(value)); }
   bool number_unsigned(std::uint64_t value) { return add(Json(value)); }
   bool number_float(double value, const std::string&) { return add(Json(value)); }
-  bool string(std::string& value) { return add(Json(std::move(value))); }
-  bool binary(Json::binary_t&) { return fail("binary values are no JSON", ""); }
+  bool string(std::string& value) { return check_length(value) && add(Json(std::move(value))); }
+  bool binary(Json::binary_t&) { return fail("binary values are no JSON", "binary", "text"); }
   bool start_object(std::size_t) { return open(Json(Json::value_t::object)); }
   bool start_array(std::size_t) { return open(Json(Json::value_t::array)); }
   bool end_object() { return close(); }
   bool end_array() { return close(); }
 
   bool key(std::string& name) {
+    if (!check_length(name)) return false;
     Json& object = *open_.back();
-    if (object.contains(name)) return fail("the same key twice in one object", name);
+    if (object.contains(name)) return fail("the same key twice in one object", name, "each key once");
     slot_ = &object[name];
     return true;
   }
 
   template <class Exception>
   bool parse_error(std::size_t position, const std::string& token, const Exception&) {
-    error_ = Error{Errc::bad_file, "not valid JSON", ErrorText("byte ") << position, std::string_view(token)};
+    error_ = Error{Errc::bad_file, "not valid JSON", ErrorText("byte ") << position,
+                   token.empty() ? std::string_view("the end") : std::string_view(token), "JSON"};
     return false;
   }
 
   [[nodiscard]] const Error& error() const noexcept { return error_; }
 
  private:
-  bool fail(const char* what, std::string_view got, ErrorText wanted = {}) {
-    error_ = Error{Errc::bad_file, what, "", got, wanted};
+  bool fail(const char* what, std::string_view got, ErrorText wanted) {
+    error_ = Error{Errc::bad_file, what, ErrorText("byte ") << position_, got, wanted};
     return false;
+  }
+
+  bool check_length(const std::string& text) {
+    if (text.size() <= limits_.text_bytes) return true;
+    return fail("a JSON text is too long", (ErrorText(text.size()) << " bytes").c_str(),
+                ErrorText("at most ") << limits_.text_bytes);
   }
 
   Json* place(Json&& value) {
     if (++values_ > limits_.values) {
-      (void)fail("too many JSON values", "", ErrorText("at most ") << limits_.values);
+      (void)fail("too many JSON values", ErrorText(values_).c_str(), ErrorText("at most ") << limits_.values);
       return nullptr;
     }
     if (open_.empty()) {
@@ -112,6 +151,7 @@ class JsonBuilder {
 
   Json& root_;
   JsonLimits limits_;
+  const std::size_t& position_;
   std::vector<Json*> open_;
   Json* slot_ = nullptr;
   std::size_t values_ = 0;
@@ -123,15 +163,17 @@ class JsonBuilder {
 /// The tree of `text`; Errc::bad_file with the byte offset of the fault.
 [[nodiscard]] inline Result<Json> parse_json(std::string_view text, const JsonLimits& limits = {}) {
   if (text.size() > limits.bytes) {
-    return Error{Errc::bad_file, "JSON text too long", "", ErrorText(text.size()) << " bytes",
+    return Error{Errc::bad_file, "JSON text too long", "byte 0", ErrorText(text.size()) << " bytes",
                  ErrorText("at most ") << limits.bytes};
   }
   if (const std::size_t nul = text.find('\0'); nul != std::string_view::npos) {
-    return Error{Errc::bad_file, "a NUL byte in JSON text", ErrorText("byte ") << nul};
+    return Error{Errc::bad_file, "a NUL byte in JSON text", ErrorText("byte ") << nul, "0", "text"};
   }
   Json root;
-  io_detail::JsonBuilder builder(root, limits);
-  if (!Json::sax_parse(text.begin(), text.end(), &builder)) return builder.error();
+  std::size_t position = 0;
+  io_detail::JsonBuilder builder(root, limits, position);
+  const io_detail::CountedCharacter begin(text.data(), &position), end(text.data() + text.size(), &position);
+  if (!Json::sax_parse(begin, end, &builder)) return builder.error();
   return root;
 }
 

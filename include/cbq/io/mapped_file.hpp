@@ -3,13 +3,20 @@
 
 // FileBytes: the bytes of a whole regular file, read-only, either mapped or read into memory.
 //
-// Mapping costs no time and no memory of its own, and is right for files that nobody changes. A file that another
-// process truncates while it is mapped kills the reader with SIGBUS, which no library can turn into an Error; for such
-// places (network folders, downloads in progress) FileMode::read copies the file once and is safe ever after.
+// Mapping costs no time and no memory of its own, and is right for files that nobody changes in place (replacing one by
+// rename is fine: the mapping keeps the old file). What a mapping promises, and what it cannot:
+//
+//   map    A file that another process writes to or truncates changes or loses bytes under its reader.
+//   check_unchanged()
+//          finds that before and after use. Between two checks it does not: bytes may be new, though no reader of cbq
+//          leaves its bounds for that, and touching a page that was cut off ends the process with SIGBUS, which a
+//          library cannot turn into an Error. For folders that somebody writes to, network folders, downloads: `read`.
+//   read   The file is copied once, and the copy is refused if the file changed meanwhile: safe ever after.
 
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <ctime>
 #include <span>
 #include <string>
 #include <utility>
@@ -26,7 +33,7 @@ namespace cbq {
 
 /// How a file reaches memory.
 enum class FileMode : unsigned char {
-  map,   ///< mapped read-only: no copy; the file must not shrink while it is in use
+  map,   ///< mapped read-only: no copy; the file must not change while it is in use
   read,  ///< copied into memory: safe whatever happens to the file
 };
 
@@ -39,11 +46,13 @@ class FileBytes {
       : memory_(std::move(other.memory_)),
         mapping_(std::exchange(other.mapping_, nullptr)),
         size_(std::exchange(other.size_, 0)),
+        modified_(other.modified_),
         descriptor_(std::exchange(other.descriptor_, -1)) {}
   FileBytes& operator=(FileBytes&& other) noexcept {
     std::swap(memory_, other.memory_);
     std::swap(mapping_, other.mapping_);
     std::swap(size_, other.size_);
+    std::swap(modified_, other.modified_);
     std::swap(descriptor_, other.descriptor_);
     return *this;
   }
@@ -55,7 +64,7 @@ class FileBytes {
   }
 
   /// Opens the regular file `path`. Errc::io with the reason of the system; Errc::bad_file when it is no regular file
-  /// or its size changes meanwhile or is above `largest`; Errc::out_of_memory.
+  /// or it changes meanwhile or is above `largest` bytes; Errc::out_of_memory.
   [[nodiscard]] static Result<FileBytes> open(const std::string& path, FileMode mode = FileMode::map,
                                               std::size_t largest = ~std::size_t{0}) {
     FileBytes file;
@@ -68,13 +77,14 @@ class FileBytes {
                    S_ISDIR(status.st_mode) ? "a folder" : "a device or a pipe"};
     }
     file.size_ = static_cast<std::size_t>(status.st_size);
+    file.modified_ = status.st_mtim;
     if (file.size_ > largest) {
       return Error{Errc::bad_file, "the file is too large", path, ErrorText(file.size_) << " bytes",
                    ErrorText("at most ") << largest};
     }
     const Status filled = mode == FileMode::map ? file.map(path) : file.read(path);
     if (!filled) return filled.error();
-    if (const Status same = file.check_size(path); !same) return same.error();
+    if (const Status same = file.check_unchanged(path); !same) return same.error();
     return file;
   }
 
@@ -97,18 +107,28 @@ class FileBytes {
     if (last > begin) (void)::madvise(static_cast<std::byte*>(mapping_) + begin, last - begin, MADV_DONTNEED);
   }
 
-  /// Asks the system again whether the file still has the size it was opened with; `path` is for the error only.
-  [[nodiscard]] Status check_size(std::string_view path) const noexcept {
+  /// Asks the system again whether the file still has the size and the time of its last change that it was opened with:
+  /// Errc::bad_file. `path` is for the error only. A microsecond; right before and after a mapping is relied on.
+  [[nodiscard]] Status check_unchanged(std::string_view path) const noexcept {
     struct stat status = {};
     if (::fstat(descriptor_, &status) != 0) return system_error("cannot ask for the file's size", path, errno);
     if (static_cast<std::size_t>(status.st_size) != size_) {
-      return Error{Errc::bad_file, "the file changed its size while it was read", path,
+      return Error{Errc::bad_file, "the file changed its size while it was in use", path,
                    ErrorText(status.st_size) << " bytes", ErrorText(size_) << " bytes"};
+    }
+    const timespec& now = status.st_mtim;
+    if (now.tv_sec != modified_.tv_sec || now.tv_nsec != modified_.tv_nsec) {
+      return Error{Errc::bad_file, "the file was written to while it was in use", path, changed_at(now),
+                   changed_at(modified_)};
     }
     return {};
   }
 
  private:
+  static ErrorText changed_at(const timespec& time) noexcept {
+    return ErrorText("a change at ") << time.tv_sec << " s and " << time.tv_nsec << " ns";
+  }
+
   Status map(std::string_view path) noexcept {
     if (size_ == 0) return {};
     void* address = ::mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, descriptor_, 0);
@@ -138,6 +158,7 @@ class FileBytes {
   AlignedBuffer<std::byte> memory_;
   void* mapping_ = nullptr;
   std::size_t size_ = 0;
+  timespec modified_ = {};
   int descriptor_ = -1;
 };
 

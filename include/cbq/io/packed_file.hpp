@@ -28,6 +28,14 @@
 #include <cbq/io/packed_file_format.hpp>
 
 namespace cbq {
+
+/// What the reader refuses to hold. Names and the stamp are bounded by the format: packed_file_format.hpp.
+struct PackedFileLimits {
+  std::size_t bytes = std::size_t{1} << 40;  ///< of the file
+  std::size_t table_bytes = std::size_t{1} << 26;
+  std::size_t entries = std::size_t{1} << 17;
+};
+
 inline namespace CBQ_ABI {
 
 class PackedFile {
@@ -36,26 +44,35 @@ class PackedFile {
 
   /// Opens and checks the file `path`. Errors of FileBytes::open(); Errc::bad_file and Errc::unsupported name the file,
   /// the entry or byte, what was found and what was wanted.
-  [[nodiscard]] static Result<PackedFile> open(const std::string& path, FileMode mode = FileMode::map) {
-    Result<FileBytes> bytes = FileBytes::open(path, mode);
+  [[nodiscard]] static Result<PackedFile> open(const std::string& path, FileMode mode = FileMode::map,
+                                               const PackedFileLimits& limits = {}) {
+    Result<FileBytes> bytes = FileBytes::open(path, mode, limits.bytes);
     if (!bytes) return bytes.error();
-    Result<PackedFile> file = parse(bytes->bytes());
+    Result<PackedFile> file = parse(bytes->bytes(), limits);
     if (!file) return in_context(file.error(), path);
     file->file_ = std::move(*bytes);
     return file;
   }
 
   /// The same for a whole file in memory, on a boundary of 64 bytes; `bytes` must outlive this object.
-  [[nodiscard]] static Result<PackedFile> parse(std::span<const std::byte> bytes) {
+  [[nodiscard]] static Result<PackedFile> parse(std::span<const std::byte> bytes, const PackedFileLimits& limits = {}) {
     if (reinterpret_cast<std::uintptr_t>(bytes.data()) % packed_file::alignment != 0) {
       return Error{Errc::bad_argument, "a packed file in memory must lie on a boundary of 64 bytes"};
     }
     const Result<packed_file::Header> header = packed_file::read_header(bytes);
     if (!header) return header.error();
+    if (header->entries > limits.entries) {
+      return Error{Errc::bad_file, "more entries than allowed", "byte 40", header->entries,
+                   ErrorText("at most ") << limits.entries};
+    }
+    if (header->table_bytes > limits.table_bytes) {
+      return Error{Errc::bad_file, "the table is longer than allowed", "byte 32", header->table_bytes,
+                   ErrorText("at most ") << limits.table_bytes};
+    }
     const std::span<const std::byte> table = bytes.subspan(header->table_offset, header->table_bytes);
     if (packed_file::checksum(table) != header->table_checksum) {
       return Error{Errc::bad_file, "the table is damaged: its checksum differs",
-                   ErrorText("byte ") << header->table_offset};
+                   ErrorText("byte ") << header->table_offset, packed_file::checksum(table), header->table_checksum};
     }
     PackedFile file;
     const Status read = file.read_table(table, header->entries, bytes.first(header->table_offset));
@@ -118,8 +135,8 @@ class PackedFile {
     return {};
   }
 
-  /// Whether an opened file still has the size it was opened with; `path` is for the error only. Errc::bad_file.
-  [[nodiscard]] Status check_size(std::string_view path) const noexcept { return file_.check_size(path); }
+  /// FileBytes::check_unchanged() of an opened file.
+  [[nodiscard]] Status check_unchanged(std::string_view path) const noexcept { return file_.check_unchanged(path); }
 
  private:
   Status read_table(std::span<const std::byte> table, std::size_t count, std::span<const std::byte> data) {

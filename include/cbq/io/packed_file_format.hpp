@@ -92,7 +92,8 @@ static_assert(sizeof(Header) == header_bytes);
     return Error{Errc::unsupported, "a packed file with another layout of matrices", "byte 12", header.layout, layout};
   }
   if (header.header_checksum != header_checksum(header)) {
-    return Error{Errc::bad_file, "the header is damaged: its checksum differs", "byte 56"};
+    return Error{Errc::bad_file, "the header is damaged: its checksum differs", "byte 56", header.header_checksum,
+                 header_checksum(header)};
   }
   if (header.file_bytes != bytes.size()) {
     return Error{Errc::bad_file, "the file does not have the size that it was written with", "byte 16",
@@ -135,17 +136,19 @@ class EntryReader {
   explicit EntryReader(std::span<const std::byte> data) noexcept : data_(data) {}
 
   [[nodiscard]] Result<PackedEntry> read(io_detail::ByteCursor& cursor) noexcept {
+    const ErrorText where = ErrorText("table byte ") << cursor.position();
     const Result<std::string_view> name = cursor.text(longest_name);
     if (!name) return name.error();
-    if (name->empty()) return Error{Errc::bad_file, "an entry without a name", cursor.where()};
+    if (name->empty()) return Error{Errc::bad_file, "an entry without a name", where, "an empty text", "a name"};
     Fixed fixed = {};
     const Result<std::span<const std::byte>> bytes = cursor.take(entry_bytes - 8);
     if (!bytes) return bytes.error();
     unpack(*bytes, fixed);
     PackedEntry entry;
     entry.name = *name;
-    if (const Status valid = interpret(fixed, entry); !valid) return in_context(valid.error(), *name);
-    if (const Status placed = place(fixed, entry); !placed) return in_context(placed.error(), *name);
+    Status status = interpret(fixed, entry);
+    if (status) status = place(fixed, entry);
+    if (!status) return in_context(in_context(status.error(), *name), where.c_str());
     return entry;
   }
   /// Where the next entry begins.
@@ -186,10 +189,14 @@ class EntryReader {
       return Error{Errc::unsupported, "an entry of an unknown kind", "", fixed.kind, "1 (matrix) or 2 (floats)"};
     }
     if (!is_multiplier(fixed.multiplier)) {
-      return Error{Errc::bad_file, "the multiplier of the scales is no power of two", ""};
+      return Error{Errc::bad_file, "the multiplier of the scales is no power of two", "",
+                   ErrorText("bits ") << __builtin_bit_cast(std::uint32_t, fixed.multiplier), "a power of two"};
     }
     if (entry.kind == PackedKind::floats) return {};
-    if (fixed.scheme[scheme_bytes - 1] != '\0') return Error{Errc::bad_file, "the name of the scheme has no end", ""};
+    if (fixed.scheme[scheme_bytes - 1] != '\0') {
+      return Error{Errc::bad_file, "the name of the scheme has no end", "",
+                   std::string_view(fixed.scheme, scheme_bytes), "a name and a zero byte"};
+    }
     const Result<Scheme> scheme = parse_scheme(fixed.scheme);
     if (!scheme) return scheme.error();
     entry.scheme = *scheme;

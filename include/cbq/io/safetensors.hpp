@@ -29,6 +29,9 @@ namespace cbq {
 struct SafetensorsLimits {
   std::size_t header_bytes = 100'000'000;  ///< the reference reader's limit
   std::size_t tensors = 1'000'000;
+  std::size_t text_bytes = std::size_t{1} << 20;  ///< of a name and of a text of the metadata
+  std::size_t dims = TensorShape::max_rank;       ///< at most that
+  std::size_t bytes = std::size_t{1} << 40;       ///< of the file
 };
 
 inline namespace CBQ_ABI {
@@ -39,6 +42,10 @@ class Safetensors {
   /// Errc::unsupported, with tensor and byte offset.
   [[nodiscard]] static Result<Safetensors> parse(std::span<const std::byte> bytes,
                                                  const SafetensorsLimits& limits = {}) {
+    if (bytes.size() > limits.bytes) {
+      return Error{Errc::bad_file, "the file is larger than allowed", "byte 0", ErrorText(bytes.size()) << " bytes",
+                   ErrorText("at most ") << limits.bytes};
+    }
     if (bytes.size() < 8) {
       return Error{Errc::bad_file, "too short for a safetensors file", "byte 0", ErrorText(bytes.size()) << " bytes",
                    "at least 8"};
@@ -53,12 +60,19 @@ class Safetensors {
                    ErrorText("at most ") << bytes.size() - 8};
     }
     const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + 8, header);
-    if (!text.starts_with('{')) return Error{Errc::bad_file, "the header does not start with '{'", "byte 8"};
-    const Result<Json> json =
-        parse_json(text, {.bytes = limits.header_bytes, .values = 16 * limits.tensors, .depth = 3});
+    if (!text.starts_with('{')) {
+      return Error{Errc::bad_file, "the header does not start with '{'", "byte 8", text.substr(0, 1), "{"};
+    }
+    // An entry of 8 dimensions is 14 values; names in keys are none.
+    const Result<std::size_t> values = checked_product(limits.tensors, std::size_t{16});
+    const Result<Json> json = parse_json(text, {.bytes = limits.header_bytes,
+                                                .values = values ? *values : ~std::size_t{0},
+                                                .depth = 3,
+                                                .text_bytes = limits.text_bytes});
     if (!json) return in_context(json.error(), "header");
     Safetensors file;
-    if (const Status read = file.read_entries(*json, bytes.subspan(8 + header), limits); !read) return read.error();
+    const Status read = file.read_entries(*json, text, bytes.subspan(8 + header), limits);
+    if (!read) return read.error();
     if (const Status tiled = file.check_tiling(bytes.size() - 8 - header); !tiled) return tiled.error();
     return file;
   }
@@ -85,17 +99,24 @@ class Safetensors {
  private:
   Safetensors() = default;
 
-  Status read_entries(const Json& json, std::span<const std::byte> data, const SafetensorsLimits& limits) {
+  Status read_entries(const Json& json, std::string_view header, std::span<const std::byte> data,
+                      const SafetensorsLimits& limits) {
     if (json.size() > limits.tensors) {
       return Error{Errc::bad_file, "too many tensors", "header", json.size(), ErrorText("at most ") << limits.tensors};
     }
     names_.reserve(json.size());  // views of the names must stay valid
     tensors_.reserve(json.size());
     for (const auto& [name, entry] : json.items()) {  // nlohmann::json keeps keys sorted
-      const Status read = name == "__metadata__" ? read_metadata(entry) : read_tensor(name, entry, data);
-      if (!read) return in_context(read.error(), name);
+      const Status read = name == "__metadata__" ? read_metadata(entry) : read_tensor(name, entry, data, limits);
+      if (!read) return in_context(read.error(), (place_of(name, header) << ", " << name).c_str());
     }
     return {};
+  }
+
+  // Where the entry `name` begins; names that JSON spells with escapes are not found.
+  static ErrorText place_of(const std::string& name, std::string_view header) {
+    const std::size_t at = header.find("\"" + name + "\"");
+    return ErrorText("byte ") << 8 + (at == std::string_view::npos ? 0 : at);
   }
 
   Status read_metadata(const Json& entry) {
@@ -108,7 +129,8 @@ class Safetensors {
     return {};
   }
 
-  Status read_tensor(const std::string& name, const Json& entry, std::span<const std::byte> data) {
+  Status read_tensor(const std::string& name, const Json& entry, std::span<const std::byte> data,
+                     const SafetensorsLimits& limits) {
     if (!entry.is_object()) {
       return Error{Errc::bad_file, "a tensor's entry is no object", "", entry.type_name(), "object"};
     }
@@ -122,7 +144,7 @@ class Safetensors {
     const Result<Dtype> dtype = parse_dtype(*type_name);
     if (!dtype) return dtype.error();
     TensorView tensor{.name = {}, .dtype = *dtype, .shape = {}, .bytes = {}, .offset = 0};
-    if (const Status shaped = read_shape(entry, tensor.shape); !shaped) return shaped;
+    if (const Status shaped = read_shape(entry, tensor.shape, limits.dims); !shaped) return shaped;
     std::size_t range[2] = {};
     if (const Status read = read_numbers(entry, "data_offsets", range); !read) return read;
     if (range[0] > range[1] || range[1] > data.size()) {
@@ -145,11 +167,12 @@ class Safetensors {
     return {};
   }
 
-  static Status read_shape(const Json& entry, TensorShape& shape) {
+  static Status read_shape(const Json& entry, TensorShape& shape, std::size_t limit) {
+    const std::size_t most = std::min(limit, TensorShape::max_rank);
     const Json* sizes = json_find(entry, "shape");
-    if (sizes != nullptr && sizes->is_array() && sizes->size() > TensorShape::max_rank) {
-      return Error{Errc::unsupported, "the tensor has too many dimensions", "", sizes->size(),
-                   ErrorText("at most ") << TensorShape::max_rank};
+    if (sizes != nullptr && sizes->is_array() && sizes->size() > most) {
+      return Error{Errc::unsupported, "the tensor has too many dimensions", "shape", sizes->size(),
+                   ErrorText("at most ") << most};
     }
     shape.rank = sizes != nullptr && sizes->is_array() ? sizes->size() : 0;
     return read_numbers(entry, "shape", std::span(shape.sizes).first(shape.rank));
@@ -158,7 +181,7 @@ class Safetensors {
   // The array `key`, which must hold exactly out.size() non-negative integers.
   static Status read_numbers(const Json& entry, const char* key, std::span<std::size_t> out) {
     const Json* list = json_find(entry, key);
-    if (list == nullptr) return Error{Errc::bad_file, "a JSON key is missing", key};
+    if (list == nullptr) return Error{Errc::bad_file, "a JSON key is missing", key, "none", key};
     if (!list->is_array() || list->size() != out.size()) {
       return Error{Errc::bad_file, "a JSON value has the wrong type", key, list->type_name(),
                    ErrorText("an array of ") << out.size() << " integers"};

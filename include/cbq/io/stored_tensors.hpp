@@ -35,7 +35,7 @@ inline Status read_stored_shape(const TensorView& tensor, StoredTensors& tensors
   const auto outputs = load_unaligned<std::int64_t>(tensor.bytes.data());
   const auto inputs = load_unaligned<std::int64_t>(tensor.bytes.data() + 8);
   if (outputs < 0 || inputs < 0) {
-    return Error{Errc::bad_file, "a negative size", tensor.name, ErrorText(outputs) << ", " << inputs};
+    return Error{Errc::bad_file, "a negative size", tensor.name, ErrorText(outputs) << ", " << inputs, "0 or more"};
   }
   tensors.outputs = static_cast<std::size_t>(outputs);
   tensors.inputs = static_cast<std::size_t>(inputs);

@@ -28,10 +28,20 @@ inline const char* error_text(int status, const char* buffer) noexcept {
   return Error{Errc::io, what, path, io_detail::error_text(::strerror_r(error_number, buffer, sizeof buffer), buffer)};
 }
 
-/// The same error with `context` (a file, a tensor) put before its place: "context: where".
+/// The same error with `context` (a file, a tensor) put before its place: "context: where". Where both do not fit, the
+/// start of the context goes: a path's end and the place in the file say more.
 [[nodiscard]] inline Error in_context(const Error& error, std::string_view context) noexcept {
   Error outer = error;
-  outer.where = context;
+  const std::size_t taken = error.where.size + std::size_t{2};
+  const std::size_t room = taken < ErrorText::capacity ? ErrorText::capacity - taken : 0;
+  constexpr std::string_view gap = "...";
+  constexpr std::size_t least = 24;
+  outer.where = {};
+  if (!error.where.empty() && context.size() > room && room > least) {
+    outer.where << gap;
+    context.remove_prefix(context.size() - (room - gap.size()));
+  }
+  outer.where << context;
   if (!error.where.empty()) outer.where << ": " << error.where.c_str();
   return outer;
 }

@@ -130,7 +130,8 @@ static_assert(
   for (std::size_t i = 0; i < shape.rank; ++i) {
     const Result<std::size_t> product = checked_product(count, shape.sizes[i]);
     if (!product)
-      return Error{Errc::bad_shape, "the tensor's element count does not fit in 64 bits", "", shape_text(shape)};
+      return Error{Errc::bad_shape, "the tensor's element count does not fit in 64 bits", "", shape_text(shape),
+                   "a product below 2^64"};
     count = *product;
   }
   return count;
@@ -141,8 +142,13 @@ static_assert(
   const Result<std::size_t> count = element_count(shape);
   if (!count) return count;
   const Result<std::size_t> bits = checked_product(*count, dtype_bits(dtype));
-  if (!bits) return Error{Errc::bad_shape, "the tensor's size in bits does not fit in 64 bits", "", shape_text(shape)};
-  if (*bits % 8 != 0) return Error{Errc::bad_shape, "the tensor does not end on a whole byte", "", shape_text(shape)};
+  if (!bits) {
+    return Error{Errc::bad_shape, "the tensor's size in bits does not fit in 64 bits", "", shape_text(shape),
+                 "fewer than 2^64 bits"};
+  }
+  if (*bits % 8 != 0) {
+    return Error{Errc::bad_shape, "the tensor does not end on a whole byte", "", shape_text(shape), "whole bytes"};
+  }
   return *bits / 8;
 }
 

@@ -195,10 +195,15 @@ class SavedSequence {
                  ErrorText(sizeof *header + parts->bytes)};
   }
   if (checksum(body) != header->body_checksum) {
-    return Error{Errc::bad_file, "the sequence is damaged: its checksum differs", "byte 128"};
+    return Error{Errc::bad_file, "the sequence is damaged: its checksum differs", "byte 128", header->body_checksum,
+                 checksum(body)};
   }
   for (std::size_t at = 0; at < parts->sinks_at; at += layout.page_bytes) {
-    if (const Status fine = saved_sequence::check_page(layout, body.data() + at); !fine) return fine;
+    if (const Status fine = saved_sequence::check_page(layout, body.data() + at); !fine) {
+      Error error = fine.error();
+      error.where = ErrorText("page at byte ") << sizeof *header + at << ", " << fine.error().where.c_str();
+      return error;
+    }
   }
   if (const Status fine = saved_sequence::check_rows(body.subspan(parts->sinks_at)); !fine) return fine;
   return SavedSequence::read(*header, *parts, body, cache);

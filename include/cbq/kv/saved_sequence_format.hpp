@@ -88,7 +88,8 @@ static_assert(sizeof(Header) == 144);
                  page_layout};
   }
   if (header.header_checksum != header_checksum(header)) {
-    return Error{Errc::bad_file, "the header is damaged: its checksum differs", "byte 136"};
+    return Error{Errc::bad_file, "the header is damaged: its checksum differs", "byte 136", header.header_checksum,
+                 header_checksum(header)};
   }
   if (header.bytes != bytes.size()) {
     return Error{Errc::bad_file, "the sequence does not have the size that it was saved with", "byte 120",
@@ -148,11 +149,17 @@ inline constexpr double decoded_limit = 65504.0 + 2 * 65504.0 * 0x1p-10;
     std::memcpy(&scale, scales.data() + i, sizeof scale);
     std::memcpy(&offset, scales.data() + offsets_at + i, sizeof offset);
     if ((scale.bits & infinite) == infinite || (offset.bits & infinite) == infinite) {
-      return Error{Errc::not_finite, "a saved scale or offset is NaN or infinite"};
+      return Error{Errc::not_finite, "a saved scale or offset is NaN or infinite", "",
+                   ErrorText("bits ") << scale.bits << " and " << offset.bits, "finite numbers"};
     }
-    if ((scale.bits & negative) != 0) return Error{Errc::bad_file, "a saved scale is negative"};
+    if ((scale.bits & negative) != 0) {
+      return Error{Errc::bad_file, "a saved scale is negative", "", ErrorText("bits ") << scale.bits, "0 or more"};
+    }
     const double highest = static_cast<double>(to_float(offset)) + top * static_cast<double>(to_float(scale));
-    if (highest > limit) return Error{Errc::bad_file, "a saved scale and offset decode to more than was encoded"};
+    if (highest > limit) {
+      return Error{Errc::bad_file, "a saved scale and offset decode to more than was encoded", "",
+                   ErrorText("bits ") << scale.bits << " and " << offset.bits, "numbers up to 65504"};
+    }
   }
   return {};
 }
@@ -177,7 +184,10 @@ inline constexpr double decoded_limit = 65504.0 + 2 * 65504.0 * 0x1p-10;
     for (std::size_t g = 0; fine && g < layout.groups; ++g) {
       fine = groups(values + value_group_offset(layout, g), layout.value_header_bytes, any);
     }
-    if (!fine) return Error{fine.error().code, fine.error().what, ErrorText("head ") << head};
+    if (fine) continue;
+    Error error = fine.error();
+    error.where = ErrorText("head ") << head;
+    return error;
   }
   return {};
 }

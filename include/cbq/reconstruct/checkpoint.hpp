@@ -90,10 +90,12 @@ class CheckpointReader {
   /// Checks the checksum.
   [[nodiscard]] static Result<CheckpointReader> open(std::span<const std::byte> bytes) noexcept {
     std::uint64_t checksum = 0;
-    if (bytes.size() < sizeof checksum) return damaged("the end");
+    if (bytes.size() < sizeof checksum) return damaged("byte 0: checksum", bytes.size(), "at least 8 bytes");
     const auto content = bytes.first(bytes.size() - sizeof checksum);
     std::memcpy(&checksum, bytes.data() + content.size(), sizeof checksum);
-    if (checksum != hash_bytes(content)) return damaged("checksum");
+    if (checksum != hash_bytes(content)) {
+      return damaged(ErrorText("byte ") << content.size() << ": checksum", checksum, hash_bytes(content));
+    }
     return CheckpointReader(content);
   }
 
@@ -114,14 +116,18 @@ class CheckpointReader {
     if (!rows) return rows.error();
     const Result<std::size_t> columns = count();
     if (!columns) return columns.error();
-    if (*rows != outputs || *columns != inputs) return damaged("shape of a matrix");
+    if (*rows != outputs || *columns != inputs) {
+      return damaged(at("shape of a matrix"), ErrorText(*rows) << " x " << *columns,
+                     ErrorText(outputs) << " x " << inputs);
+    }
     Result<QuantizedMatrix> matrix = QuantizedMatrix::allocate(outputs, inputs, grid);
     if (!matrix) return matrix;
     for (const Status& done :
          {take(matrix->codes(), "codes"), take(matrix->scales(), "scales"), take(matrix->zeros(), "zero points")}) {
       if (!done) return done.error();
     }
-    if (const Status valid = check_values(matrix->view(), grid); !valid) return damaged("values of a matrix");
+    if (const Status valid = check_values(matrix->view(), grid); !valid)
+      return damaged(at("values of a matrix"), valid.error().what, "values of the grid");
     return matrix;
   }
 
@@ -129,24 +135,32 @@ class CheckpointReader {
   [[nodiscard]] Status parameters(const ParameterView<T>& view) noexcept {
     const Result<std::size_t> size = count();
     if (!size) return size.error();
-    if (*size != view.size) return damaged("number of parameters");
+    if (*size != view.size) return damaged(at("number of parameters"), *size, view.size);
     return take(view.values, view.size * sizeof(T), "parameters");
   }
 
   [[nodiscard]] Status finish() const noexcept {
     if (left_.empty()) return {};
-    return damaged("the end");
+    return damaged(at("the end"), ErrorText(left_.size()) << " bytes more", "the checksum");
   }
 
-  [[nodiscard]] static Error damaged(const char* where) noexcept {
-    return {Errc::bad_file, "the checkpoint is damaged or not a checkpoint", where};
+  [[nodiscard]] static Error damaged(const ErrorText& where, const ErrorText& got = {},
+                                     const ErrorText& wanted = {}) noexcept {
+    return {Errc::bad_file, "the checkpoint is damaged or not a checkpoint", where, got, wanted};
   }
 
  private:
-  explicit CheckpointReader(std::span<const std::byte> content) noexcept : left_(content) {}
+  explicit CheckpointReader(std::span<const std::byte> content) noexcept : left_(content), size_(content.size()) {}
+
+  /// "byte 40: codes"
+  [[nodiscard]] ErrorText at(const char* what) const noexcept {
+    return ErrorText("byte ") << size_ - left_.size() << ": " << what;
+  }
 
   [[nodiscard]] Status take(void* to, std::size_t size, const char* where) noexcept {
-    if (left_.size() < size) return damaged(where);
+    if (left_.size() < size) {
+      return damaged(at(where), ErrorText(left_.size()) << " bytes left", ErrorText(size) << " bytes");
+    }
     if (size != 0) std::memcpy(to, left_.data(), size);
     left_ = left_.subspan(size);
     return {};
@@ -158,6 +172,7 @@ class CheckpointReader {
   }
 
   std::span<const std::byte> left_;
+  std::size_t size_ = 0;
 };
 
 }  // namespace CBQ_ABI
