@@ -97,7 +97,7 @@ Status AblationResults::add(const std::string& key, Json result) {
 Result<Ablation> Ablation::create(const AblateCommand& command) {
   const Result<Machine> machine = machine_of(command.common);
   if (!machine) return machine.error();
-  Result<ModelSource> source = ModelSource::open(command.common.model.path, command.common.model.pre_tokenizer);
+  Result<ModelSource> source = open_source(command.common.model);
   if (!source) return source.error();
   Ablation ablation(command, *std::move(source), *machine);
   if (const Status done = ablation.read_stamps(); !done) return done.error();

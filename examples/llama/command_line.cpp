@@ -61,6 +61,9 @@ void add_common(CLI::App& app, CommonOptions& common) {
       ->type_name("NAME");
   app.add_option("--json", common.json, "write the figures as JSON; -: to standard output, and nothing else there")
       ->type_name("FILE");
+  app.add_flag_callback(
+      "--no-mmap", [&common] { common.model.mode = cbq::FileMode::read; },
+      "read the model's files into memory instead of mapping them: safe where somebody may change them meanwhile");
   app.add_option("--pre-tokenizer", common.model.pre_tokenizer,
                  "how a GGUF vocabulary splits text, for example gpt-2 or smollm; default: as the file says")
       ->type_name("NAME");

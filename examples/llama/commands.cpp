@@ -29,13 +29,20 @@ Result<Machine> machine_of(const CommonOptions& common) {
   return machine;
 }
 
+Result<ModelSource> open_source(const ModelPath& model) {
+  return ModelSource::open(model.path, model.pre_tokenizer, model.mode);
+}
+
 Result<LoadedModel> load_model(const ModelPath& model, const LoadOptions& options) {
-  Result<ModelSource> source = ModelSource::open(model.path, model.pre_tokenizer);
+  Result<ModelSource> source = open_source(model);
   if (!source) return source.error();
   const Result<double> bits = bits_per_weight(*source);
   if (!bits) return bits.error();
-  Result<Model> loaded = Model::load(*source, options);
+  LoadOptions own = options;
+  own.packed_cache.mode = model.mode;
+  Result<Model> loaded = Model::load(*source, own);
   if (!loaded) return loaded.error();
+  if (const Status same = source->check_unchanged(); !same) return same.error();
   return LoadedModel{*std::move(source), *std::move(loaded), *bits};
 }
 

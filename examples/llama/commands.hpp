@@ -36,6 +36,7 @@ struct Console {
 struct ModelPath {
   std::string path;
   std::string pre_tokenizer;  ///< for GGUF vocabularies; empty: the one that the file names
+  cbq::FileMode mode = cbq::FileMode::map;
 };
 
 /// Options that every command has.
@@ -212,6 +213,9 @@ struct LoadedModel {
   Model model;
   double bits_per_weight = 0;
 };
+/// The files of a model without its weights in memory.
+[[nodiscard]] cbq::Result<ModelSource> open_source(const ModelPath& model);
+/// A model to run. Errc::bad_file, too, where its files changed while they were read.
 [[nodiscard]] cbq::Result<LoadedModel> load_model(const ModelPath& model, const LoadOptions& options = {});
 
 /// The members of a report that describe a model and the machine.

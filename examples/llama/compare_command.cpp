@@ -221,7 +221,8 @@ Status measure_all(std::vector<Row>& rows, const Bench& bench) {
   for (Row& row : rows) {
     if (const Status ok = measure_alone(row, bench); !ok) return ok;
   }
-  const Result<LoadedModel> reference = load_model({rows.front().path, bench.command.common.model.pre_tokenizer});
+  const Result<LoadedModel> reference =
+      load_model({rows.front().path, bench.command.common.model.pre_tokenizer, bench.command.common.model.mode});
   if (!reference) return reference.error();
   const Result<Tokenizer> tokenizer = reference->source.tokenizer();
   if (!tokenizer) return tokenizer.error();
@@ -249,7 +250,7 @@ Status run(const CompareCommand& command, const Console& console) {
   if (!path) return path.error();
   const Result<std::string> text = read_text(*path);
   if (!text) return text.error();
-  const Result<ModelSource> source = ModelSource::open(command.common.model.path, command.common.model.pre_tokenizer);
+  const Result<ModelSource> source = open_source(command.common.model);
   if (!source) return source.error();
   const Result<Tokenizer> tokenizer = source->tokenizer();
   if (!tokenizer) return tokenizer.error();

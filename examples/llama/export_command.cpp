@@ -43,7 +43,7 @@ Status report_conversion(const CommonOptions& common, const Conversion& done, co
 
 Status run(const ExportCommand& command, const Console& console) {
   const auto start = std::chrono::steady_clock::now();
-  const Result<ModelSource> source = ModelSource::open(command.common.model.path, command.common.model.pre_tokenizer);
+  const Result<ModelSource> source = open_source(command.common.model);
   if (!source) return source.error();
   const bool one_file = command.options.format == ExportFormat::gguf;
   if (one_file && command.options.shard_bytes != 0) {

@@ -19,45 +19,6 @@ using cbq::ErrorText;
 using cbq::Result;
 using cbq::Status;
 
-GgufVocabulary read_vocabulary(const cbq::GgufMetadata& metadata) {
-  GgufVocabulary vocabulary;
-  const auto text = [&](const char* key) {
-    const auto value = metadata.text_value(key);
-    return value ? std::string(*value) : std::string();
-  };
-  const auto texts = [&](const char* key) {
-    std::vector<std::string> copies;
-    if (const auto values = metadata.text_array(key)) copies.assign(values->begin(), values->end());
-    return copies;
-  };
-  const auto number = [&](const char* key) -> std::optional<std::int64_t> {
-    const auto value = metadata.unsigned_value(key);
-    if (!value || *value > INT32_MAX) return std::nullopt;
-    return static_cast<std::int64_t>(*value);
-  };
-  const auto boolean = [&](const char* key) -> std::optional<bool> {
-    const auto value = metadata.boolean_value(key);
-    if (!value) return std::nullopt;
-    return *value;
-  };
-  vocabulary.model = text("tokenizer.ggml.model");
-  vocabulary.pre = text("tokenizer.ggml.pre");
-  vocabulary.tokens = texts("tokenizer.ggml.tokens");
-  vocabulary.merges = texts("tokenizer.ggml.merges");
-  if (const auto types = metadata.integer_array("tokenizer.ggml.token_type")) {
-    for (const std::int64_t type : *types) vocabulary.token_types.push_back(static_cast<std::int32_t>(type));
-  }
-  if (auto scores = metadata.float_array("tokenizer.ggml.scores")) vocabulary.scores = *std::move(scores);
-  vocabulary.bos = number("tokenizer.ggml.bos_token_id");
-  vocabulary.eos = number("tokenizer.ggml.eos_token_id");
-  vocabulary.unknown = number("tokenizer.ggml.unknown_token_id");
-  vocabulary.add_bos = boolean("tokenizer.ggml.add_bos_token");
-  vocabulary.add_eos = boolean("tokenizer.ggml.add_eos_token");
-  vocabulary.add_space_prefix = boolean("tokenizer.ggml.add_space_prefix");
-  vocabulary.chat_template = text("tokenizer.chat_template");
-  return vocabulary;
-}
-
 namespace {
 
 template <class T>
@@ -66,48 +27,6 @@ cbq::Json optional_json(const std::optional<T>& value) {
 }
 
 }  // namespace
-
-GgufVocabulary vocabulary_from_json(const cbq::Json& json) {
-  GgufVocabulary vocabulary;
-  const auto text = [](const cbq::Json* value) {
-    return value != nullptr && value->is_string() ? value->get<std::string>() : std::string();
-  };
-  const auto list = [&](const char* key, auto& target, auto is, auto get) {
-    const cbq::Json* values = cbq::json_find(json, key);
-    if (values == nullptr || !values->is_array()) return;
-    for (const cbq::Json& value : *values) {
-      if (is(value)) target.push_back(get(value));
-    }
-  };
-  const auto is_text = [](const cbq::Json& value) { return value.is_string(); };
-  const auto is_number = [](const cbq::Json& value) { return value.is_number(); };
-  const auto get_text = [](const cbq::Json& value) { return value.get<std::string>(); };
-  const auto integer = [&](const char* key) -> std::optional<std::int64_t> {
-    const cbq::Json* value = cbq::json_find(json, key);
-    if (value == nullptr || !value->is_number_integer()) return std::nullopt;
-    return value->get<std::int64_t>();
-  };
-  const auto boolean = [&](const char* key) -> std::optional<bool> {
-    const cbq::Json* value = cbq::json_find(json, key);
-    if (value == nullptr || !value->is_boolean()) return std::nullopt;
-    return value->get<bool>();
-  };
-  vocabulary.model = text(cbq::json_find(json, "model"));
-  vocabulary.pre = text(cbq::json_find(json, "pre"));
-  list("tokens", vocabulary.tokens, is_text, get_text);
-  list("merges", vocabulary.merges, is_text, get_text);
-  list("token_type", vocabulary.token_types, is_number,
-       [](const cbq::Json& value) { return value.get<std::int32_t>(); });
-  list("scores", vocabulary.scores, is_number, [](const cbq::Json& value) { return value.get<float>(); });
-  vocabulary.bos = integer("bos_token_id");
-  vocabulary.eos = integer("eos_token_id");
-  vocabulary.unknown = integer("unknown_token_id");
-  vocabulary.add_bos = boolean("add_bos_token");
-  vocabulary.add_eos = boolean("add_eos_token");
-  vocabulary.add_space_prefix = boolean("add_space_prefix");
-  vocabulary.chat_template = text(cbq::json_find(json, "chat_template"));
-  return vocabulary;
-}
 
 cbq::Json to_json(const GgufVocabulary& vocabulary) {
   return cbq::Json{{"model", vocabulary.model},

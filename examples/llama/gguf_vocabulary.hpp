@@ -8,18 +8,13 @@
 
 #include <cbq/core/result.hpp>
 #include <cbq/io/gguf_keys.hpp>
-#include <cbq/io/gguf_metadata.hpp>
 #include <cbq/io/json.hpp>
 
 #include "tokenizer.hpp"
 
 namespace cbq_llama {
 
-/// What the metadata says; what is absent or of another type stays empty, and Tokenizer::from_gguf judges.
-[[nodiscard]] GgufVocabulary read_vocabulary(const cbq::GgufMetadata& metadata);
-
-/// The content of `vocabulary_file`, read as leniently.
-[[nodiscard]] GgufVocabulary vocabulary_from_json(const cbq::Json& json);
+/// The content of `vocabulary_file`; vocabulary_reader.hpp reads it.
 [[nodiscard]] cbq::Json to_json(const GgufVocabulary& vocabulary);
 
 /// A tokenizer.json as a GGUF vocabulary of `size` tokens: ids without a token become unused ones. Errors:

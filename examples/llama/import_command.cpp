@@ -11,7 +11,7 @@ using cbq::Status;
 
 Status run(const ImportCommand& command, const Console& console) {
   const auto start = std::chrono::steady_clock::now();
-  const Result<ModelSource> source = ModelSource::open(command.common.model.path, command.common.model.pre_tokenizer);
+  const Result<ModelSource> source = open_source(command.common.model);
   if (!source) return source.error();
   Result<ExportReport> done =
       source->is_gguf() ? import_gguf(*source, command.output) : import_checkpoint(*source, command.output);

@@ -10,6 +10,7 @@
 
 #include "gguf_names.hpp"
 #include "gguf_vocabulary.hpp"
+#include "vocabulary_reader.hpp"
 
 namespace cbq_llama {
 
@@ -22,7 +23,7 @@ using cbq::Result;
 using cbq::Status;
 using cbq::TensorView;
 
-Result<ModelSource> ModelSource::open(const std::string& path, const std::string& pre_tokenizer) {
+Result<ModelSource> ModelSource::open(const std::string& path, const std::string& pre_tokenizer, cbq::FileMode mode) {
   ModelSource source(path, pre_tokenizer);
   struct stat status = {};
   if (::stat(path.c_str(), &status) != 0) return cbq::system_error("cannot open the model", path, errno);
@@ -30,7 +31,7 @@ Result<ModelSource> ModelSource::open(const std::string& path, const std::string
     if (!path.ends_with(".gguf")) {
       return Error{Errc::unsupported, "a model is a folder or a .gguf file", path};
     }
-    Result<cbq::GgufFile> file = cbq::GgufFile::open(path);
+    Result<cbq::GgufFile> file = cbq::GgufFile::open(path, mode);
     if (!file) return file.error();
     Result<ModelConfig> config = read_config(file->content.metadata());
     if (!config) return cbq::in_context(config.error(), path);
@@ -53,12 +54,18 @@ Result<ModelSource> ModelSource::open(const std::string& path, const std::string
   if (!json) return json.error();
   Result<ModelConfig> config = read_config(*json);
   if (!config) return cbq::in_context(config.error(), path + "/config.json");
-  Result<cbq::Checkpoint> checkpoint = cbq::Checkpoint::open(path);
+  Result<cbq::Checkpoint> checkpoint = cbq::Checkpoint::open(path, mode);
   if (!checkpoint) return checkpoint.error();
   source.json_ = *std::move(json);
   source.config_ = *std::move(config);
   source.files_ = *std::move(checkpoint);
   return source;
+}
+
+Status ModelSource::check_unchanged() const {
+  if (const auto* file = std::get_if<cbq::GgufFile>(&files_)) return file->file.check_unchanged(path_);
+  const cbq::Checkpoint* files = checkpoint();
+  return files == nullptr ? Status() : files->check_unchanged();
 }
 
 std::size_t ModelSource::file_bytes() const {
@@ -82,13 +89,17 @@ SpecialIds ModelSource::special_ids() const {
 
 Result<Tokenizer> ModelSource::tokenizer() const {
   if (const auto* file = std::get_if<cbq::GgufFile>(&files_)) {
-    return tokenizer_of(read_vocabulary(file->content.metadata()), path_);
+    Result<GgufVocabulary> vocabulary = read_vocabulary(file->content.metadata());
+    if (!vocabulary) return cbq::in_context(vocabulary.error(), path_);
+    return tokenizer_of(*std::move(vocabulary), path_);
   }
   const std::string own = path_ + "/" + vocabulary_file;
   if (::access(own.c_str(), F_OK) == 0) {
     const Result<cbq::Json> json = cbq::read_json_file(own);
     if (!json) return json.error();
-    return tokenizer_of(vocabulary_from_json(*json), own);
+    Result<GgufVocabulary> vocabulary = read_vocabulary(*json);
+    if (!vocabulary) return cbq::in_context(vocabulary.error(), own);
+    return tokenizer_of(*std::move(vocabulary), own);
   }
   const std::string file = path_ + "/tokenizer.json";
   if (!pre_tokenizer_.empty()) {
@@ -105,15 +116,18 @@ Result<Tokenizer> ModelSource::tokenizer() const {
 
 Result<GgufVocabulary> ModelSource::vocabulary() const {
   if (const cbq::Gguf* file = gguf()) {
-    GgufVocabulary vocabulary = read_vocabulary(file->metadata());
-    if (!pre_tokenizer_.empty()) vocabulary.pre = pre_tokenizer_;
+    Result<GgufVocabulary> vocabulary = read_vocabulary(file->metadata());
+    if (!vocabulary) return cbq::in_context(vocabulary.error(), path_);
+    if (!pre_tokenizer_.empty()) vocabulary->pre = pre_tokenizer_;
     return vocabulary;
   }
   const std::string own = path_ + "/" + vocabulary_file;
   if (::access(own.c_str(), F_OK) == 0) {
     const Result<cbq::Json> json = cbq::read_json_file(own);
     if (!json) return json.error();
-    return vocabulary_from_json(*json);
+    Result<GgufVocabulary> vocabulary = read_vocabulary(*json);
+    if (!vocabulary) return cbq::in_context(vocabulary.error(), own);
+    return vocabulary;
   }
   const std::string file = path_ + "/tokenizer.json";
   const Result<cbq::FileBytes> bytes = cbq::FileBytes::open(file, cbq::FileMode::read, std::size_t{1} << 28);

@@ -46,7 +46,8 @@ class ModelSource {
  public:
   /// Opens a folder or a `.gguf` file and reads its configuration. `pre_tokenizer`, if not empty, takes the place of
   /// the one that GGUF metadata names. Errc::io, Errc::bad_file, Errc::unsupported.
-  [[nodiscard]] static cbq::Result<ModelSource> open(const std::string& path, const std::string& pre_tokenizer = {});
+  [[nodiscard]] static cbq::Result<ModelSource> open(const std::string& path, const std::string& pre_tokenizer = {},
+                                                     cbq::FileMode mode = cbq::FileMode::map);
 
   [[nodiscard]] const std::string& path() const { return path_; }
   [[nodiscard]] const ModelConfig& config() const { return config_; }
@@ -60,6 +61,9 @@ class ModelSource {
     const auto* file = std::get_if<cbq::GgufFile>(&files_);
     return file == nullptr ? nullptr : &file->content;
   }
+  /// cbq::FileBytes::check_unchanged() of the files that hold the weights: what was read from mapped files may be
+  /// relied on if this is true afterwards.
+  [[nodiscard]] cbq::Status check_unchanged() const;
   /// Bytes of the files that hold the weights.
   [[nodiscard]] std::size_t file_bytes() const;
 

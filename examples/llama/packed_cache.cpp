@@ -148,13 +148,14 @@ Status write(const std::string& path, const std::string& stamp, const ModelSourc
 }
 
 /// Opens the cache and checks every byte of it. Errc::unsupported when it was packed from other files.
-Result<PackedFile> read(const std::string& path, const std::string& stamp, std::size_t threads) {
-  Result<PackedFile> file = PackedFile::open(path);
+Result<PackedFile> read(const std::string& path, const std::string& stamp, const PackedCacheOptions& options) {
+  Result<PackedFile> file = PackedFile::open(path, options.mode);
   if (!file) return file;
   if (file->stamp() != stamp) return Error{Errc::unsupported, "it was packed from other files than the model's", path};
-  if (const Status intact = file->verify(make_executor(threads)); !intact) {
+  if (const Status intact = file->verify(make_executor(options.threads)); !intact) {
     return cbq::in_context(intact.error(), path);
   }
+  if (const Status same = file->check_unchanged(path); !same) return same.error();
   return file;
 }
 
@@ -188,7 +189,7 @@ Result<PackedCache> PackedCache::open(const ModelSource& source, const cbq::Quan
   PackedCache cache;
   std::string why;
   if (*found == Found::packed_file) {
-    Result<PackedFile> file = read(path, *stamp, options.threads);
+    Result<PackedFile> file = read(path, *stamp, options);
     if (file) {
       cache.file_ = *std::move(file);
       return cache;
@@ -199,7 +200,7 @@ Result<PackedCache> PackedCache::open(const ModelSource& source, const cbq::Quan
   }
   say(options.notices, path, why);
   if (const Status written = write(path, *stamp, source, record, options.threads); !written) return written.error();
-  Result<PackedFile> file = read(path, *stamp, options.threads);
+  Result<PackedFile> file = read(path, *stamp, options);
   if (!file) return file.error();
   cache.file_ = *std::move(file);
   return cache;

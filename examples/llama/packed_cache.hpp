@@ -22,6 +22,7 @@ struct PackedCacheOptions {
   std::string path;              ///< a file, or a folder in which each model has a file of its own; empty: no cache
   std::size_t threads = 1;       ///< that pack and compare checksums
   std::FILE* notices = nullptr;  ///< where is said that a file was packed and why; null: nowhere
+  cbq::FileMode mode = cbq::FileMode::map;
 };
 
 class PackedCache {

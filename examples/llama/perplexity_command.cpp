@@ -115,7 +115,7 @@ Status run(const PerplexityCommand& command, const Console& console) {
   if (!tokens) return cbq::in_context(tokens.error(), *path);
   std::optional<LoadedModel> reference;
   if (!command.reference.empty()) {
-    Result<LoadedModel> other = load_model({command.reference, {}});
+    Result<LoadedModel> other = load_model({command.reference, {}, command.common.model.mode});
     if (!other) return other.error();
     reference.emplace(*std::move(other));
   }

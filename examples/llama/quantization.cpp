@@ -543,6 +543,7 @@ Result<QuantizationReport> quantize(const ModelSource& source, const std::string
     return ok.error();
   if (const Status ok = copy_companions(*folder, source); !ok) return ok.error();
   if (const Status ok = check_interrupt(); !ok) return ok.error();
+  if (const Status same = source.check_unchanged(); !same) return same.error();
   if (const Status ok = folder->commit(); !ok) return ok.error();
   if (reconstructs(options.method)) (void)std::remove(checkpoint_path(output).c_str());
 

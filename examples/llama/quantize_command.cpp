@@ -248,7 +248,7 @@ Status run(const QuantizeCommand& command, const Console& console) {
   const Result<Machine> machine = machine_of(command.common);
   if (!machine) return machine.error();
   const auto start = std::chrono::steady_clock::now();
-  const Result<ModelSource> source = ModelSource::open(command.common.model.path, command.common.model.pre_tokenizer);
+  const Result<ModelSource> source = open_source(command.common.model);
   if (!source) return source.error();
   if (const Status used = check_rules(source->config(), command.schemes); !used) {
     return cbq::in_context(used.error(), command.recipe);

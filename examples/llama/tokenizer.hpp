@@ -79,7 +79,8 @@ class Tokenizer {
 
   /// Token ids of a text. A character that the vocabulary cannot express (neither as tokens nor as bytes) becomes the
   /// unknown token; where there is none it is left out, as in the implementations that such models were trained with.
-  /// Errors: bad_argument when the text exceeds 1 GiB or an expression of the tokenizer file backtracks without end.
+  /// Errors: bad_argument when the text exceeds 1 GiB, an expression of the tokenizer file backtracks without end, or
+  /// the file's steps make the text more than 16 times longer (and more than a MiB).
   [[nodiscard]] cbq::Result<std::vector<std::int32_t>> encode(std::string_view text, EncodeOptions options = {}) const;
 
   /// Text of token ids: UTF-8 whenever the ids came from UTF-8, otherwise the bytes that the ids stand for. The space

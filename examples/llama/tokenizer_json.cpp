@@ -4,10 +4,9 @@
 // refused; only truncation, padding, dropout and offsets, which cannot, are passed over.
 
 #include <string_view>
-#include <unordered_set>
 #include <utility>
 
-#include <nlohmann/json.hpp>
+#include <cbq/io/json.hpp>
 
 #include "tokenizer.hpp"
 #include "tokenizer_parts.hpp"
@@ -22,7 +21,7 @@ using cbq::Status;
 
 namespace {
 
-using Json = nlohmann::json;
+using Json = cbq::Json;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Members with their types
@@ -426,23 +425,14 @@ template <class Visit>
   });
 }
 
-/// The parsed file. nlohmann_json keeps the last of two equal keys without a word: they are looked for here.
+/// Twice what vocabularies of 256k tokens with as many pairs of merges need.
+constexpr cbq::JsonLimits file_limits = {
+    .bytes = std::size_t{1} << 28, .values = std::size_t{1} << 23, .depth = 16, .text_bytes = std::size_t{1} << 20};
+
 [[nodiscard]] Result<Json> parse(std::string_view text) {
-  std::vector<std::unordered_set<std::string>> open_objects;
-  std::optional<std::string> duplicate;
-  const auto on_event = [&](int, Json::parse_event_t event, Json& value) {
-    if (event == Json::parse_event_t::object_start) open_objects.emplace_back();
-    if (event == Json::parse_event_t::object_end) open_objects.pop_back();
-    if (event == Json::parse_event_t::key && !duplicate) {
-      const auto& key = value.get_ref<const std::string&>();
-      if (!open_objects.back().insert(key).second) duplicate = key;
-    }
-    return true;
-  };
-  Json file = Json::parse(text, on_event, /*allow_exceptions=*/false);
-  if (file.is_discarded()) return Error{Errc::bad_file, "tokenizer.json is not well-formed JSON"};
-  if (duplicate) return Error{Errc::bad_file, "a name occurs twice in one object", "tokenizer.json", *duplicate};
-  if (!file.is_object()) return wrong_type("tokenizer.json", file, "object");
+  Result<Json> file = cbq::parse_json(text, file_limits);
+  if (!file) return file;
+  if (!file->is_object()) return wrong_type("tokenizer.json", *file, "object");
   return file;
 }
 

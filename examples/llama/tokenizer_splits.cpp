@@ -14,13 +14,24 @@ namespace {
 
 using Words = std::vector<std::string_view>;
 
+// Steps of honest files make a text a few times longer; a list of them could double it again and again.
+[[nodiscard]] std::size_t longest_result(std::string_view text) {
+  return 16 * text.size() + (std::size_t{1} << 20);
+}
+
+[[nodiscard]] cbq::Error too_long(std::size_t limit) {
+  return cbq::Error{cbq::Errc::bad_argument, "the tokenizer's steps make the text too long", "text", "more",
+                    cbq::ErrorText("at most ") << limit << " bytes"};
+}
+
 [[nodiscard]] Result<std::string> replace_matches(std::string_view text, const Regex& pattern,
-                                                  std::string_view replacement) {
+                                                  std::string_view replacement, std::size_t limit) {
   const auto matches = pattern.matches(text);
   if (!matches) return matches.error();
   std::string out;
   std::size_t copied = 0;
   for (const Span& match : *matches) {
+    if (out.size() > limit) return too_long(limit);
     out += text.substr(copied, match.begin - copied);
     out += replacement;
     copied = match.end;
@@ -106,13 +117,14 @@ struct MetaspaceRun {
   const Metaspace& metaspace;
   TextPosition position;
   std::deque<std::string>& storage;
+  std::size_t limit;
 };
 
 [[nodiscard]] cbq::Status apply_metaspace(const MetaspaceRun& run, const Words& words, Words& out) {
   const Metaspace& metaspace = run.metaspace;
   Words marked;
   for (std::size_t i = 0; i < words.size(); ++i) {
-    auto replaced = replace_matches(words[i], metaspace.space, metaspace.mark);
+    auto replaced = replace_matches(words[i], metaspace.space, metaspace.mark, run.limit);
     if (!replaced) return replaced.error();
     const bool prefixes =
         metaspace.prefix == Metaspace::Prefix::always ||
@@ -163,11 +175,13 @@ struct MetaspaceRun {
 
 Result<std::string> normalize(std::string_view text, const std::vector<Normalizer>& normalizers) {
   std::string normalized(text);
+  const std::size_t limit = longest_result(text);
   for (const Normalizer& normalizer : normalizers) {
+    if (normalized.size() > limit) return too_long(limit);
     if (const auto* prepend = std::get_if<Prepend>(&normalizer)) {
       if (!normalized.empty()) normalized.insert(0, prepend->text);
     } else if (const auto* replace = std::get_if<Replace>(&normalizer)) {
-      auto replaced = replace_matches(normalized, replace->pattern, replace->replacement);
+      auto replaced = replace_matches(normalized, replace->pattern, replace->replacement, limit);
       if (!replaced) return replaced.error();
       normalized = *std::move(replaced);
     }
@@ -179,13 +193,17 @@ Result<Words> split_words(std::string_view text, TextPosition position, const st
                           std::deque<std::string>& storage) {
   Words words;
   if (!text.empty()) words.push_back(text);
+  const std::size_t limit = longest_result(text);
   for (const PreTokenizer& step : pre_tokenizers) {
+    std::size_t length = 0;
+    for (const std::string_view word : words) length += word.size();
+    if (length > limit) return too_long(limit);
     Words next;
     if (const auto* split = std::get_if<Split>(&step)) {
       const cbq::Status status = apply_split(*split, words, next);
       if (!status) return status.error();
     } else if (const auto* metaspace = std::get_if<Metaspace>(&step)) {
-      const cbq::Status status = apply_metaspace({*metaspace, position, storage}, words, next);
+      const cbq::Status status = apply_metaspace({*metaspace, position, storage, limit}, words, next);
       if (!status) return status.error();
     } else {
       apply_prefix_space(words, next, storage);
