@@ -220,7 +220,7 @@ endif()
 if(CBQ_BUILD_BENCH)
   list(APPEND _cbq_needed benchmark)
 endif()
-if(CBQ_BUILD_EXAMPLES OR CBQ_BUILD_TESTS)
+if(CBQ_BUILD_EXAMPLES OR CBQ_BUILD_TESTS OR CBQ_BUILD_FUZZ)
   # The tests reach the example engine, too.
   list(APPEND _cbq_needed CLI11 nlohmann_json PCRE2)
 endif()
