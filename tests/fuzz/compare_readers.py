@@ -19,6 +19,7 @@ import json
 import os
 import pathlib
 import random
+import signal
 import struct
 import subprocess
 import sys
@@ -168,7 +169,12 @@ def files_of(folders, mutations, rng):
                 yield "%s, mutation %d" % (path.name, i), mutate(content, rng)
 
 
+def too_slow(_signal, _frame):
+    raise TimeoutError("no end within 2 s")
+
+
 def main():
+    signal.signal(signal.SIGALRM, too_slow)
     parser = argparse.ArgumentParser()
     parser.add_argument("program")
     parser.add_argument("folders", nargs="+")
@@ -201,10 +207,12 @@ def main():
 
 
 def judge(name, path, ours, counts, known, unknown):
+    signal.alarm(2)  # counts of 2^60 keep a Python loop busy
     try:
         theirs, reason = (by_gguf if path.endswith(".gguf") else by_safetensors)(path), None
     except Exception as error:  # whatever a package throws is a refusal
         theirs, reason = None, "%s: %s" % (type(error).__name__, error)
+    signal.alarm(0)
     both = ("accepted" if ours["accepted"] else "refused", "accepted" if theirs is not None else "refused")
     counts["cbq %s, Python %s" % both] += 1
     if both == ("accepted", "accepted"):
