@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <cbq/io/atomic_folder.hpp>
+#include <cbq/io/awq.hpp>
 #include <cbq/io/compressed_tensors.hpp>
 #include <cbq/io/int_quantized.hpp>
 #include <cbq/io/refined_groups.hpp>
@@ -84,13 +85,21 @@ class Exporter {
   }
 
   static Status plan_module(const ExportedModule& module, std::vector<TensorPlan>& tensors) {
-    const cbq::QuantizedMatrixPlan matrix = {module.name, module.outputs, module.inputs, module.grid, module.scales};
-    const bool integers = module.form == ModuleForm::int_quantized;
-    if (integers && module.ranges == cbq::ActivationRanges::fixed) {
-      cbq::plan_input_grid(module.name, module.scheme.activation, tensors);
+    switch (module.form) {
+      case ModuleForm::int_quantized:
+        if (module.ranges == cbq::ActivationRanges::fixed) {
+          cbq::plan_input_grid(module.name, module.scheme.activation, tensors);
+        }
+        return cbq::plan_int_quantized(matrix_plan(module), tensors);
+      case ModuleForm::packed:
+        return cbq::plan_tensors(matrix_plan(module), tensors);
+      case ModuleForm::gptq:
+        return cbq::plan_gptq(matrix_plan(module), tensors);
+      case ModuleForm::awq:
+        return cbq::plan_awq(matrix_plan(module), tensors);
+      case ModuleForm::half:
+        break;
     }
-    if (integers) return cbq::plan_int_quantized(matrix, tensors);
-    if (module.form == ModuleForm::packed) return cbq::plan_tensors(matrix, tensors);
     tensors.push_back(
         {module.name + ".weight", cbq::Dtype::f16, {.rank = 2, .sizes = {module.outputs, module.inputs}}});
     return {};
@@ -112,8 +121,16 @@ class Exporter {
 
   Status write_codes(const ExportedModule& module, const cbq::QuantizedMatrixView& matrix,
                      ShardedWriter& writer) const {
-    if (module.form == ModuleForm::packed) {
-      return cbq::write_quantized_matrix(writer, module.name, matrix, module.grid);
+    switch (module.form) {
+      case ModuleForm::packed:
+        return cbq::write_quantized_matrix(writer, module.name, matrix, module.grid);
+      case ModuleForm::gptq:
+        return cbq::write_gptq(writer, module.name, matrix, module.grid, plan_.gptq_zeros);
+      case ModuleForm::awq:
+        return cbq::write_awq(writer, module.name, matrix, module.grid);
+      case ModuleForm::int_quantized:
+      case ModuleForm::half:
+        break;
     }
     if (module.ranges == cbq::ActivationRanges::fixed) {
       const cbq::Grid& grid = module.scheme.activation;
@@ -186,6 +203,10 @@ Status write_config(const cbq::AtomicFolder& folder, const ModelSource& source, 
   cbq::Json config = source.json();
   config.erase("cbq");
   config["quantization_config"] = export_config(plan, options);
+  if (options.format == ExportFormat::gptq) {
+    const std::string copy = cbq::json_text(config["quantization_config"]);
+    if (const Status ok = cbq::write_file(folder.file("quantize_config.json"), copy); !ok) return ok;
+  }
   set_dtype(config, plan, report);
   return cbq::write_file(folder.file("config.json"), cbq::json_text(config));
 }

@@ -6,10 +6,12 @@
 // time.
 
 #include <cstddef>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include <cbq/core/result.hpp>
+#include <cbq/io/gptq.hpp>
 
 #include "model_source.hpp"
 
@@ -17,12 +19,13 @@ namespace cbq_llama {
 
 /// Forms of a folder, and gguf: one file (gguf_export.hpp). Their names on the command line are those of
 /// export_format_names, in their order.
-enum class ExportFormat : unsigned char { compressed_tensors, gguf };
-inline constexpr const char* export_format_names[] = {"compressed-tensors", "gguf"};
+enum class ExportFormat : unsigned char { compressed_tensors, gptq, awq, gguf };
+inline constexpr const char* export_format_names[] = {"compressed-tensors", "gptq", "awq", "gguf"};
 
 struct ExportOptions {
   ExportFormat format = ExportFormat::compressed_tensors;
-  std::size_t shard_bytes = 0;  ///< largest shard; 0: one file
+  std::size_t shard_bytes = 0;                    ///< largest shard; 0: one file
+  std::optional<cbq::GptqZeros> gptq_zeros = {};  ///< nothing: v1 where all grids are symmetric, otherwise v2
 };
 
 /// What an export or an import did.

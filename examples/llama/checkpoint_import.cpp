@@ -38,6 +38,7 @@ class Importer {
       for (const std::string_view part : foreign_parts(module.form))
         (void)replaced_.insert(module.name + std::string(part));
     }
+    for (const std::string& name : plan.left_out) (void)replaced_.insert(name);
   }
 
   Status write(const std::string& folder, ExportReport& report) {

@@ -661,7 +661,7 @@ void add_export(CLI::App& app, Commands& commands) {
   for (std::size_t i = 0; i < std::size(export_format_names); ++i) {
     formats.emplace(export_format_names[i], static_cast<ExportFormat>(i));
   }
-  added->add_option("--format", command.options.format, "compressed-tensors or gguf")
+  added->add_option("--format", command.options.format, "compressed-tensors, gptq, awq or gguf")
       ->required()
       ->transform(CLI::CheckedTransformer(formats).description(""))
       ->type_name("NAME");

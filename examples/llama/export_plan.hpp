@@ -8,6 +8,8 @@
 #include <vector>
 
 #include <cbq/core/result.hpp>
+#include <cbq/io/compressed_tensors.hpp>
+#include <cbq/io/gptq.hpp>
 #include <cbq/io/json.hpp>
 #include <cbq/io/quantization_record.hpp>
 #include <cbq/io/tensor.hpp>
@@ -21,6 +23,8 @@ enum class ModuleForm : unsigned char {
   half,           ///< numbers in float16: embedding and head
   packed,         ///< compressed-tensors pack-quantized
   int_quantized,  ///< compressed-tensors int-quantized
+  gptq,
+  awq,
 };
 
 /// A module of the source that has codes.
@@ -39,7 +43,11 @@ struct ExportPlan {
   std::vector<ExportedModule> modules;
   std::vector<std::string> ignore;  ///< linear modules in floating point
   std::vector<std::string> notes;
+  cbq::GptqZeros gptq_zeros = cbq::GptqZeros::v1;
 };
+
+/// The matrix of a module as it is written.
+[[nodiscard]] cbq::QuantizedMatrixPlan matrix_plan(const ExportedModule& module);
 
 /// Errors of export_checkpoint() but those of reading and writing tensors.
 [[nodiscard]] cbq::Result<ExportPlan> plan_export(const ModelSource& source, const ExportOptions& options);

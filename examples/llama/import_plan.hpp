@@ -8,6 +8,8 @@
 #include <vector>
 
 #include <cbq/core/result.hpp>
+#include <cbq/io/checkpoint.hpp>
+#include <cbq/io/gptq.hpp>
 #include <cbq/io/quantization_record.hpp>
 #include <cbq/io/stored_matrix.hpp>
 #include <cbq/io/tensor.hpp>
@@ -17,7 +19,7 @@
 namespace cbq_llama {
 
 /// In what form a folder stores a module.
-enum class ForeignForm : unsigned char { packed, int_quantized };
+enum class ForeignForm : unsigned char { packed, int_quantized, gptq, awq };
 
 /// A module stored as codes.
 struct ForeignModule {
@@ -25,6 +27,7 @@ struct ForeignModule {
   cbq::Scheme scheme;
   cbq::ActivationRanges ranges = cbq::ActivationRanges::dynamic;
   ForeignForm form = ForeignForm::packed;
+  cbq::GptqZeros zeros = cbq::GptqZeros::v1;
   cbq::Dtype scales = cbq::Dtype::f16;
   std::size_t outputs = 0;
   std::size_t inputs = 0;
@@ -32,8 +35,9 @@ struct ForeignModule {
 
 struct ImportPlan {
   std::vector<ForeignModule> modules;
-  std::vector<std::string> ignore;  ///< linear modules in floating point
-  std::string method;               ///< "compressed-tensors", "gptq", "awq"
+  std::vector<std::string> ignore;    ///< linear modules in floating point
+  std::string method;                 ///< "compressed-tensors", "gptq", "awq"
+  std::vector<std::string> left_out;  ///< tensors without meaning: biases of zeros that the model does not have
   std::vector<std::string> notes;
 };
 

@@ -110,12 +110,12 @@ Status write_awq_zeros(Writer& writer, const std::string& name, const QuantizedM
   return write_awq_codes(writer, name, matrix_view(std::as_const(*zeros).data(), outputs, groups));
 }
 
-// Whether each nibble is 8.
-inline bool are_awq_eights(const TensorView& tensor) noexcept {
-  return std::all_of(tensor.bytes.begin(), tensor.bytes.end(), [](std::byte b) { return b == std::byte{0x88}; });
-}
-
 }  // namespace io_detail
+
+/// Whether all zero points of a `qzeros` tensor are 8: those of a symmetric grid.
+[[nodiscard]] inline bool are_awq_eights(const TensorView& qzeros) noexcept {
+  return std::all_of(qzeros.bytes.begin(), qzeros.bytes.end(), [](std::byte b) { return b == std::byte{0x88}; });
+}
 
 /// Writes what plan_awq() planned. Errors as write_gptq(), but for zero points of 0.
 template <class Writer>
@@ -146,7 +146,7 @@ template <class Tensors>
   const std::size_t groups = group_count(grid, inputs);
   Status checked = io_detail::check_stored_tensor(*zeros, zeros->dtype == Dtype::i32, groups, columns);
   if (checked) checked = io_detail::check_stored_tensor(*scales, true, groups, *outputs);
-  if (checked && grid.zero == Zero::symmetric && !io_detail::are_awq_eights(*zeros)) {
+  if (checked && grid.zero == Zero::symmetric && !are_awq_eights(*zeros)) {
     checked = Error{Errc::bad_argument, "zero points of a symmetric grid are 8", zeros->name};
   }
   if (!checked) return checked.error();
