@@ -3,10 +3,14 @@
 
 #include <catch2/catch_all.hpp>
 
+#include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <filesystem>
+#include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -95,4 +99,23 @@ TEST_CASE("what is no regular file is refused with the reason") {
   support::write_text(folder / "large", "12345678");
   CHECK(FileBytes::open(folder / "large", FileMode::read, 8));
   CHECK_FALSE(FileBytes::open(folder / "large", FileMode::read, 7));
+}
+
+TEST_CASE("bytes that were let go of come back") {
+  const support::ScratchFolder folder;
+  std::string text(300'000, 'x');
+  for (std::size_t i = 0; i < text.size(); ++i) text[i] = static_cast<char>(i % 251);
+  support::write_text(folder / "f", text);
+  for (const cbq::FileMode mode : {cbq::FileMode::map, cbq::FileMode::read}) {
+    const auto file = cbq::FileBytes::open(folder / "f", mode);
+    REQUIRE(file);
+    const std::span<const std::byte> bytes = file->bytes();
+    const std::vector<std::byte> other(100'000, std::byte{7});
+    for (const auto part : {bytes, bytes.subspan(70'000, 1), bytes.first(0), bytes.last(0), bytes.last(1),
+                            std::span<const std::byte>(other), std::span<const std::byte>()}) {
+      file->release(part);
+    }
+    CHECK(std::memcmp(bytes.data(), text.data(), text.size()) == 0);
+    CHECK(std::all_of(other.begin(), other.end(), [](std::byte b) { return b == std::byte{7}; }));
+  }
 }

@@ -10,14 +10,15 @@
 #include <vector>
 
 #include <sys/resource.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "engine_fixture.hpp"
 #include "interrupt.hpp"
+#include "run_apart.hpp"
 
 using cbq::Json;
 using engine_fixture::pocket_llama;
+using engine_fixture::run_apart;
 using engine_fixture::run_tool;
 using engine_fixture::ToolRun;
 using engine_fixture::unwrap;
@@ -30,21 +31,6 @@ bool is_one_message(const std::string& err, const std::string& part) {
   CHECK(err.starts_with("cbq-llama: "));
   CHECK(err.find('\n') == err.size() - 1);
   return err.find(part) != std::string::npos;
-}
-
-// Exit code of a run in a process of its own, which `prepare` changes first.
-template <class Prepare>
-int run_apart(const std::vector<std::string>& arguments, const Prepare& prepare) {
-  const pid_t child = ::fork();
-  REQUIRE(child >= 0);
-  if (child == 0) {
-    ::alarm(120);
-    prepare();
-    ::_exit(run_tool(arguments).code);
-  }
-  int status = 0;
-  REQUIRE(::waitpid(child, &status, 0) == child);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
 }
 
 const std::vector<std::string> json_keys = {"perplexity",
