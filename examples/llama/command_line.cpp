@@ -126,10 +126,6 @@ void add_prune(CLI::App& app, PruneArguments& prune) {
   app.add_option("--prune", prune.sparsity, "mean share of a prompt's tokens that layers do without; 0: none")
       ->capture_default_str()
       ->type_name("S");
-  app.add_option("--low-bit-tokens", prune.low_bit_tokens,
-                 "share of a prompt's tokens, the least important, whose 8-bit activations have 4 bits; 0: none")
-      ->capture_default_str()
-      ->type_name("S");
   const std::map<std::string, cbq::Importance> kinds = {{"first_token", cbq::Importance::first_token},
                                                         {"column_sums", cbq::Importance::column_sums}};
   app.add_option("--prune-by", prune.importance,
@@ -143,6 +139,14 @@ void add_prune(CLI::App& app, PruneArguments& prune) {
          "of tokens that stay: original (default; BLOOM: compacted), or compacted")
       ->transform(CLI::CheckedTransformer(positions).description(""))
       ->type_name("KIND");
+}
+
+// Of the commands that run a model whose activations can be quantized.
+void add_low_bit_tokens(CLI::App& app, PruneArguments& prune) {
+  app.add_option("--low-bit-tokens", prune.low_bit_tokens,
+                 "share of a prompt's tokens, the least important, whose 8-bit activations have 4 bits; 0: none")
+      ->capture_default_str()
+      ->type_name("S");
 }
 
 // Replaces "4G" by bytes.
@@ -334,7 +338,8 @@ void add_gptq(CLI::App& app, GptqSettings& settings) {
   app.add_flag("--static-groups", settings.static_groups, "gptq: scales of the weights as they were");
 }
 
-constexpr const char* agile_options[] = {"--weights", "--activations", "--percentile", "--trip-exponent"};
+constexpr const char* agile_options[] = {"--weights", "--activations", "--percentile",     "--trip-exponent",
+                                         "--prune",   "--prune-by",    "--prune-positions"};
 
 void add_agile(CLI::App& app, AgileArguments& agile) {
   app.add_option("--weights", agile.weights, "agile: how weights are rounded: gptq, rtn or cbq")
@@ -429,6 +434,7 @@ void add_quantize(CLI::App& app, Commands& commands) {
       ->type_name("R");
   add_gptq(*added, command.gptq);
   add_agile(*added, command.agile);
+  add_prune(*added, command.prune);
   added->add_flag("--resume", command.resume, "continue a cbq run that was cut off, from DIR.checkpoint");
   added->add_option("--memory-budget", command.memory_budget, "of calibration, for example 4G or 500M; default: none")
       ->transform(CLI::Validator(read_size, "", ""))
@@ -493,6 +499,7 @@ void add_perplexity(CLI::App& app, Commands& commands) {
       ->capture_default_str()
       ->type_name("WHEN");
   add_prune(*added, command.prune);
+  add_low_bit_tokens(*added, command.prune);
 }
 
 void add_choose(CLI::App& app, Commands& commands) {
@@ -518,6 +525,7 @@ void add_generate(CLI::App& app, Commands& commands) {
   added->add_option("--seed", command.seed, "of the random choices")->capture_default_str()->type_name("S");
   add_kv(*added, command.kv);
   add_prune(*added, command.prune);
+  add_low_bit_tokens(*added, command.prune);
 }
 
 void add_passkey(CLI::App& app, Commands& commands) {
@@ -562,6 +570,7 @@ void add_bench(CLI::App& app, Commands& commands) {
   added->add_flag("--profile", command.profile, "time per kind of operation");
   add_kv(*added, command.kv);
   add_prune(*added, command.prune);
+  add_low_bit_tokens(*added, command.prune);
 }
 
 void add_compare(CLI::App& app, Commands& commands) {

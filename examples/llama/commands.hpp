@@ -75,6 +75,7 @@ struct QuantizeCommand {
   CacheSettings cache = {};
   GptqSettings gptq = {};
   AgileArguments agile = {};
+  PruneArguments prune = {};
   bool resume = false;
   std::size_t memory_budget = 0;  ///< bytes; 0: no limit
   int head_bits = 8;

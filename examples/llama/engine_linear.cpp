@@ -76,6 +76,9 @@ void EngineLinear::weight_row(std::size_t output, float* weights) const noexcept
 }
 
 Status EngineLinear::run(cbq::LinearInput& x, const cbq::LinearOutput& out, Context& context) const noexcept {
+  if (state_->role.inputs != nullptr) {
+    if (const Status seen = state_->role.inputs->add(x.values()); !seen) return seen;
+  }
   if (state_->role.profile == nullptr) return state_->op.forward(x, out, context);
   const auto start = std::chrono::steady_clock::now();
   const Status done = state_->op.forward(x, out, context);

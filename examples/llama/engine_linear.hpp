@@ -15,6 +15,7 @@
 #include <cbq/gemm/extern_kernels.hpp>
 #include <cbq/gemm/packed_weights.hpp>
 #include <cbq/nn/linear.hpp>
+#include <cbq/quant/activation_range.hpp>
 
 #include "threads.hpp"
 
@@ -39,6 +40,7 @@ struct OperatorRole {
   Operation operation = Operation::head;
   Profile* profile = nullptr;
   cbq::InputRotation rotation = cbq::InputRotation::none;
+  cbq::ActivationRange* inputs = nullptr;  ///< sees what comes in; null: nothing does
 };
 
 /// A cbq::LinearOperator for ToolExecutor only.

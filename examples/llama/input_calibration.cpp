@@ -12,6 +12,9 @@
 #include "block_scaling.hpp"
 #include "decoder_blocks.hpp"
 #include "float_walk.hpp"
+#include "interrupt.hpp"
+#include "model.hpp"
+#include "progress.hpp"
 
 namespace cbq_llama {
 
@@ -48,22 +51,22 @@ class InputCalibration {
   InputCalibration(std::vector<ModuleReport>& plan, const QuantizationOptions& options, ChangedWeights& weights)
       : plan_(plan), options_(options), weights_(weights), count_(block_modules(weights.config(), 0).size()) {}
 
-  Result<InputObserver> prepare(std::size_t layer, std::size_t reader, std::size_t inputs) {
+  // What is to see the input of `reader`; null where no grid is wanted.
+  Result<cbq::ActivationRange*> prepare(std::size_t layer, std::size_t reader, std::size_t inputs) {
     const ModuleReport* first = first_quantized(layer, reader);
-    if (first == nullptr || first->scheme->activation.granularity != cbq::Granularity::per_tensor)
-      return InputObserver{};
+    if (first == nullptr || first->scheme->activation.granularity != cbq::Granularity::per_tensor) return nullptr;
     Result<cbq::ActivationRange> range = cbq::ActivationRange::create(inputs, input_sample_rows);
     if (!range) return range.error();
-    return InputObserver{.range = &ranges_.emplace(reader, *std::move(range)).first->second};
+    return &ranges_[layer].emplace(reader, *std::move(range)).first->second;
   }
 
   Status finish(std::size_t layer) {
     std::map<std::size_t, std::vector<float>> factors;
-    for (const auto& [reader, range] : ranges_) {
+    for (const auto& [reader, range] : ranges_[layer]) {
       const Status done = fix(layer, reader, range, factors[reader]);
       if (!done) return cbq::in_context(done.error(), plan_[layer * count_ + reader].module.name);
     }
-    ranges_.clear();
+    ranges_.erase(layer);
     if (options_.activations.largest_exponent == 0) return {};
     Result<BlockWeights> block = BlockWeights::read(weights_, layer);
     if (!block) return block.error();
@@ -134,20 +137,70 @@ class InputCalibration {
   const QuantizationOptions& options_;
   ChangedWeights& weights_;
   std::size_t count_;
-  std::map<std::size_t, cbq::ActivationRange> ranges_;  // by reader
+  std::map<std::size_t, std::map<std::size_t, cbq::ActivationRange>> ranges_;  // by layer and reader
 };
+
+constexpr const char* what_is_done = "calibrating activations";
+
+// All tokens, block by block.
+Status see_all(std::vector<ModuleReport>& plan, const CalibrationTokens& tokens, const QuantizationOptions& options,
+               ChangedWeights& weights) {
+  InputCalibration calibration(plan, options, weights);
+  const WalkObserver observer = {
+      .prepare = [&](std::size_t layer, std::size_t reader, std::size_t inputs) -> Result<InputObserver> {
+        const Result<cbq::ActivationRange*> range = calibration.prepare(layer, reader, inputs);
+        return range ? Result<InputObserver>({.range = *range}) : range.error();
+      },
+      .see = [&](std::size_t layer) { return calibration.finish(layer); }};
+  return walk_blocks(weights, plan, tokens, options, what_is_done, observer);
+}
+
+// The model as its files are, whose later layers do without what `policy` drops. Factors of one layer's inputs change
+// no other inputs, so all layers are seen at once.
+Status see_survivors(std::vector<ModuleReport>& plan, const CalibrationTokens& tokens,
+                     const cbq::ScheduledPruning& policy, const QuantizationOptions& options, ChangedWeights& weights) {
+  const ModelConfig& config = weights.config();
+  const std::size_t count = block_modules(config, 0).size();
+  InputCalibration calibration(plan, options, weights);
+  std::map<std::string, cbq::ActivationRange*> ranges;
+  for (std::size_t i = 0; i < count * config.layers; ++i) {
+    if (first_reader(i % count, config.architecture) != i % count) continue;
+    const auto range = calibration.prepare(i / count, i % count, plan[i].module.inputs);
+    if (!range) return range.error();
+    ranges[plan[i].module.name] = *range;
+  }
+  const auto observe = [&](const MatrixModule& module) {
+    const auto found = ranges.find(module.name);
+    return found == ranges.end() ? nullptr : found->second;
+  };
+  const Result<Model> model = Model::load(weights.source(), {.observe = observe});
+  if (!model) return model.error();
+  Result<Session> session = Session::create(*model, tokens.length, {.threads = options.threads});
+  if (!session) return session.error();
+  Progress progress(what_is_done, "tokens", tokens.ids.size());
+  for (std::size_t first = 0; first < tokens.ids.size(); first += tokens.length) {
+    if (const Status go = check_interrupt(); !go) return go;
+    session->reset();
+    const auto left = session->forward_pruned(tokens.ids.subspan(first, tokens.length), policy);
+    if (!left) return left.error();
+    progress.update(first + tokens.length);
+  }
+  for (std::size_t layer = 0; layer < config.layers; ++layer) {
+    const Status done = calibration.finish(layer);
+    if (!done) return cbq::in_context(done.error(), block_name(config, layer));
+  }
+  return {};
+}
 
 }  // namespace
 
 Status calibrate_inputs(std::vector<ModuleReport>& plan, const CalibrationTokens& tokens,
                         const QuantizationOptions& options, ChangedWeights& weights) {
-  InputCalibration calibration(plan, options, weights);
-  const WalkObserver observer = {
-      .prepare = [&](std::size_t layer, std::size_t reader,
-                     std::size_t inputs) { return calibration.prepare(layer, reader, inputs); },
-      .see = [&](std::size_t layer) { return calibration.finish(layer); }};
-  const Status walked = walk_blocks(weights, plan, tokens, options, "calibrating activations", observer);
-  if (!walked) return walked;
+  const auto policy = pruning_of(options.prune, weights.config(), 0);
+  if (!policy) return policy.error();
+  const Status seen =
+      *policy ? see_survivors(plan, tokens, **policy, options, weights) : see_all(plan, tokens, options, weights);
+  if (!seen) return seen;
   for (std::size_t i = 0; i < all_block_modules(weights.config()).size(); ++i) {
     const ModuleReport& entry = plan[i];
     if (entry.inputs || !entry.scheme || entry.scheme->activation.granularity != cbq::Granularity::per_tensor) continue;

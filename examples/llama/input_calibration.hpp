@@ -4,7 +4,8 @@
 // Static activations of `cbq-llama quantize --method agile`: one pass of the float model over the calibration text
 // finds one grid for what each linear layer reads, from the extremes or a percentile of all values, and with TRIP
 // power-of-two factors of its channels, which are folded into what makes the input (algorithm A of
-// <cbq/quant/trip.hpp>). Channels that a rotation or GELU mixes before they are read keep their factors of 1.
+// <cbq/quant/trip.hpp>). Channels that a rotation or GELU mixes before they are read keep their factors of 1. With
+// `--prune` the pass drops tokens, and layers see those that are left to them.
 
 #include <vector>
 

@@ -152,7 +152,8 @@ class Loader {
     }
     const bool rotated = cbq::find_rotation(record_, module.name) != nullptr;
     const OperatorRole role{operation, options_.profile,
-                            rotated ? cbq::InputRotation::hadamard : cbq::InputRotation::none};
+                            rotated ? cbq::InputRotation::hadamard : cbq::InputRotation::none,
+                            options_.observe ? options_.observe(module) : nullptr};
     const cbq::ModuleScheme* quantized = cbq::find_module(record_, module.name);
     Result<EngineLinear> op = quantized != nullptr ? quantized_matrix(module, quantized->scheme, values(bias), role)
                                                    : dense_matrix(module, values(bias), role);

@@ -40,6 +40,8 @@ struct LoadOptions {
   Profile* profile = nullptr;  ///< where sessions note their time; one session at a time then
   const QuantizationOnLoad* on_load = nullptr;
   PackedCacheOptions packed_cache = {};  ///< for packed operators of a model that is quantized in its files
+  /// What sees the inputs of a module, before they are rotated; may return null. One session at a time then.
+  std::function<cbq::ActivationRange*(const MatrixModule&)> observe = {};
 };
 
 class Model {

@@ -409,6 +409,7 @@ Status write_config(const std::string& path, const ChangedWeights& weights, cons
   if (options.activations.fixed) {
     record.notes["percentile"] = options.activations.percentile;
     record.notes["largest_exponent"] = options.activations.largest_exponent;
+    if (options.prune.sparsity != 0) record.notes["prune"] = options.prune.sparsity;
   }
   if (options.attention_bits != 16) record.notes[attention_bits_key] = options.attention_bits;
   if (!cbq::is_float(options.cache.scheme)) {

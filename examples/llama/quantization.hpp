@@ -27,6 +27,7 @@
 #include "kv_smoothing_files.hpp"
 #include "model_layout.hpp"
 #include "model_source.hpp"
+#include "prompt_pruning.hpp"
 #include "threads.hpp"
 
 namespace cbq_llama {
@@ -151,8 +152,9 @@ struct QuantizationOptions {
   CacheSettings cache = {};
   GptqSettings gptq = {};
   ActivationSettings activations = {};
-  Resume resume = Resume::no;                                ///< `method` cbq: from OUTPUT.checkpoint, if there is one
-  std::size_t memory_budget = 0;                             ///< of calibration, in bytes; 0: no limit
+  PruneArguments prune = {};      ///< of the calibration text, while static activations are found
+  Resume resume = Resume::no;     ///< `method` cbq: from OUTPUT.checkpoint, if there is one
+  std::size_t memory_budget = 0;  ///< of calibration, in bytes; 0: no limit
   std::function<void(const MemoryEstimate&)> announce = {};  ///< called before calibration
   std::size_t threads = 1;
 };

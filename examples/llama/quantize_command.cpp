@@ -110,6 +110,7 @@ void set_method(const QuantizeCommand& command, QuantizationOptions& options) {
     options.method_name = "agile";
     options.rotation = command.rotation.value_or(Rotation::none);
     options.activations.percentile = command.agile.percentile;
+    options.prune = command.prune;
   } else if (command.method == "wkvquant") {
     cbq::WindowOptions& windows = options.reconstruction.windows;
     windows.overlap = windows.size - 1;
@@ -149,6 +150,19 @@ Status fix_activations(const AgileArguments& agile, const NamedScheme& named, Qu
     return Error{Errc::bad_argument, "a percentile is of static activations, and all are dynamic", "--percentile"};
   }
   options.activations.largest_exponent = named.trip ? agile.largest_exponent : 0;
+  return {};
+}
+
+// Whether calibration can drop tokens as it is told.
+Status check_pruning(const QuantizationOptions& options) {
+  if (options.prune.sparsity == 0) return {};
+  if (!options.activations.fixed) {
+    return Error{Errc::bad_argument, "calibration drops tokens for static activations, and all are dynamic", "--prune"};
+  }
+  if (options.preprocessing != Preprocessing::none || options.rotation != Rotation::none) {
+    return Error{Errc::unsupported, "calibration that drops tokens is of a model as its files are", "--prune", "",
+                 "no --preprocess and no --rotate"};
+  }
   return {};
 }
 
@@ -236,6 +250,7 @@ Result<QuantizationOptions> quantization_options(const QuantizeCommand& command,
   options.range = command.range;
   set_method(command, options);
   options.threads = machine.threads;
+  if (const Status fits = check_pruning(options); !fits) return fits.error();
   return options;
 }
 

@@ -112,6 +112,32 @@ TEST_CASE("a static grid spans what a layer reads, and layers with one input sha
   }
 }
 
+TEST_CASE("calibration that drops tokens sees what later layers are left") {
+  const ModelSource source = unwrap(ModelSource::open(pocket_llama()));
+  QuantizationOptions options = options_of("w4a4_act_tensor", 3);
+  const auto scales_of = [&](std::size_t length, double sparsity) {
+    options.calibration.sequence = length;
+    options.prune.sparsity = sparsity;
+    const Calibrated made(source, options);
+    std::vector<double> scales;
+    for (const ModuleReport& entry : made.plan) {
+      if (entry.inputs) scales.push_back(entry.inputs->grid.scale);
+    }
+    return scales;
+  };
+  // Short sequences keep all their tokens, so both ways see the same.
+  const std::vector<double> all = scales_of(32, 0), kept = scales_of(32, 0.25);
+  REQUIRE(all.size() == all_block_modules(source.config()).size());
+  REQUIRE(kept.size() == all.size());
+  for (std::size_t i = 0; i < all.size(); ++i) CHECK_THAT(kept[i], Catch::Matchers::WithinRel(all[i], 1e-4));
+  const std::vector<double> whole = scales_of(128, 0), pruned = scales_of(128, 0.25);
+  REQUIRE(pruned.size() == whole.size());
+  for (std::size_t i = 0; i < 4; ++i) CHECK_THAT(pruned[i], Catch::Matchers::WithinRel(whole[i], 1e-4));
+  std::size_t changed = 0;  // layers whose largest value is of a token that all layers keep stay as they were
+  for (std::size_t i = 4; i < whole.size(); ++i) changed += std::abs(pruned[i] - whole[i]) > 1e-3 * whole[i] ? 1u : 0u;
+  CHECK(changed > 0);
+}
+
 TEST_CASE("an input whose first reader stays in floating point is calibrated for the others") {
   const ModelSource source = unwrap(ModelSource::open(pocket_llama()));
   QuantizationOptions options = options_of("w4a4_act_tensor", 3);
@@ -311,6 +337,12 @@ TEST_CASE("what makes no static activations is refused") {
   CHECK(run({"--method", "agile", "--scheme", "w4a4", "--trip-exponent", "3"}).code == 2);
   CHECK_THAT(run({"--method", "agile", "--scheme", "w4a8", "--percentile", "99"}).err, ContainsSubstring("dynamic"));
   CHECK_THAT(run({"--method", "agile", "--scheme", "w4a16"}).err, ContainsSubstring("floating point"));
+  CHECK(run({"--method", "gptq", "--scheme", "w4a4", "--prune", "0.25"}).code == 2);
+  CHECK_THAT(run({"--method", "agile", "--scheme", "w4a8", "--prune", "0.25"}).err,
+             ContainsSubstring("all are dynamic"));
+  CHECK_THAT(run({"--method", "agile", "--scheme", "w4a4", "--prune", "0.25", "--rotate", "full"}).err,
+             ContainsSubstring("no --rotate"));
+  CHECK_THAT(run({"--method", "agile", "--scheme", "w4a4", "--prune", "1"}).err, ContainsSubstring("--prune"));
   CHECK_THAT(run({"--method", "agile", "--scheme", "w4a8_g32_act_group", "--activations", "static"}).err,
              ContainsSubstring("per group"));
   CHECK_THAT(run({"--method", "agile", "--scheme", "w4a8", "--weights", "rtn"}).err,
