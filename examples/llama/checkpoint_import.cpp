@@ -134,7 +134,9 @@ Status write_config(const std::string& path, const ModelSource& source, const Im
 Result<ExportReport> import_checkpoint(const ModelSource& source, const std::string& output) {
   const Result<ImportPlan> plan = plan_import(source);
   if (!plan) return plan.error();
-  const cbq::Existing existing = cbq::is_quantized_folder(output) ? cbq::Existing::replace : cbq::Existing::refuse;
+  const Result<bool> replaces = cbq::is_quantized_folder(output);
+  if (!replaces) return replaces.error();
+  const cbq::Existing existing = *replaces ? cbq::Existing::replace : cbq::Existing::refuse;
   Result<cbq::AtomicFolder> folder = cbq::AtomicFolder::create(output, existing);
   if (!folder) return folder.error();
   ExportReport report;

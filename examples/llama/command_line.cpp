@@ -687,18 +687,35 @@ void add_import(CLI::App& app, Commands& commands) {
   added->add_option("-o,--output", command.output, "folder to write")->required()->type_name("DIR");
 }
 
+// A line of text that needs no memory: what is too long is cut.
+class Line {
+ public:
+  Line& operator+=(const char* text) {
+    // Names from files may hold anything; the message is one line.
+    for (; *text != '\0' && size_ + 2 < sizeof text_; ++text)
+      text_[size_++] = *text == '\n' || *text == '\r' ? ' ' : *text;
+    return *this;
+  }
+  void print(std::FILE* to) {
+    text_[size_++] = '\n';
+    (void)std::fwrite(text_, 1, size_, to);
+    (void)std::fflush(to);
+  }
+
+ private:
+  char text_[1024] = {};
+  std::size_t size_ = 0;
+};
+
 int report_failure(const cbq::Error& error, const Console& console) {
   if (error.code == cbq::Errc::interrupted) {
     (void)std::fputs("cbq-llama: interrupted\n", console.err);
     return 128 + interrupt_signal();
   }
-  std::string message = "cbq-llama: ";
-  cbq::append_message(message, error);
-  for (char& c : message) {
-    if (c == '\n' || c == '\r') c = ' ';  // names from files may hold anything; the message is one line
-  }
-  message += '\n';
-  (void)std::fputs(message.c_str(), console.err);
+  Line line;
+  line += "cbq-llama: ";
+  cbq::append_message(line, error);
+  line.print(console.err);
   return exit_failed;
 }
 
@@ -746,7 +763,7 @@ int run_tool(int count, const char* const* arguments, const Console& console) {
     const Status done = commands.chosen(console);
     return done ? 0 : report_failure(done.error(), console);
   } catch (const std::bad_alloc&) {
-    return report_failure({cbq::Errc::out_of_memory, "not enough memory"}, console);
+    return report_failure({cbq::Errc::out_of_memory, "not enough memory", count > 1 ? arguments[1] : ""}, console);
   }
 }
 

@@ -104,7 +104,9 @@ class Importer {
 
   Result<ExportReport> write(const std::string& output) {
     if (const Status planned = plan(); !planned) return planned.error();
-    const cbq::Existing existing = cbq::is_quantized_folder(output) ? cbq::Existing::replace : cbq::Existing::refuse;
+    const Result<bool> replaces = cbq::is_quantized_folder(output);
+    if (!replaces) return replaces.error();
+    const cbq::Existing existing = *replaces ? cbq::Existing::replace : cbq::Existing::refuse;
     Result<cbq::AtomicFolder> folder = cbq::AtomicFolder::create(output, existing);
     if (!folder) return folder.error();
     if (const Status ok = write_tensors(folder->file("model.safetensors")); !ok) return ok.error();

@@ -2,6 +2,7 @@
 #include "model_companions.hpp"
 
 #include <array>
+#include <cerrno>
 
 #include <unistd.h>
 
@@ -30,7 +31,10 @@ Status copy_companions(const cbq::AtomicFolder& folder, const ModelSource& sourc
                                 vocabulary_file};
   for (const char* name : names) {
     const std::string path = source.path() + "/" + name;
-    if (::access(path.c_str(), F_OK) != 0) continue;
+    if (::access(path.c_str(), F_OK) != 0) {
+      if (errno == ENOENT) continue;
+      return cbq::system_error("cannot look at the file", path, errno);
+    }
     const Result<cbq::FileBytes> file = cbq::FileBytes::open(path, cbq::FileMode::read, std::size_t{1} << 28);
     if (!file) return file.error();
     if (const Status ok = cbq::write_file(folder.file(name), file->bytes()); !ok) return ok;

@@ -520,7 +520,9 @@ Result<QuantizationReport> quantize(const ModelSource& source, const std::string
   }
   Result<std::vector<ModuleReport>> plan = plan_quantization(source.config(), options);
   if (!plan) return plan.error();
-  const cbq::Existing existing = cbq::is_quantized_folder(output) ? cbq::Existing::replace : cbq::Existing::refuse;
+  const Result<bool> replaces = cbq::is_quantized_folder(output);
+  if (!replaces) return replaces.error();
+  const cbq::Existing existing = *replaces ? cbq::Existing::replace : cbq::Existing::refuse;
   // Before the work: a folder that cannot be written is better known early.
   Result<cbq::AtomicFolder> folder = cbq::AtomicFolder::create(output, existing);
   if (!folder) return folder.error();
@@ -543,12 +545,8 @@ Result<QuantizationReport> quantize(const ModelSource& source, const std::string
   if (const Status ok = write_config(folder->file("config.json"), calibrated.weights, options, report); !ok)
     return ok.error();
   if (const Status ok = copy_companions(*folder, source); !ok) return ok.error();
-  if (const Status ok = check_interrupt(); !ok) return ok.error();
-  if (const Status same = source.check_unchanged(); !same) return same.error();
-  if (const Status ok = folder->commit(); !ok) return ok.error();
-  if (reconstructs(options.method)) (void)std::remove(checkpoint_path(output).c_str());
-
-  const Result<ModelSource> written = ModelSource::open(output);
+  // Read before it takes the place of what is there.
+  const Result<ModelSource> written = ModelSource::open(folder->path());
   if (!written) return written.error();
   report.file_bytes = written->file_bytes();
   const Result<double> bits = bits_per_weight(*written);
@@ -559,6 +557,11 @@ Result<QuantizationReport> quantize(const ModelSource& source, const std::string
     if (!bytes) return bytes.error();
     entry.bits_per_weight = 8 * static_cast<double>(*bytes) / static_cast<double>(weights_of(entry.module));
   }
+  const std::string checkpoint = checkpoint_path(output);
+  if (const Status ok = check_interrupt(); !ok) return ok.error();
+  if (const Status same = source.check_unchanged(); !same) return same.error();
+  if (const Status ok = folder->commit(); !ok) return ok.error();
+  if (reconstructs(options.method)) (void)std::remove(checkpoint.c_str());
   return report;
 }
 

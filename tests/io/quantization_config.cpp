@@ -388,9 +388,9 @@ TEST_CASE("another program's file is refused where cbq would guess") {
 
 TEST_CASE("a folder of ours is told from others") {
   const support::ScratchFolder folder;
-  CHECK_FALSE(cbq::is_quantized_folder(folder.path()));
+  CHECK_FALSE(*cbq::is_quantized_folder(folder.path()));
   support::write_text(folder / "config.json", cbq::json_text(foreign()));
-  CHECK_FALSE(cbq::is_quantized_folder(folder.path()));
+  CHECK_FALSE(*cbq::is_quantized_folder(folder.path()));
   support::write_text(folder / "config.json", cbq::json_text(written(two_linears("w8a8", "w8a8"))));
-  CHECK(cbq::is_quantized_folder(folder.path()));
+  CHECK(*cbq::is_quantized_folder(folder.path()));
 }

@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #include <cbq/core/checked.hpp>
+#include <cbq/io/bad_alloc.hpp>
 #include <cbq/io/system_error.hpp>
 
 namespace cbq {
@@ -80,11 +81,13 @@ class BasicAtomicFile {
   BasicAtomicFile() noexcept = default;
   BasicAtomicFile(BasicAtomicFile&& other) noexcept
       : path_(std::move(other.path_)),
+        folder_(std::move(other.folder_)),
         temporary_(std::exchange(other.temporary_, {})),
         position_(other.position_),
         descriptor_(std::exchange(other.descriptor_, -1)) {}
   BasicAtomicFile& operator=(BasicAtomicFile&& other) noexcept {
     std::swap(path_, other.path_);
+    std::swap(folder_, other.folder_);
     std::swap(temporary_, other.temporary_);
     std::swap(position_, other.position_);
     std::swap(descriptor_, other.descriptor_);
@@ -94,23 +97,10 @@ class BasicAtomicFile {
   BasicAtomicFile& operator=(const BasicAtomicFile&) = delete;
   ~BasicAtomicFile() { discard(); }
 
-  /// Starts a file that will become `path`, with the permissions of the file it replaces. Errc::io.
+  /// Starts a file that will become `path`, with the permissions of the file it replaces. Errc::io,
+  /// Errc::out_of_memory.
   [[nodiscard]] static Result<BasicAtomicFile> create(const std::string& path) {
-    BasicAtomicFile file;
-    file.path_ = path;
-    for (int attempt = 0; attempt < 16 && file.descriptor_ < 0; ++attempt) {
-      file.temporary_ = io_detail::temporary_name(path);
-      file.descriptor_ = System::open(file.temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-      if (file.descriptor_ < 0 && errno != EEXIST) break;
-    }
-    if (file.descriptor_ < 0) {
-      const int reason = errno;
-      file.temporary_.clear();
-      return system_error("cannot create a file in this folder", path, reason);
-    }
-    struct stat old = {};
-    if (::stat(path.c_str(), &old) == 0 && S_ISREG(old.st_mode)) (void)::fchmod(file.descriptor_, old.st_mode & 0777u);
-    return file;
+    return io_detail::bad_alloc_as_error(path, [&] { return open_temporary(path); });
   }
 
   /// Appends after the furthest byte that `write` wrote. Errc::io.
@@ -150,7 +140,7 @@ class BasicAtomicFile {
     if (System::close(std::exchange(descriptor_, -1)) != 0) return fail("cannot close the file");
     if (System::rename(temporary_.c_str(), path_.c_str()) != 0) return fail("cannot rename the file into place");
     temporary_.clear();
-    return io_detail::sync_folder<System>(io_detail::folder_of(path_));
+    return io_detail::sync_folder<System>(folder_);
   }
 
   /// Removes the temporary; the target stays as it was.
@@ -164,6 +154,25 @@ class BasicAtomicFile {
   [[nodiscard]] const std::string& path() const noexcept { return path_; }
 
  private:
+  static Result<BasicAtomicFile> open_temporary(const std::string& path) {
+    BasicAtomicFile file;
+    file.path_ = path;
+    file.folder_ = io_detail::folder_of(path);
+    for (int attempt = 0; attempt < 16 && file.descriptor_ < 0; ++attempt) {
+      file.temporary_ = io_detail::temporary_name(path);
+      file.descriptor_ = System::open(file.temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+      if (file.descriptor_ < 0 && errno != EEXIST) break;
+    }
+    if (file.descriptor_ < 0) {
+      const int reason = errno;
+      file.temporary_.clear();
+      return system_error("cannot create a file in this folder", path, reason);
+    }
+    struct stat old = {};
+    if (::stat(path.c_str(), &old) == 0 && S_ISREG(old.st_mode)) (void)::fchmod(file.descriptor_, old.st_mode & 0777u);
+    return file;
+  }
+
   Error fail(const char* what) {
     const Error error = system_error(what, path_, errno);
     discard();
@@ -171,6 +180,7 @@ class BasicAtomicFile {
   }
 
   std::string path_;
+  std::string folder_;
   std::string temporary_;
   std::size_t position_ = 0;
   int descriptor_ = -1;
@@ -178,7 +188,7 @@ class BasicAtomicFile {
 
 using AtomicFile = BasicAtomicFile<>;
 
-/// Writes `bytes` as the whole content of `path`, atomically. Errc::io.
+/// Writes `bytes` as the whole content of `path`, atomically. Errc::io, Errc::out_of_memory.
 [[nodiscard]] inline Status write_file(const std::string& path, std::span<const std::byte> bytes) {
   Result<AtomicFile> file = AtomicFile::create(path);
   if (!file) return file.error();

@@ -35,24 +35,10 @@ inline namespace CBQ_ABI {
 class Checkpoint {
  public:
   /// Opens a `.safetensors` file, a `.safetensors.index.json`, or a folder that holds one of them. Errc::io,
-  /// Errc::bad_file, Errc::bad_shape, Errc::unsupported.
+  /// Errc::bad_file, Errc::bad_shape, Errc::unsupported, Errc::out_of_memory.
   [[nodiscard]] static Result<Checkpoint> open(const std::string& path, FileMode mode = FileMode::map,
                                                const CheckpointLimits& limits = {}) {
-    Checkpoint checkpoint(mode, limits);
-    struct stat status = {};
-    if (::stat(path.c_str(), &status) != 0) return system_error("cannot open the checkpoint", path, errno);
-    if (!S_ISDIR(status.st_mode)) {
-      const bool index = path.ends_with(".json");
-      if (const Status ok = index ? checkpoint.open_index(path) : checkpoint.open_shard(path); !ok) return ok.error();
-    } else if (const std::string single = path + "/model.safetensors"; ::stat(single.c_str(), &status) == 0) {
-      if (const Status ok = checkpoint.open_shard(single); !ok) return ok.error();
-    } else if (const std::string index = path + "/model.safetensors.index.json"; ::stat(index.c_str(), &status) == 0) {
-      if (const Status ok = checkpoint.open_index(index); !ok) return ok.error();
-    } else {
-      return Error{Errc::io, "the folder holds no checkpoint", path, "",
-                   "model.safetensors or model.safetensors.index.json"};
-    }
-    return checkpoint;
+    return io_detail::bad_alloc_as_error(path, [&] { return open_any(path, mode, limits); });
   }
 
   Checkpoint(Checkpoint&&) noexcept = default;
@@ -107,6 +93,23 @@ class Checkpoint {
 
   Checkpoint(FileMode mode, const CheckpointLimits& limits) noexcept : mode_(mode), limits_(limits) {}
 
+  static Result<Checkpoint> open_any(const std::string& path, FileMode mode, const CheckpointLimits& limits) {
+    Checkpoint checkpoint(mode, limits);
+    struct stat status = {};
+    if (::stat(path.c_str(), &status) != 0) return system_error("cannot open the checkpoint", path, errno);
+    if (!S_ISDIR(status.st_mode)) {
+      const Status ok = path.ends_with(".json") ? checkpoint.open_index(path) : checkpoint.open_shard(path);
+      return ok ? Result<Checkpoint>(std::move(checkpoint)) : ok.error();
+    }
+    for (const char* name : {"/model.safetensors", "/model.safetensors.index.json"}) {
+      const std::string file = path + name;
+      if (::stat(file.c_str(), &status) == 0) return open_any(file, mode, limits);
+      if (errno != ENOENT) return system_error("cannot open the checkpoint", file, errno);
+    }
+    return Error{Errc::io, "the folder holds no checkpoint", path, "",
+                 "model.safetensors or model.safetensors.index.json"};
+  }
+
   Status open_shard(const std::string& path) {
     const std::size_t before = file_bytes();
     const std::size_t left = limits_.bytes - std::min(limits_.bytes, before);
@@ -124,9 +127,10 @@ class Checkpoint {
   }
 
   Status open_index(const std::string& path) {
-    const Result<Json> index = read_json_file(path, limits_.index);
+    Result<Json> index = read_json_file(path, limits_.index);
     if (!index) return index.error();
-    const Json* map = json_find(*index, "weight_map");
+    const io_detail::JsonRelease release(*index);
+    const Json* map = json_find(std::as_const(*index), "weight_map");
     if (map == nullptr || !map->is_object()) {
       return Error{Errc::bad_file, "the index has no weight_map object", path,
                    map == nullptr ? "no weight_map" : map->type_name(), "an object"};

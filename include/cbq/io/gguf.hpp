@@ -20,6 +20,7 @@
 #include <utility>
 #include <vector>
 
+#include <cbq/io/bad_alloc.hpp>
 #include <cbq/io/gguf_blocks.hpp>
 #include <cbq/io/gguf_metadata.hpp>
 #include <cbq/io/mapped_file.hpp>
@@ -43,22 +44,7 @@ class Gguf {
   /// The metadata and tensors of a whole file in memory; `bytes` must outlive this object. Errc::bad_file or
   /// Errc::unsupported, with key or tensor and byte offset.
   [[nodiscard]] static Result<Gguf> parse(std::span<const std::byte> bytes, const GgufLimits& limits = {}) {
-    Gguf file;
-    if (bytes.size() > limits.bytes) {
-      return Error{Errc::bad_file, "the file is larger than allowed", "byte 0", ErrorText(bytes.size()) << " bytes",
-                   ErrorText("at most ") << limits.bytes};
-    }
-    io_detail::ByteCursor cursor(bytes);
-    const Result<Counts> counts = read_header(cursor, limits);
-    if (!counts) return counts.error();
-    Result<GgufMetadata> metadata = GgufMetadata::read(cursor, counts->keys, limits);
-    if (!metadata) return metadata.error();
-    file.metadata_ = std::move(*metadata);
-    const Result<std::size_t> alignment = file.read_alignment(limits);
-    if (!alignment) return alignment.error();
-    if (const Status read = file.read_tensors(cursor, counts->tensors, limits); !read) return read.error();
-    if (const Status placed = file.place_tensors(bytes, cursor.position(), *alignment); !placed) return placed.error();
-    return file;
+    return io_detail::bad_alloc_as_error("GGUF header", [&] { return parse_header(bytes, limits); });
   }
 
   Gguf(Gguf&&) noexcept = default;
@@ -87,6 +73,25 @@ class Gguf {
   };
 
   Gguf() = default;
+
+  static Result<Gguf> parse_header(std::span<const std::byte> bytes, const GgufLimits& limits) {
+    Gguf file;
+    if (bytes.size() > limits.bytes) {
+      return Error{Errc::bad_file, "the file is larger than allowed", "byte 0", ErrorText(bytes.size()) << " bytes",
+                   ErrorText("at most ") << limits.bytes};
+    }
+    io_detail::ByteCursor cursor(bytes);
+    const Result<Counts> counts = read_header(cursor, limits);
+    if (!counts) return counts.error();
+    Result<GgufMetadata> metadata = GgufMetadata::read(cursor, counts->keys, limits);
+    if (!metadata) return metadata.error();
+    file.metadata_ = std::move(*metadata);
+    const Result<std::size_t> alignment = file.read_alignment(limits);
+    if (!alignment) return alignment.error();
+    if (const Status read = file.read_tensors(cursor, counts->tensors, limits); !read) return read.error();
+    if (const Status placed = file.place_tensors(bytes, cursor.position(), *alignment); !placed) return placed.error();
+    return file;
+  }
 
   static Result<Counts> read_header(io_detail::ByteCursor& cursor, const GgufLimits& limits) {
     const auto magic = cursor.number<std::uint32_t>();

@@ -14,6 +14,7 @@
 #include <string_view>
 #include <vector>
 
+#include <cbq/io/bad_alloc.hpp>
 #include <cbq/io/byte_cursor.hpp>
 #include <cbq/io/gguf_limits.hpp>
 #include <cbq/io/tensor.hpp>
@@ -129,45 +130,52 @@ class GgufMetadata {
     return std::string_view(reinterpret_cast<const char*>(entry->bytes.data()), entry->bytes.size());
   }
 
-  /// The elements of an array of texts.
+  /// The elements of an array of texts. These three: Errc::out_of_memory as well.
   [[nodiscard]] Result<std::vector<std::string_view>> text_array(std::string_view key) const {
-    const GgufValue* entry = value(key);
-    if (entry == nullptr) return missing(key);
-    if (entry->kind != GgufKind::array || entry->element != GgufKind::text)
-      return wrong_kind(*entry, "an array of texts");
-    std::vector<std::string_view> texts;
-    texts.reserve(entry->count);
-    io_detail::ByteCursor cursor(entry->bytes);
-    for (std::size_t i = 0; i < entry->count; ++i) {
-      const Result<std::string_view> text = cursor.text(entry->bytes.size());
-      if (!text) return text.error();
-      texts.push_back(*text);
-    }
-    return texts;
+    return io_detail::bad_alloc_as_error(key, [&]() -> Result<std::vector<std::string_view>> {
+      const GgufValue* entry = value(key);
+      if (entry == nullptr) return missing(key);
+      if (entry->kind != GgufKind::array || entry->element != GgufKind::text)
+        return wrong_kind(*entry, "an array of texts");
+      std::vector<std::string_view> texts;
+      texts.reserve(entry->count);
+      io_detail::ByteCursor cursor(entry->bytes);
+      for (std::size_t i = 0; i < entry->count; ++i) {
+        const Result<std::string_view> text = cursor.text(entry->bytes.size());
+        if (!text) return text.error();
+        texts.push_back(*text);
+      }
+      return texts;
+    });
   }
 
   /// The elements of an array of any integer type (of u64 only up to 2^63 - 1).
   [[nodiscard]] Result<std::vector<std::int64_t>> integer_array(std::string_view key) const {
-    const GgufValue* entry = value(key);
-    if (entry == nullptr) return missing(key);
-    if (entry->kind != GgufKind::array) return wrong_kind(*entry, "an array of integers");
-    std::vector<std::int64_t> numbers;
-    for (std::size_t i = 0; i < entry->count; ++i) {
-      const Result<std::int64_t> number = integer(*entry, i);
-      if (!number) return number.error();
-      numbers.push_back(*number);
-    }
-    return numbers;
+    return io_detail::bad_alloc_as_error(key, [&]() -> Result<std::vector<std::int64_t>> {
+      const GgufValue* entry = value(key);
+      if (entry == nullptr) return missing(key);
+      if (entry->kind != GgufKind::array) return wrong_kind(*entry, "an array of integers");
+      std::vector<std::int64_t> numbers;
+      for (std::size_t i = 0; i < entry->count; ++i) {
+        const Result<std::int64_t> number = integer(*entry, i);
+        if (!number) return number.error();
+        numbers.push_back(*number);
+      }
+      return numbers;
+    });
   }
 
   /// The elements of an array of f32.
   [[nodiscard]] Result<std::vector<float>> float_array(std::string_view key) const {
-    const GgufValue* entry = value(key);
-    if (entry == nullptr) return missing(key);
-    if (entry->kind != GgufKind::array || entry->element != GgufKind::f32) return wrong_kind(*entry, "an array of f32");
-    std::vector<float> numbers(entry->count);
-    decode_elements<float>(entry->bytes.data(), numbers);
-    return numbers;
+    return io_detail::bad_alloc_as_error(key, [&]() -> Result<std::vector<float>> {
+      const GgufValue* entry = value(key);
+      if (entry == nullptr) return missing(key);
+      if (entry->kind != GgufKind::array || entry->element != GgufKind::f32)
+        return wrong_kind(*entry, "an array of f32");
+      std::vector<float> numbers(entry->count);
+      decode_elements<float>(entry->bytes.data(), numbers);
+      return numbers;
+    });
   }
 
  private:

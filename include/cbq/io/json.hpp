@@ -21,6 +21,7 @@
 #include <nlohmann/json.hpp>
 
 #include <cbq/core/result.hpp>
+#include <cbq/io/bad_alloc.hpp>
 #include <cbq/io/mapped_file.hpp>
 
 namespace cbq {
@@ -65,6 +66,26 @@ class CountedCharacter {
  private:
   const char* at_;
   std::size_t* position_;
+};
+
+// Empties a tree from its leaves. The library's own destructor takes memory for everything that is not empty, and ends
+// the program where there is none. As deep as the tree, which parse_json() limits.
+inline void release_json(Json& json) noexcept {
+  if (!json.is_structured()) return;
+  for (Json& child : json) release_json(child);
+  json.clear();
+}
+
+// Does so at the end of its scope; declared after the tree.
+class JsonRelease {
+ public:
+  explicit JsonRelease(Json& json) noexcept : json_(json) {}
+  JsonRelease(const JsonRelease&) = delete;
+  JsonRelease& operator=(const JsonRelease&) = delete;
+  ~JsonRelease() { release_json(json_); }
+
+ private:
+  Json& json_;
 };
 
 // Receives the library's parse events and builds the tree.
@@ -160,7 +181,7 @@ class JsonBuilder {
 
 }  // namespace io_detail
 
-/// The tree of `text`; Errc::bad_file with the byte offset of the fault.
+/// The tree of `text`; Errc::bad_file with the byte offset of the fault, Errc::out_of_memory.
 [[nodiscard]] inline Result<Json> parse_json(std::string_view text, const JsonLimits& limits = {}) {
   if (text.size() > limits.bytes) {
     return Error{Errc::bad_file, "JSON text too long", "byte 0", ErrorText(text.size()) << " bytes",
@@ -169,12 +190,15 @@ class JsonBuilder {
   if (const std::size_t nul = text.find('\0'); nul != std::string_view::npos) {
     return Error{Errc::bad_file, "a NUL byte in JSON text", ErrorText("byte ") << nul, "0", "text"};
   }
-  Json root;
-  std::size_t position = 0;
-  io_detail::JsonBuilder builder(root, limits, position);
-  const io_detail::CountedCharacter begin(text.data(), &position), end(text.data() + text.size(), &position);
-  if (!Json::sax_parse(begin, end, &builder)) return builder.error();
-  return root;
+  return io_detail::bad_alloc_as_error("JSON text", [&]() -> Result<Json> {
+    Json root;
+    const io_detail::JsonRelease release(root);
+    std::size_t position = 0;
+    io_detail::JsonBuilder builder(root, limits, position);
+    const io_detail::CountedCharacter begin(text.data(), &position), end(text.data() + text.size(), &position);
+    if (!Json::sax_parse(begin, end, &builder)) return builder.error();
+    return root;
+  });
 }
 
 /// Reads and parses a JSON file. Errc::io or Errc::bad_file.

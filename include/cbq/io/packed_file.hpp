@@ -21,8 +21,10 @@
 #include <utility>
 #include <vector>
 
+#include <cbq/core/aligned.hpp>
 #include <cbq/core/executor.hpp>
 #include <cbq/gemm/packed_weights.hpp>
+#include <cbq/io/bad_alloc.hpp>
 #include <cbq/io/byte_cursor.hpp>
 #include <cbq/io/mapped_file.hpp>
 #include <cbq/io/packed_file_format.hpp>
@@ -43,7 +45,7 @@ class PackedFile {
   PackedFile() noexcept = default;
 
   /// Opens and checks the file `path`. Errors of FileBytes::open(); Errc::bad_file and Errc::unsupported name the file,
-  /// the entry or byte, what was found and what was wanted.
+  /// the entry or byte, what was found and what was wanted. Errc::out_of_memory.
   [[nodiscard]] static Result<PackedFile> open(const std::string& path, FileMode mode = FileMode::map,
                                                const PackedFileLimits& limits = {}) {
     Result<FileBytes> bytes = FileBytes::open(path, mode, limits.bytes);
@@ -69,15 +71,7 @@ class PackedFile {
       return Error{Errc::bad_file, "the table is longer than allowed", "byte 32", header->table_bytes,
                    ErrorText("at most ") << limits.table_bytes};
     }
-    const std::span<const std::byte> table = bytes.subspan(header->table_offset, header->table_bytes);
-    if (packed_file::checksum(table) != header->table_checksum) {
-      return Error{Errc::bad_file, "the table is damaged: its checksum differs",
-                   ErrorText("byte ") << header->table_offset, packed_file::checksum(table), header->table_checksum};
-    }
-    PackedFile file;
-    const Status read = file.read_table(table, header->entries, bytes.first(header->table_offset));
-    if (!read) return read.error();
-    return file;
+    return io_detail::bad_alloc_as_error("table", [&] { return parse_table(bytes, *header); });
   }
 
   /// What the writer was told about the origin of the content; a host compares it before it trusts a cache.
@@ -122,15 +116,18 @@ class PackedFile {
     return matrix_view(reinterpret_cast<const float*>((*entry)->bytes.data()), (*entry)->rows, (*entry)->columns);
   }
 
-  /// Reads everything and compares checksums, entries in parallel. Errc::bad_file names the first damaged entry.
+  /// Reads everything and compares checksums, entries in parallel. Errc::bad_file names the first damaged entry;
+  /// Errc::out_of_memory.
   template <Executor E = SerialExecutor>
   [[nodiscard]] Status verify(const E& executor = {}) const {
-    std::vector<unsigned char> damaged(entries_.size());
+    auto damaged = AlignedBuffer<unsigned char>::allocate(entries_.size());
+    if (!damaged) return in_context(damaged.error(), "checksums");
     executor.for_each_index(entries_.size(), [&](std::size_t i) {
-      damaged[i] = packed_file::checksum(entries_[i].bytes) != entries_[i].checksum;
+      (*damaged)[i] = packed_file::checksum(entries_[i].bytes) != entries_[i].checksum;
     });
     for (std::size_t i = 0; i < entries_.size(); ++i) {
-      if (damaged[i] != 0) return Error{Errc::bad_file, "an entry is damaged: its checksum differs", entries_[i].name};
+      if ((*damaged)[i] != 0)
+        return Error{Errc::bad_file, "an entry is damaged: its checksum differs", entries_[i].name};
     }
     return {};
   }
@@ -139,6 +136,18 @@ class PackedFile {
   [[nodiscard]] Status check_unchanged(std::string_view path) const noexcept { return file_.check_unchanged(path); }
 
  private:
+  static Result<PackedFile> parse_table(std::span<const std::byte> bytes, const packed_file::Header& header) {
+    const std::span<const std::byte> table = bytes.subspan(header.table_offset, header.table_bytes);
+    if (packed_file::checksum(table) != header.table_checksum) {
+      return Error{Errc::bad_file, "the table is damaged: its checksum differs",
+                   ErrorText("byte ") << header.table_offset, packed_file::checksum(table), header.table_checksum};
+    }
+    PackedFile file;
+    const Status read = file.read_table(table, header.entries, bytes.first(header.table_offset));
+    if (!read) return read.error();
+    return file;
+  }
+
   Status read_table(std::span<const std::byte> table, std::size_t count, std::span<const std::byte> data) {
     io_detail::ByteCursor cursor(table);
     const Result<std::string_view> stamp = cursor.text(packed_file::longest_stamp);

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include <cbq/io/atomic_file.hpp>
+#include <cbq/io/bad_alloc.hpp>
 #include <cbq/io/packed_file.hpp>
 
 namespace cbq {
@@ -30,12 +31,14 @@ class BasicPackedFileWriter {
       return Error{Errc::bad_argument, "the stamp is too long", path, ErrorText(stamp.size()) << " bytes",
                    ErrorText("at most ") << packed_file::longest_stamp};
     }
-    Result<BasicAtomicFile<System>> file = BasicAtomicFile<System>::create(path);
-    if (!file) return file.error();
-    BasicPackedFileWriter writer;
-    writer.file_ = std::move(*file);
-    writer.put_text(stamp);
-    return writer;
+    return io_detail::bad_alloc_as_error(path, [&]() -> Result<BasicPackedFileWriter> {
+      Result<BasicAtomicFile<System>> file = BasicAtomicFile<System>::create(path);
+      if (!file) return file.error();
+      BasicPackedFileWriter writer;
+      writer.file_ = std::move(*file);
+      writer.put_text(stamp);
+      return writer;
+    });
   }
 
   /// Appends a packed matrix. Errc::bad_argument (name), Errc::unsupported (scheme without kernels), Errc::bad_shape
@@ -78,6 +81,13 @@ class BasicPackedFileWriter {
 
   /// Writes table and header and puts the file in its place; afterwards the object is empty. Errc::io.
   [[nodiscard]] Status commit() {
+    return io_detail::bad_alloc_as_error(file_.path(), [&] { return finish(); });
+  }
+
+ private:
+  BasicPackedFileWriter() noexcept = default;
+
+  Status finish() {
     const Result<std::size_t> end = packed_file::aligned(offset_ + table_.size());
     if (!end) return end.error();
     const std::span<const std::byte> table(table_);
@@ -97,10 +107,12 @@ class BasicPackedFileWriter {
     return file_.commit();
   }
 
- private:
-  BasicPackedFileWriter() noexcept = default;
-
   Status append(const PackedEntry& entry) {
+    return io_detail::bad_alloc_as_error(entry.name, [&] { return write_entry(entry); });
+  }
+
+  // A failure after the bytes are written leaves a gap that the next entry overwrites.
+  Status write_entry(const PackedEntry& entry) {
     if (entry.name.empty() || entry.name.size() > packed_file::longest_name) {
       return Error{Errc::bad_argument, "a name has 1 to 256 bytes", entry.name, entry.name.size(), "1..256"};
     }
@@ -112,11 +124,15 @@ class BasicPackedFileWriter {
     const Result<std::size_t> next = packed_file::aligned(*end);
     if (!next) return next.error();
     if (const Status written = file_.write_at(offset_, entry.bytes); !written) return written;
+    if (table_.capacity() - table_.size() < longest_entry) table_.reserve(2 * table_.size() + longest_entry);
     names_.emplace_back(entry.name);
     put_entry(entry);
     offset_ = *next;
     return {};
   }
+
+  // Space for it is taken at once: all of an entry is in the table, or nothing.
+  static constexpr std::size_t longest_entry = packed_file::longest_name + sizeof(SchemeName) + 64;
 
   template <class T>
   void put(const T& value) {

@@ -23,6 +23,9 @@
 #include <utility>
 #include <vector>
 
+#include <sys/stat.h>
+
+#include <cbq/io/bad_alloc.hpp>
 #include <cbq/io/config_groups.hpp>
 #include <cbq/io/config_rotations.hpp>
 #include <cbq/io/json.hpp>
@@ -127,10 +130,23 @@ inline Json config_groups(const QuantizationRecord& record) {
   return own != nullptr && own->is_object();
 }
 
-/// Whether `folder` holds a checkpoint that cbq wrote, which may therefore be replaced by another.
-[[nodiscard]] inline bool is_quantized_folder(const std::string& folder) {
-  const Result<Json> config = read_json_file(folder + "/config.json");
-  return config && has_cbq_quantization(*config);
+/// Whether `folder` holds a checkpoint that cbq wrote, which may therefore be replaced by another. Errc::io when it
+/// cannot be looked at, Errc::out_of_memory.
+[[nodiscard]] inline Result<bool> is_quantized_folder(const std::string& folder) {
+  return io_detail::bad_alloc_as_error(folder, [&]() -> Result<bool> {
+    const std::string path = folder + "/config.json";
+    struct stat status = {};
+    if (::stat(path.c_str(), &status) != 0) {
+      if (errno == ENOENT || errno == ENOTDIR) return false;
+      return system_error("cannot look at the file", path, errno);
+    }
+    Result<Json> config = read_json_file(path);
+    if (!config && (config.error().code == Errc::io || config.error().code == Errc::out_of_memory))
+      return config.error();
+    if (!config) return false;
+    const io_detail::JsonRelease release(*config);
+    return has_cbq_quantization(*config);
+  });
 }
 
 namespace io_detail {

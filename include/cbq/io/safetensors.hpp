@@ -20,6 +20,7 @@
 #include <utility>
 #include <vector>
 
+#include <cbq/io/bad_alloc.hpp>
 #include <cbq/io/json.hpp>
 #include <cbq/io/tensor.hpp>
 
@@ -39,9 +40,33 @@ inline namespace CBQ_ABI {
 class Safetensors {
  public:
   /// The tensors of a whole file in memory; `bytes` must outlive this object. Errc::bad_file, Errc::bad_shape or
-  /// Errc::unsupported, with tensor and byte offset.
+  /// Errc::unsupported, with tensor and byte offset; Errc::out_of_memory.
   [[nodiscard]] static Result<Safetensors> parse(std::span<const std::byte> bytes,
                                                  const SafetensorsLimits& limits = {}) {
+    return io_detail::bad_alloc_as_error("header", [&] { return parse_header(bytes, limits); });
+  }
+
+  Safetensors(Safetensors&&) noexcept = default;
+  Safetensors& operator=(Safetensors&&) noexcept = default;
+  Safetensors(const Safetensors&) = delete;
+  Safetensors& operator=(const Safetensors&) = delete;
+  ~Safetensors() = default;
+
+  /// All tensors, sorted by name.
+  [[nodiscard]] std::span<const TensorView> tensors() const noexcept { return tensors_; }
+
+  /// The tensor of that name, or nullptr.
+  [[nodiscard]] const TensorView* find(std::string_view name) const noexcept {
+    const auto at = std::lower_bound(tensors_.begin(), tensors_.end(), name,
+                                     [](const TensorView& tensor, std::string_view key) { return tensor.name < key; });
+    return at != tensors_.end() && at->name == name ? &*at : nullptr;
+  }
+
+  /// The text pairs of `__metadata__`, sorted by key.
+  [[nodiscard]] std::span<const std::pair<std::string, std::string>> metadata() const noexcept { return metadata_; }
+
+ private:
+  static Result<Safetensors> parse_header(std::span<const std::byte> bytes, const SafetensorsLimits& limits) {
     if (bytes.size() > limits.bytes) {
       return Error{Errc::bad_file, "the file is larger than allowed", "byte 0", ErrorText(bytes.size()) << " bytes",
                    ErrorText("at most ") << limits.bytes};
@@ -65,11 +90,12 @@ class Safetensors {
     }
     // An entry of 8 dimensions is 14 values; names in keys are none.
     const Result<std::size_t> values = checked_product(limits.tensors, std::size_t{16});
-    const Result<Json> json = parse_json(text, {.bytes = limits.header_bytes,
-                                                .values = values ? *values : ~std::size_t{0},
-                                                .depth = 3,
-                                                .text_bytes = limits.text_bytes});
+    Result<Json> json = parse_json(text, {.bytes = limits.header_bytes,
+                                          .values = values ? *values : ~std::size_t{0},
+                                          .depth = 3,
+                                          .text_bytes = limits.text_bytes});
     if (!json) return in_context(json.error(), "header");
+    const io_detail::JsonRelease release(*json);
     Safetensors file;
     const Status read = file.read_entries(*json, text, bytes.subspan(8 + header), limits);
     if (!read) return read.error();
@@ -77,26 +103,6 @@ class Safetensors {
     return file;
   }
 
-  Safetensors(Safetensors&&) noexcept = default;
-  Safetensors& operator=(Safetensors&&) noexcept = default;
-  Safetensors(const Safetensors&) = delete;
-  Safetensors& operator=(const Safetensors&) = delete;
-  ~Safetensors() = default;
-
-  /// All tensors, sorted by name.
-  [[nodiscard]] std::span<const TensorView> tensors() const noexcept { return tensors_; }
-
-  /// The tensor of that name, or nullptr.
-  [[nodiscard]] const TensorView* find(std::string_view name) const noexcept {
-    const auto at = std::lower_bound(tensors_.begin(), tensors_.end(), name,
-                                     [](const TensorView& tensor, std::string_view key) { return tensor.name < key; });
-    return at != tensors_.end() && at->name == name ? &*at : nullptr;
-  }
-
-  /// The text pairs of `__metadata__`, sorted by key.
-  [[nodiscard]] std::span<const std::pair<std::string, std::string>> metadata() const noexcept { return metadata_; }
-
- private:
   Safetensors() = default;
 
   Status read_entries(const Json& json, std::string_view header, std::span<const std::byte> data,

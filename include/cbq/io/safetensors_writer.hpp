@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <map>
 #include <span>
 #include <string>
 #include <string_view>
@@ -19,6 +20,7 @@
 #include <vector>
 
 #include <cbq/io/atomic_file.hpp>
+#include <cbq/io/bad_alloc.hpp>
 #include <cbq/io/json.hpp>
 #include <cbq/io/tensor.hpp>
 
@@ -37,31 +39,10 @@ class SafetensorsWriter {
   using Metadata = std::vector<std::pair<std::string, std::string>>;
 
   /// Starts `path` and writes its header. `format: pt` is always part of the metadata, as Transformers expects it.
-  /// Errc::bad_argument (a name twice, or "__metadata__"), Errc::bad_shape, Errc::io.
+  /// Errc::bad_argument (a name twice, or "__metadata__"), Errc::bad_shape, Errc::io, Errc::out_of_memory.
   [[nodiscard]] static Result<SafetensorsWriter> create(const std::string& path, std::span<const TensorPlan> plan,
                                                         const Metadata& metadata = {}) {
-    SafetensorsWriter writer;
-    if (const Status placed = writer.place(plan); !placed) return placed.error();
-    Json header = Json::object();
-    header["__metadata__"] = {{"format", "pt"}};
-    for (const auto& [key, value] : metadata) header["__metadata__"][key] = value;
-    for (const Slot& slot : writer.slots_) {
-      Json shape = Json::array();
-      for (std::size_t i = 0; i < slot.plan.shape.rank; ++i) shape.push_back(slot.plan.shape.sizes[i]);
-      header[slot.plan.name] = {{"dtype", dtype_name(slot.plan.dtype)},
-                                {"shape", std::move(shape)},
-                                {"data_offsets", {slot.offset, slot.offset + slot.size}}};
-    }
-    std::string text = header.dump(-1, ' ', false, Json::error_handler_t::replace);
-    text.append((64 - (8 + text.size()) % 64) % 64, ' ');
-    writer.data_start_ = 8 + text.size();
-    Result<AtomicFile> file = AtomicFile::create(path);
-    if (!file) return file.error();
-    writer.file_ = std::move(*file);
-    const std::uint64_t length = text.size();
-    if (const Status ok = writer.file_.write(std::as_bytes(std::span(&length, 1))); !ok) return ok.error();
-    if (const Status ok = writer.file_.write(text); !ok) return ok.error();
-    return writer;
+    return io_detail::bad_alloc_as_error(path, [&] { return start(path, plan, metadata); });
   }
 
   /// The next bytes of tensor `name`: all of it, or pieces in order. Errc::bad_argument (not planned), Errc::bad_shape
@@ -109,6 +90,62 @@ class SafetensorsWriter {
     std::size_t size = 0;
     std::size_t written = 0;
   };
+
+  static Result<SafetensorsWriter> start(const std::string& path, std::span<const TensorPlan> plan,
+                                         const Metadata& metadata) {
+    SafetensorsWriter writer;
+    if (const Status placed = writer.place(plan); !placed) return placed.error();
+    std::string text = writer.header_text(metadata);
+    text.append((64 - (8 + text.size()) % 64) % 64, ' ');
+    writer.data_start_ = 8 + text.size();
+    Result<AtomicFile> file = AtomicFile::create(path);
+    if (!file) return file.error();
+    writer.file_ = std::move(*file);
+    const std::uint64_t length = text.size();
+    if (const Status ok = writer.file_.write(std::as_bytes(std::span(&length, 1))); !ok) return ok.error();
+    if (const Status ok = writer.file_.write(text); !ok) return ok.error();
+    return writer;
+  }
+
+  static std::string quoted(const std::string& text) {
+    return Json(text).dump(-1, ' ', false, Json::error_handler_t::replace);
+  }
+
+  static std::string metadata_text(const Metadata& metadata) {
+    std::map<std::string, std::string> values = {{"format", "pt"}};
+    for (const auto& [key, value] : metadata) values[key] = value;
+    std::string text;
+    for (const auto& [key, value] : values) {
+      text.append(text.empty() ? "{" : ",").append(quoted(key)).append(":").append(quoted(value));
+    }
+    return text + "}";
+  }
+
+  // Written out: a tree of values would be larger than its text, and needs memory to be destroyed. Sorted by name.
+  [[nodiscard]] std::string header_text(const Metadata& metadata) const {
+    static constexpr std::string_view metadata_key = "__metadata__";
+    std::string text = "{";
+    const auto add_metadata = [&] {
+      text.append(text.size() == 1 ? "" : ",").append(quoted(std::string(metadata_key))).append(":");
+      text += metadata_text(metadata);
+    };
+    bool described = false;
+    for (const Slot& slot : slots_) {
+      if (!described && slot.plan.name > metadata_key) {
+        add_metadata();
+        described = true;
+      }
+      text.append(text.size() == 1 ? "" : ",").append(quoted(slot.plan.name)).append(":{\"data_offsets\":[");
+      text.append(std::to_string(slot.offset)).append(",").append(std::to_string(slot.offset + slot.size));
+      text.append("],\"dtype\":\"").append(dtype_name(slot.plan.dtype)).append("\",\"shape\":[");
+      for (std::size_t i = 0; i < slot.plan.shape.rank; ++i) {
+        text.append(i == 0 ? "" : ",").append(std::to_string(slot.plan.shape.sizes[i]));
+      }
+      text += "]}";
+    }
+    if (!described) add_metadata();
+    return text + "}";
+  }
 
   Status place(std::span<const TensorPlan> plan) {
     for (const TensorPlan& tensor : plan) {

@@ -19,6 +19,7 @@
 
 #include <cbq/core/checked.hpp>
 #include <cbq/io/atomic_file.hpp>
+#include <cbq/io/bad_alloc.hpp>
 #include <cbq/io/system_error.hpp>
 
 namespace cbq {
@@ -41,8 +42,16 @@ class ScratchFile {
   }
 
   /// `size` zero bytes in a file in the folder of `path`. Errc::io with the reason of the system: no such folder, no
-  /// space, no memory for the mapping.
+  /// space, no memory for the mapping. Errc::out_of_memory.
   [[nodiscard]] static Result<ScratchFile> create(const std::string& path, std::size_t size) {
+    return io_detail::bad_alloc_as_error(path, [&] { return map_unnamed(path, size); });
+  }
+
+  /// The bytes, on a page boundary; valid as long as this object (moving it keeps them where they are).
+  [[nodiscard]] std::span<std::byte> bytes() const noexcept { return {static_cast<std::byte*>(mapping_), size_}; }
+
+ private:
+  [[nodiscard]] static Result<ScratchFile> map_unnamed(const std::string& path, std::size_t size) {
     ScratchFile scratch;
     if (size == 0) return scratch;
     const std::string folder = io_detail::folder_of(path);
@@ -63,10 +72,6 @@ class ScratchFile {
     return scratch;
   }
 
-  /// The bytes, on a page boundary; valid as long as this object (moving it keeps them where they are).
-  [[nodiscard]] std::span<std::byte> bytes() const noexcept { return {static_cast<std::byte*>(mapping_), size_}; }
-
- private:
   /// A file without a name; -1 and errno.
   [[nodiscard]] static int open_unnamed(const std::string& folder, const std::string& path) {
 #if defined(O_TMPFILE)
@@ -85,7 +90,9 @@ class ScratchFile {
     // Asked first: where the file system cannot reserve, the C library writes zeros until the disk is full.
     if (::fstatvfs(file, &disk) != 0) return errno;
     if (disk.f_bavail < divide_up(size, disk.f_frsize)) return ENOSPC;
-    return ::posix_fallocate(file, 0, static_cast<off_t>(size));
+    int reason = EINTR;
+    while (reason == EINTR) reason = ::posix_fallocate(file, 0, static_cast<off_t>(size));
+    return reason;
   }
 
   void* mapping_ = nullptr;

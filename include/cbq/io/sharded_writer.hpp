@@ -18,6 +18,7 @@
 #include <vector>
 
 #include <cbq/io/atomic_file.hpp>
+#include <cbq/io/bad_alloc.hpp>
 #include <cbq/io/json.hpp>
 #include <cbq/io/safetensors_writer.hpp>
 
@@ -27,22 +28,10 @@ inline namespace CBQ_ABI {
 class ShardedWriter {
  public:
   /// Starts the files in `folder`, which exists. `shard_bytes` limits the tensors of a file; 0: no limit. Errc::io,
-  /// Errc::bad_argument (a name twice, more than 4096 shards), Errc::bad_shape.
+  /// Errc::bad_argument (a name twice, more than 4096 shards), Errc::bad_shape, Errc::out_of_memory.
   [[nodiscard]] static Result<ShardedWriter> create(const std::string& folder, std::span<const TensorPlan> plan,
                                                     std::size_t shard_bytes = 0) {
-    ShardedWriter writer;
-    writer.folder_ = folder;
-    if (const Status placed = writer.place(plan, shard_bytes); !placed) return placed.error();
-    std::vector<TensorPlan> shard;
-    for (std::size_t i = 0, first = 0; i < writer.counts_.size(); first += writer.counts_[i++]) {
-      shard.assign(plan.begin() + static_cast<std::ptrdiff_t>(first),
-                   plan.begin() + static_cast<std::ptrdiff_t>(first + writer.counts_[i]));
-      Result<SafetensorsWriter> file = SafetensorsWriter::create(folder + "/" + writer.file_name(i), shard);
-      if (!file) return file.error();
-      writer.file_bytes_ += file->file_size();
-      writer.files_.push_back(*std::move(file));
-    }
-    return writer;
+    return io_detail::bad_alloc_as_error(folder, [&] { return start(folder, plan, shard_bytes); });
   }
 
   /// The next bytes of tensor `name`; errors as SafetensorsWriter::write().
@@ -72,15 +61,36 @@ class ShardedWriter {
       if (const Status done = file.commit(); !done) return done;
     }
     if (files_.size() == 1) return {};
-    Json map = Json::object();
-    for (const Place& place : places_) map[place.first] = file_name(place.second);
-    const Json index = {{"metadata", {{"total_size", tensor_bytes_}}}, {"weight_map", std::move(map)}};
-    return write_file(folder_ + "/model.safetensors.index.json", json_text(index));
+    return io_detail::bad_alloc_as_error(folder_, [&] { return write_index(); });
   }
 
  private:
   using Place = std::pair<std::string, std::size_t>;  // a tensor and its shard
   static constexpr std::size_t max_shards = 4096;     // of Checkpoint
+
+  static Result<ShardedWriter> start(const std::string& folder, std::span<const TensorPlan> plan,
+                                     std::size_t shard_bytes) {
+    ShardedWriter writer;
+    writer.folder_ = folder;
+    if (const Status placed = writer.place(plan, shard_bytes); !placed) return placed.error();
+    std::vector<TensorPlan> shard;
+    for (std::size_t i = 0, first = 0; i < writer.counts_.size(); first += writer.counts_[i++]) {
+      shard.assign(plan.begin() + static_cast<std::ptrdiff_t>(first),
+                   plan.begin() + static_cast<std::ptrdiff_t>(first + writer.counts_[i]));
+      Result<SafetensorsWriter> file = SafetensorsWriter::create(folder + "/" + writer.file_name(i), shard);
+      if (!file) return file.error();
+      writer.file_bytes_ += file->file_size();
+      writer.files_.push_back(*std::move(file));
+    }
+    return writer;
+  }
+
+  Status write_index() {
+    Json map = Json::object();
+    for (const Place& place : places_) map[place.first] = file_name(place.second);
+    const Json index = {{"metadata", {{"total_size", tensor_bytes_}}}, {"weight_map", std::move(map)}};
+    return write_file(folder_ + "/model.safetensors.index.json", json_text(index));
+  }
 
   Status place(std::span<const TensorPlan> plan, std::size_t shard_bytes) {
     std::size_t filled = 0;

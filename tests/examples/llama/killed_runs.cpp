@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Runs that are killed at random points and continued, and runs on other numbers of threads: the same bytes. Takes a
-// minute, so it runs with CBQ_LONG_TESTS only; reconstruction.cpp has one such run.
+// Runs that are killed at random points and continued, and runs on other numbers of threads: the same bytes. Those of
+// calibration take a minute and run with CBQ_LONG_TESTS only; reconstruction.cpp has one such run.
 #include <catch2/catch_test_macros.hpp>
 
 #include <chrono>
@@ -10,21 +10,18 @@
 #include <filesystem>
 #include <map>
 #include <random>
-#include <span>
 #include <string>
 #include <vector>
 
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <cbq/io/safetensors_writer.hpp>
-
 #include "engine_fixture.hpp"
-#include "model_layout.hpp"
+#include "generated_model.hpp"
 
 using engine_fixture::pocket_llama;
 using engine_fixture::run_tool;
-using engine_fixture::unwrap;
+using engine_fixture::write_model;
 using support::ScratchFolder;
 
 namespace {
@@ -34,39 +31,6 @@ constexpr bool long_tests = true;
 #else
 constexpr bool long_tests = false;
 #endif
-
-// A LLaMA of 6 blocks of width 64 with random weights and the tokenizer of the embedded model.
-void write_model(const std::string& folder) {
-  std::filesystem::create_directory(folder);
-  std::filesystem::copy_file(pocket_llama() + "/tokenizer.json", folder + "/tokenizer.json");
-  cbq::Json json = unwrap(cbq::read_json_file(pocket_llama() + "/config.json"));
-  json["hidden_size"] = 64;
-  json["intermediate_size"] = 96;
-  json["head_dim"] = 16;
-  json["num_hidden_layers"] = 6;
-  support::write_text(folder + "/config.json", cbq::json_text(json));
-  const cbq_llama::ModelConfig config = unwrap(cbq_llama::read_config(json));
-  std::vector<cbq_llama::FloatTensor> tensors = cbq_llama::norm_tensors(config);
-  std::vector<cbq_llama::MatrixModule> modules = cbq_llama::all_block_modules(config);
-  modules.push_back(cbq_llama::embedding_module(config));
-  for (const auto& module : modules) tensors.push_back({module.name + ".weight", module.outputs, module.inputs});
-  std::vector<cbq::TensorPlan> plan;
-  for (const auto& tensor : tensors) {
-    cbq::TensorPlan entry{.name = tensor.name, .dtype = cbq::Dtype::f32, .shape = {}};
-    entry.shape = tensor.rows == 1 ? cbq::TensorShape{.rank = 1, .sizes = {tensor.columns}}
-                                   : cbq::TensorShape{.rank = 2, .sizes = {tensor.rows, tensor.columns}};
-    plan.push_back(entry);
-  }
-  auto writer = unwrap(cbq::SafetensorsWriter::create(folder + "/model.safetensors", plan));
-  std::mt19937 random(1);
-  std::normal_distribution<float> normal(0.0f, 0.15f);
-  for (const auto& tensor : tensors) {
-    std::vector<float> values(tensor.rows * tensor.columns);
-    for (float& value : values) value = tensor.rows == 1 ? 1.0f + normal(random) : normal(random);
-    REQUIRE(writer.write(tensor.name, std::span<const float>(values)));
-  }
-  REQUIRE(writer.commit());
-}
 
 std::vector<std::string> quantize(const std::string& model, const std::string& output, const std::string& threads) {
   return {"quantize",
@@ -146,6 +110,36 @@ TEST_CASE("Runs killed at twenty random points continue to the same bytes") {
   }
   CHECK(killed == 20);
   CHECK(continued >= 5);  // the others had not finished a window, or had finished all
+}
+
+TEST_CASE("Exports killed at random points leave nothing or all, and the next writes the same bytes") {
+  const ScratchFolder scratch;
+  const std::string model = scratch / "model", quantized = scratch / "quantized", output = scratch / "output";
+  write_model(model);
+  REQUIRE(run_tool({"quantize", model, "-o", quantized, "--scheme", "w4a16_g32", "--threads", "1"}).code == 0);
+  const auto exported = [&](const std::string& folder) {
+    return std::vector<std::string>{"export",       quantized, "-o",        folder, "--format", "compressed-tensors",
+                                    "--shard-size", "20K",     "--threads", "1"};
+  };
+  const auto start = std::chrono::steady_clock::now();
+  REQUIRE(run_tool(exported(scratch / "whole")).code == 0);
+  const double whole = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const auto wanted = files(scratch / "whole");
+  std::mt19937 random(21);
+  std::uniform_real_distribution<double> point(0.0, 1.0);
+  constexpr int runs = long_tests ? 40 : 8;
+  int killed = 0;
+  for (int run = 0; run < runs; ++run) {
+    killed += ended_within(exported(output), whole * point(random)) ? 0 : 1;
+    if (std::filesystem::exists(output)) {  // killed after the rename
+      CHECK(files(output) == wanted);
+      std::filesystem::remove_all(output);
+    }
+    REQUIRE(run_tool(exported(output)).code == 0);
+    CHECK(files(output) == wanted);
+    std::filesystem::remove_all(output);
+  }
+  CHECK(killed >= runs / 8);
 }
 
 TEST_CASE("One, two and sixteen threads write the same bytes") {
