@@ -3,6 +3,7 @@
 
 #include <catch2/catch_all.hpp>
 
+#include <cstdint>
 #include <cstring>
 #include <functional>
 #include <string>
@@ -103,16 +104,20 @@ TEST_CASE("tensors that do not fit, and other orders of inputs, are refused") {
   CHECK_THAT(outcome([&](std::string& t) { replace(t, "[2,8]", "[8,2]"); }), ContainsSubstring("m.scales: a tensor"));
   CHECK_THAT(outcome([&](std::string& t) { replace(t, "[2,1]", "[1,2]"); }), ContainsSubstring("m.qzeros: a tensor"));
   const auto index = cbq::Checkpoint::open(folder / "m.safetensors");
-  const std::size_t at = index->find("m.g_idx")->offset;
+  std::uint64_t header = 0;
+  std::memcpy(&header, whole.data(), sizeof header);
+  const std::size_t data = sizeof header + header;
+  const std::size_t at = data + index->find("m.g_idx")->offset;
   CHECK_THAT(outcome([&](std::string& t) { t[at + 4 * 31] = 1; }), ContainsSubstring("input 31 in group 1"));
   CHECK_FALSE(cbq::read_gptq(*index, "m", m.grid, 32, GptqZeros::v2));
   CHECK_FALSE(cbq::read_gptq(*index, "m", grid_of(8, 32, Zero::affine), 64, GptqZeros::v2));
   CHECK_FALSE(cbq::read_gptq(*index, "other", m.grid, 64, GptqZeros::v2));
   // v1 of these words would have zero points of 16.
-  const std::size_t zeros = index->find("m.qzeros")->offset;
+  const std::size_t zeros = data + index->find("m.qzeros")->offset;
   std::string text = whole;
   std::memset(text.data() + zeros, 0xff, 4);
   const auto file = cbq::Safetensors::parse(std::as_bytes(std::span(text.data(), text.size())));
+  REQUIRE(file);
   CHECK(cbq::read_gptq(*file, "m", m.grid, 64, GptqZeros::v2));
   CHECK_THAT(message(cbq::read_gptq(*file, "m", m.grid, 64, GptqZeros::v1)), ContainsSubstring("at most 15"));
 }

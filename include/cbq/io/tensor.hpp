@@ -58,7 +58,7 @@ struct TensorView {
   Dtype dtype = Dtype::f32;
   TensorShape shape;
   std::span<const std::byte> bytes;
-  std::size_t offset = 0;  ///< of the first byte in its file, for messages
+  std::size_t offset = 0;  ///< of the first byte in the data of its file, for messages
 };
 
 /// Whether a conversion checks that every number is finite.
