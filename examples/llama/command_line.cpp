@@ -678,6 +678,13 @@ void add_export(CLI::App& app, Commands& commands) {
       ->add_option("--shard-size", command.options.shard_bytes, "largest file of tensors, for example 2G; default: one")
       ->transform(CLI::Validator(read_size, "", ""))
       ->type_name("SIZE");
+  const std::map<std::string, cbq::GptqZeros> versions = {{"1", cbq::GptqZeros::v1}, {"2", cbq::GptqZeros::v2}};
+  added
+      ->add_option_function<cbq::GptqZeros>(
+          "--gptq-version", [&command](const cbq::GptqZeros& version) { command.options.gptq_zeros = version; },
+          "of zero points: 1 or 2; default: 1 where all weights are symmetric")
+      ->transform(CLI::CheckedTransformer(versions).description(""))
+      ->type_name("N");
 }
 
 void add_import(CLI::App& app, Commands& commands) {

@@ -140,9 +140,9 @@ Status Tokenizer::State::set_token(std::string_view text, std::int64_t id) {
   const auto [entry, inserted] = ids.emplace(text, static_cast<std::int32_t>(id));
   if (!inserted) {
     return Error{Errc::bad_file, "a token occurs twice in the vocabulary", text,
-                 ErrorText("ids ") << entry->second << " and " << id};
+                 ErrorText("ids ") << entry->second << " and " << id, "one id"};
   }
-  if (used[index]) return Error{Errc::bad_file, "two tokens have the same id", text, id};
+  if (used[index]) return Error{Errc::bad_file, "two tokens have the same id", text, id, "an id of its own"};
   used[index] = true;
   return {};
 }
@@ -186,7 +186,8 @@ Status Tokenizer::State::add_merges(const TokenizerParts& parts) {
                    ErrorText("merges[") << rank << "]",
                    !left_id    ? left
                    : !right_id ? right
-                               : left + right};
+                               : left + right,
+                   "a token"};
     }
     merges.insert({static_cast<Symbol>(*left_id), static_cast<Symbol>(*right_id)},
                   {static_cast<std::uint32_t>(rank), static_cast<Symbol>(*result)});
@@ -224,7 +225,9 @@ Status Tokenizer::State::add_scored_merges(const TokenizerParts& parts) {
   for (std::size_t i = 0; i < parts.scores.size(); ++i) {
     if (!parts.scores[i]) continue;
     const std::string& text = parts.tokens[i].first;
-    if (std::isnan(*parts.scores[i])) return Error{Errc::not_finite, "a token's score is not a number", text};
+    if (std::isnan(*parts.scores[i])) {
+      return Error{Errc::not_finite, "a token's score is not a number", text, "NaN", "a number"};
+    }
     if (text.size() > TokenizerParts::scored_token_limit) {
       return Error{Errc::bad_file, "a token is too long", text, text.size(), TokenizerParts::scored_token_limit};
     }

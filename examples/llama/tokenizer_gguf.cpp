@@ -145,7 +145,7 @@ constexpr std::array<NamedPreTokenizer, 23> pre_tokenizers_by_name = {{
                                                              : vocabulary.token_types[i];
     if (type == type_byte && !is_byte) {
       return Error{Errc::bad_file, "a byte token is not of the form <0xNN>", "tokenizer.ggml.tokens",
-                   vocabulary.tokens[i]};
+                   vocabulary.tokens[i], "two hexadecimal digits"};
     }
     parts.scores.push_back(type == type_normal ? std::optional(vocabulary.scores[i]) : std::nullopt);
   }

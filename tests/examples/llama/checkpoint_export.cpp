@@ -160,16 +160,19 @@ TEST_CASE("what a form cannot say is refused by module, and nothing is left") {
   CHECK(folder.entries() == 2);
 }
 
-TEST_CASE("zero points of 0 are refused by GPTQ v1 and taken by v2") {
+TEST_CASE("affine weights become GPTQ v2, or v1 where that is asked for") {
   const support::ScratchFolder folder;
   quantize(folder / "own", {"--scheme", "w2a16_g64_asym"});
-  const ToolRun run = export_to(folder / "own", "gptq", folder / "out", {"--gptq-version", "1"});
-  CHECK(run.code == 1);
-  CHECK(run.err.find("v1 has no word for a zero point of 0") != std::string::npos);
-  CHECK(folder.entries() == 1);
-  const ToolRun chosen = export_to(folder / "own", "gptq", folder / "out");
-  CHECK(chosen.code == 0);
-  CHECK(chosen.out.find("checkpoint_format gptq_v2") != std::string::npos);
+  const auto form_of = [&](const char* out) {
+    return unwrap(cbq::read_json_file(folder / out + "/config.json"))["quantization_config"]["checkpoint_format"];
+  };
+  const ToolRun usual = export_to(folder / "own", "gptq", folder / "usual");
+  CHECK(usual.code == 0);
+  CHECK(usual.out.find("checkpoint_format gptq_v2") != std::string::npos);
+  CHECK(form_of("usual") == "gptq_v2");
+  CHECK(export_to(folder / "own", "gptq", folder / "asked", {"--gptq-version", "1"}).code == 0);
+  CHECK(form_of("asked") == "gptq");
+  CHECK(export_to(folder / "own", "gptq", folder / "third", {"--gptq-version", "3"}).code == 2);
 }
 
 TEST_CASE("an export or import that is cut off leaves nothing behind") {

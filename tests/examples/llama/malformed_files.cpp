@@ -107,7 +107,8 @@ TEST_CASE("Every command takes --no-mmap and gives the same result") {
     CHECK(run.code == 0);
     return run.out;
   };
-  const std::vector<std::string> generate = {"generate", pocket_llama(), "-p", "The", "-n", "4", "--threads", "1"};
+  const std::vector<std::string> generate = {"generate", pocket_llama(), "--prompt", "The", "-n",
+                                             "4",        "--threads",    "1"};
   std::vector<std::string> copied = generate;
   copied.emplace_back("--no-mmap");
   CHECK(output(generate) == output(copied));
