@@ -13,6 +13,7 @@
 #include <vector>
 
 #include <CLI/CLI.hpp>
+#include <Eigen/Core>
 
 #include <cbq/quant/trip.hpp>
 
@@ -742,6 +743,7 @@ int report_usage(const CLI::App& app, const CLI::ParseError& error, const Consol
 }  // namespace
 
 int run_tool(int count, const char* const* arguments, const Console& console) {
+  Eigen::setNbThreads(1);  // it knows OpenMP, but not --threads
   try {
     CLI::App app("Quantizes LLaMA, OPT and BLOOM models and runs the packed result.", "cbq-llama");
     app.require_subcommand(1);

@@ -9,9 +9,9 @@
 #include <utility>
 #include <vector>
 
-#include <dirent.h>
 #include <sys/stat.h>
 
+#include <cbq/io/atomic_folder.hpp>
 #include <cbq/io/packed_file_writer.hpp>
 #include <cbq/io/stored_packing.hpp>
 
@@ -39,26 +39,23 @@ std::string hexadecimal(std::string_view text) {
   return digits;
 }
 
-/// Names of the files that a quantized model is read from, in order.
-std::vector<std::string> model_files(const std::string& folder) {
-  std::vector<std::string> names;
-  DIR* const open = ::opendir(folder.c_str());
-  if (open == nullptr) return names;
-  while (const dirent* entry = ::readdir(open)) {
-    const std::string name = entry->d_name;
-    if (name == "config.json" || name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json")) {
-      names.push_back(name);
-    }
-  }
-  ::closedir(open);
-  std::sort(names.begin(), names.end());
+/// Names of the files that a quantized model is read from, in order. Errc::io.
+Result<std::vector<std::string>> model_files(const std::string& folder) {
+  Result<std::vector<std::string>> names = cbq::folder_entries(folder);
+  if (!names) return names;
+  std::erase_if(*names, [](const std::string& name) {
+    return name != "config.json" && !name.ends_with(".safetensors") && !name.ends_with(".safetensors.index.json");
+  });
+  std::sort(names->begin(), names->end());
   return names;
 }
 
 /// What the cache of the model in `folder` is compared with.
 Result<std::string> stamp_of(const std::string& folder) {
+  const Result<std::vector<std::string>> names = model_files(folder);
+  if (!names) return names.error();
   std::string stamp(first_line);
-  for (const std::string& name : model_files(folder)) {
+  for (const std::string& name : *names) {
     const std::string path = folder + "/" + name;
     struct stat status = {};
     if (::stat(path.c_str(), &status) != 0) return cbq::system_error("cannot ask for the file's size", path, errno);

@@ -168,7 +168,7 @@ TEST_CASE("Faults while a model is calibrated") {
 
 TEST_CASE("Faults while a model is exported and imported") {
   const Workshop shop(two_blocks);
-  shop.prepare({"quantize", "@model", "-o", "@out", "--scheme", "w4a16_g32"});
+  shop.prepare({"quantize", "@model", "-o", "@out", "--scheme", "w4a16"});
   const std::vector<std::string> command = {"export",       "@out", "-o", "@exported", "--format", "compressed-tensors",
                                             "--shard-size", "20K"};
   SECTION("to shards") {

@@ -136,14 +136,24 @@ Files files_of(const std::string& folder) {
   return all;
 }
 
+// Files that did not change keep their times, which are part of what packed files were made from.
 void restore(const std::string& folder, const Files& wanted) {
-  if (files_of(folder) == wanted) return;
-  std::filesystem::remove_all(folder);
-  std::filesystem::create_directories(folder);
+  const Files found = files_of(folder);
+  for (const auto& [name, content] : found) {
+    if (wanted.contains(name)) continue;
+    std::filesystem::path path = folder + "/" + name;
+    if (name.ends_with('/')) path = path.parent_path();
+    std::filesystem::remove(path);
+    for (path = path.parent_path(); path != folder && std::filesystem::is_empty(path); path = path.parent_path()) {
+      std::filesystem::remove(path);
+    }
+  }
   for (const auto& [name, content] : wanted) {
+    const auto at = found.find(name);
+    if (at != found.end() && at->second == content) continue;
     const std::filesystem::path path = folder + "/" + name;
     std::filesystem::create_directories(path.parent_path());
-    support::write_text(path, content);
+    if (!name.ends_with('/')) support::write_text(path, content);
   }
 }
 

@@ -9,7 +9,8 @@
 //
 // Blocked: inside a block column by column, behind it once per block. Rows are independent, so tasks are 32 rows and no
 // executor changes a bit. Order by falling H_cc (`act-order`) needs groups whose ranges are known beforehand. Ranges by
-// any RangeFinder. K^3 operations once and N K^2 for the rows; K^2 doubles beside H.
+// any RangeFinder. K^3 operations once and N K^2 for the rows; K^2 doubles beside H. The K^3 are Eigen's: a host that
+// compiles with OpenMP and wants no threads but its executor's calls Eigen::setNbThreads(1).
 
 #include <Eigen/Cholesky>
 #include <Eigen/Core>
