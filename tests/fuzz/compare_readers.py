@@ -48,6 +48,7 @@ CBQ_STRICTER = {
     "an array of arrays": "gguf.GGUFReader reads them",
     "not an alignment": "gguf.GGUFReader takes any multiple, 0 ends in a ZeroDivisionError",
     "an empty metadata key": "gguf.GGUFReader takes it",
+    "a big-endian GGUF file": "gguf.GGUFReader reads them",
     "no multiple of the block": "gguf.GGUFReader rounds down",
     "GGUF version": "gguf.GGUFReader reads the header of some others",
     "general.alignment": "gguf.GGUFReader refuses other types than u32 for other reasons",
