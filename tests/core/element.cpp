@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cbq/core/element.hpp>
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_template_test_macros.hpp>
+#include <catch2/catch_test_macros.hpp>
 
 #include <bit>
 #include <cmath>

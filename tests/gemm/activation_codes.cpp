@@ -8,7 +8,8 @@
 #include <string>
 #include <vector>
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_floating_point.hpp>
 #include <cbq/gemm/matmul.hpp>
 
 #include "oracle/gemm.hpp"

@@ -5,7 +5,9 @@
 #include <cmath>
 #include <limits>
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+#include <catch2/generators/catch_generators_range.hpp>
 
 #include "oracle/gemm.hpp"
 #include "support/guarded.hpp"

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
 
 using namespace cbq;
 

@@ -5,7 +5,9 @@
 #include <cmath>
 #include <vector>
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_template_test_macros.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
 
 #include "support/guarded.hpp"
 #include "support/isas.hpp"

@@ -7,7 +7,7 @@
 #include <thread>
 #include <vector>
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
 
 #include "oracle/gemm.hpp"
 #include "support/isas.hpp"

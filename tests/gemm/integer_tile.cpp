@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
 #include <cbq/gemm/kernels_portable.hpp>
 
 #include "support/isas.hpp"

@@ -6,7 +6,8 @@
 #include <limits>
 #include <thread>
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_floating_point.hpp>
 #include <cbq/gemm/kernels_portable.hpp>
 
 #include "oracle/gemm.hpp"

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <utility>
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
 
 #include "oracle/gemm.hpp"
 #include "support/guarded.hpp"

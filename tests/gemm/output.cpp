@@ -6,7 +6,7 @@
 #include <random>
 #include <vector>
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
 #include <cbq/gemm.hpp>
 
 #include "oracle/gemm.hpp"

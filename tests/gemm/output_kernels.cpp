@@ -7,7 +7,7 @@
 #include <random>
 #include <vector>
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
 #include <cbq/gemm/epilogue.hpp>
 
 #include "support/guarded.hpp"

@@ -9,7 +9,8 @@
 #include <string>
 #include <vector>
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
 
 #include <cbq/rounding/nearest.hpp>
 

@@ -4,7 +4,8 @@
 #include <cmath>
 #include <limits>
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
 
 #include "oracle/gemm.hpp"
 

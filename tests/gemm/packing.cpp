@@ -5,7 +5,8 @@
 
 #include <cstring>
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
 
 #include "oracle/gemm.hpp"
 #include "oracle/packing.hpp"

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cbq/io/gguf.hpp>
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
 
 #include <cstdint>
 #include <random>

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cbq/io/gguf_writer.hpp>
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+#include <catch2/matchers/catch_matchers_string.hpp>
 
 #include <array>
 #include <cstdint>

@@ -3,7 +3,7 @@
 // Files of tests/data/malformed, each with one fault of a class in which parsers of model files were found wrong:
 // expected.json says how each is refused. Those of config.json and tokenizers are in tests/examples.
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
 
 #include <filesystem>
 #include <string>

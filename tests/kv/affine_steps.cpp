@@ -4,7 +4,10 @@
 #include <cbq/kv/affine_refinement.hpp>
 #include <cbq/kv/value_block.hpp>
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_approx.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+#include <catch2/generators/catch_generators_range.hpp>
 
 #include <algorithm>
 #include <cmath>

@@ -2,7 +2,7 @@
 #include <cbq/kv/float_kv_cache.hpp>
 
 #include <algorithm>
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
 #include <limits>
 #include <utility>
 #include <vector>

@@ -7,7 +7,8 @@
 #include <utility>
 #include <vector>
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_approx.hpp>
+#include <catch2/catch_test_macros.hpp>
 #include <cbq/kv/dispatch.hpp>
 
 #include "oracle/kv_attention.hpp"

@@ -2,7 +2,7 @@
 #include <cbq/kv/packed_attention.hpp>
 
 #include <algorithm>
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
 #include <cmath>
 #include <limits>
 #include <vector>

@@ -2,7 +2,8 @@
 #include <cbq/kv/softmax.hpp>
 
 #include <algorithm>
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_approx.hpp>
+#include <catch2/catch_test_macros.hpp>
 #include <cmath>
 #include <limits>
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cbq/nn/bloom_block.hpp>
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/matchers/catch_matchers_floating_point.hpp>
 #include <set>
 
 #include <cbq/nn/dense_linear.hpp>

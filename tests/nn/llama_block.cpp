@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cbq/nn/llama_block.hpp>
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
 #include <numeric>
 
 #include <cbq/nn/dense_linear.hpp>

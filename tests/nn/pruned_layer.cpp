@@ -2,7 +2,7 @@
 #include <cbq/nn/pruned_layer.hpp>
 
 #include <algorithm>
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
 #include <cmath>
 
 #include <cbq/nn/dense_linear.hpp>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cbq/nn/runtime_packed_linear.hpp>
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
 
 #include <cbq/nn/any_linear.hpp>
 

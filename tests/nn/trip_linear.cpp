@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cbq/nn/trip_linear.hpp>
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
+#include <catch2/generators/catch_generators_range.hpp>
 
 #include <algorithm>
 #include <cmath>

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cbq/outlier/coarse_to_fine.hpp>
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_approx.hpp>
+#include <catch2/catch_template_test_macros.hpp>
+#include <catch2/catch_test_macros.hpp>
 
 #include <algorithm>
 #include <cmath>

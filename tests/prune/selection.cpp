@@ -2,7 +2,7 @@
 #include <cbq/prune/selection.hpp>
 
 #include <algorithm>
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
 #include <limits>
 #include <random>
 #include <set>

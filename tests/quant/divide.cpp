@@ -4,7 +4,7 @@
 #include <limits>
 #include <random>
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
 
 namespace {
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cbq/quant/quantized_matrix.hpp>
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
 
 #include <cmath>
 #include <cstdint>

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cbq/reconstruct/window_training.hpp>
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_approx.hpp>
+#include <catch2/catch_test_macros.hpp>
 
 #include <cmath>
 #include <vector>

@@ -5,7 +5,7 @@
 // QuantizedKvCache must show at any time. Written from the documentation of the policies; shares with the cache only
 // the quantizer of one group and the row transform, which have tests of their own.
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
 
 #include <algorithm>
 #include <cbq/kv/affine_group.hpp>

@@ -5,7 +5,7 @@
 // what attention over them is by definition: rows decoded in double, out of the space they are stored in.
 
 #include <algorithm>
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>

@@ -4,7 +4,7 @@
 // One linear layer whose inputs are correlated, and the shortest loop that trains a rounding on it. The relative error
 // is |X (W^ - W)^T|^2 / |X W^T|^2.
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
 
 #include <cstddef>
 #include <vector>

@@ -3,7 +3,8 @@
 
 // What the tests of all losses do: gradients against central differences, executors, and pieces of a batch.
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_approx.hpp>
+#include <catch2/catch_test_macros.hpp>
 
 #include <cmath>
 #include <cstddef>

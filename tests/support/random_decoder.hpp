@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include <catch2/catch_test_macros.hpp>
+
 #include <cbq/nn/dense_linear.hpp>
 #include <cbq/transform/layer_weights.hpp>
 

@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include <catch2/catch_test_macros.hpp>
+
 #include <cbq/nn/causal_model.hpp>
 #include <cbq/nn/llama_block.hpp>
 #include <cbq/nn/opt_block.hpp>

@@ -3,7 +3,7 @@
 
 // What the tests of all trainable roundings do. Oracles are plain loops in double.
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
 
 #include <cmath>
 #include <cstddef>

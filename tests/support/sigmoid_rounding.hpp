@@ -6,6 +6,9 @@
 #include <cmath>
 #include <cstddef>
 
+#include <catch2/catch_approx.hpp>
+#include <catch2/catch_test_macros.hpp>
+
 #include <cbq/rounding/rectified_sigmoid.hpp>
 #include "support/rounding.hpp"
 

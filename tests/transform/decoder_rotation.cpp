@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cbq/transform/decoder_rotation.hpp>
 
-#include <catch2/catch_all.hpp>
+#include <catch2/catch_test_macros.hpp>
+#include <catch2/generators/catch_generators.hpp>
 
 #include <cmath>
 #include <string>

@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include <catch2/catch_test_macros.hpp>
+
 #include <cbq/io/safetensors_writer.hpp>
 
 #include "engine_fixture.hpp"
