@@ -8,18 +8,17 @@
 // to the alignment with zeros, the last one too. The layout is that of gguf.hpp; what Gguf::parse() or the readers of
 // other programs refuse is refused here before a byte is written. Memory: the header.
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
 #include <string_view>
 #include <utility>
-#include <vector>
 
 #include <cbq/io/atomic_file.hpp>
 #include <cbq/io/gguf_blocks.hpp>
 #include <cbq/io/gguf_keys.hpp>
+#include <cbq/io/planned_tensors.hpp>
 #include <cbq/io/tensor.hpp>
 
 namespace cbq {
@@ -53,7 +52,7 @@ class GgufWriter {
     if (const Status placed = writer.place(tensors); !placed) return placed.error();
     const std::string header = writer.header(keys);
     writer.data_start_ = header.size();
-    if (!checked_sum(writer.data_start_, writer.data_size_)) {
+    if (!checked_sum(writer.data_start_, writer.tensors_.data_size())) {
       return Error{Errc::bad_shape, "a file cannot be this large", path};
     }
     Result<AtomicFile> file = AtomicFile::create(path);
@@ -66,15 +65,7 @@ class GgufWriter {
   /// The next bytes of tensor `name`: all of it, or pieces in order. Errc::bad_argument (not planned), Errc::bad_shape
   /// (more bytes than planned), Errc::io.
   [[nodiscard]] Status write(std::string_view name, std::span<const std::byte> bytes) {
-    Slot* slot = find(name);
-    if (slot == nullptr) return Error{Errc::bad_argument, "the tensor was not planned", name};
-    if (bytes.size() > slot->size - slot->written) {
-      return Error{Errc::bad_shape, "more bytes than the tensor has", name,
-                   ErrorText(slot->written) << " + " << bytes.size(), ErrorText(slot->size) << " bytes"};
-    }
-    const Status done = file_.write_at(data_start_ + slot->offset + slot->written, bytes);
-    if (done) slot->written += bytes.size();
-    return done;
+    return tensors_.write(file_, data_start_, name, bytes);
   }
   template <class T>
   [[nodiscard]] Status write(std::string_view name, std::span<const T> values) {
@@ -82,21 +73,15 @@ class GgufWriter {
   }
 
   /// The plan of tensor `name`, or nullptr.
-  [[nodiscard]] const GgufTensorPlan* planned(std::string_view name) const noexcept {
-    const Slot* slot = const_cast<GgufWriter*>(this)->find(name);
-    return slot == nullptr ? nullptr : &slot->plan;
-  }
+  [[nodiscard]] const GgufTensorPlan* planned(std::string_view name) const noexcept { return tensors_.planned(name); }
 
   /// Bytes of the complete file.
-  [[nodiscard]] std::size_t file_size() const noexcept { return data_start_ + data_size_; }
+  [[nodiscard]] std::size_t file_size() const noexcept { return data_start_ + tensors_.data_size(); }
 
   /// Puts the file in its place. Errc::bad_argument naming a tensor that is not complete, Errc::io.
   [[nodiscard]] Status commit() {
-    for (const Slot& slot : slots_) {
-      if (slot.written != slot.size) {
-        return Error{Errc::bad_argument, "a planned tensor is not complete", slot.plan.name,
-                     ErrorText(slot.written) << " bytes", ErrorText(slot.size) << " bytes"};
-      }
+    if (const Status complete = tensors_.check_complete(); !complete) return complete;
+    for (const auto& slot : tensors_.slots()) {
       const std::string padding(padded(slot.size) - slot.size, '\0');
       const auto zeros = std::as_bytes(std::span(padding.data(), padding.size()));
       if (const Status ok = file_.write_at(data_start_ + slot.offset + slot.size, zeros); !ok) return ok;
@@ -105,19 +90,12 @@ class GgufWriter {
   }
 
  private:
-  struct Slot {
-    GgufTensorPlan plan;
-    std::size_t offset = 0;  // from the start of the data
-    std::size_t size = 0;
-    std::size_t written = 0;
-  };
-
   [[nodiscard]] std::size_t padded(std::size_t size) const noexcept {
     return (size + alignment_ - 1) / alignment_ * alignment_;
   }
 
   Status place(std::span<const GgufTensorPlan> tensors) {
-    slots_.reserve(tensors.size());
+    tensors_.reserve(tensors.size());
     for (const GgufTensorPlan& tensor : tensors) {
       if (tensor.name.empty() || tensor.name.size() > 63) {
         return Error{Errc::bad_argument, "a tensor's name has 1 to 63 bytes", tensor.name, tensor.name.size(), "63"};
@@ -128,32 +106,19 @@ class GgufWriter {
       }
       const Result<std::size_t> size = gguf_bytes(tensor.type, tensor.shape);
       if (!size) return in_context(size.error(), tensor.name);
-      const Result<std::size_t> room = checked_sum(*size, alignment_);
-      const Result<std::size_t> end = room ? checked_sum(data_size_, *room) : room;
-      if (!end) return in_context(end.error(), tensor.name);
-      slots_.push_back({.plan = tensor, .offset = data_size_, .size = *size, .written = 0});
-      data_size_ += padded(*size);
+      if (const Status added = tensors_.add(tensor, *size, alignment_); !added) return added;
     }
-    by_name_.resize(slots_.size());
-    for (std::size_t i = 0; i < by_name_.size(); ++i) by_name_[i] = i;
-    const auto name = [this](std::size_t i) -> const std::string& { return slots_[i].plan.name; };
-    std::sort(by_name_.begin(), by_name_.end(), [&](std::size_t a, std::size_t b) { return name(a) < name(b); });
-    for (std::size_t i = 1; i < by_name_.size(); ++i) {
-      if (name(by_name_[i]) == name(by_name_[i - 1])) {
-        return Error{Errc::bad_argument, "the same tensor twice", name(by_name_[i])};
-      }
-    }
-    return {};
+    return tensors_.sort_names();
   }
 
   [[nodiscard]] std::string header(const GgufKeys& keys) const {
     std::string bytes = "GGUF";
     const auto add = [&bytes](auto number) { bytes.append(reinterpret_cast<const char*>(&number), sizeof number); };
     add(std::uint32_t{3});
-    add(std::uint64_t{slots_.size()});
+    add(std::uint64_t{tensors_.slots().size()});
     add(std::uint64_t{keys.size()});
     bytes += keys.bytes();
-    for (const Slot& slot : slots_) {
+    for (const auto& slot : tensors_.slots()) {
       const TensorShape& shape = slot.plan.shape;
       add(std::uint64_t{slot.plan.name.size()});
       bytes += slot.plan.name;
@@ -166,18 +131,10 @@ class GgufWriter {
     return bytes;
   }
 
-  Slot* find(std::string_view name) noexcept {
-    const auto at = std::lower_bound(by_name_.begin(), by_name_.end(), name,
-                                     [this](std::size_t i, std::string_view key) { return slots_[i].plan.name < key; });
-    return at != by_name_.end() && slots_[*at].plan.name == name ? &slots_[*at] : nullptr;
-  }
-
   AtomicFile file_;
-  std::vector<Slot> slots_;           // in the order of the file
-  std::vector<std::size_t> by_name_;  // indices of slots_
+  io_detail::PlannedTensors<GgufTensorPlan> tensors_;
   std::size_t alignment_ = 32;
   std::size_t data_start_ = 0;
-  std::size_t data_size_ = 0;
 };
 
 }  // namespace CBQ_ABI

@@ -22,6 +22,7 @@
 #include <cbq/io/atomic_file.hpp>
 #include <cbq/io/bad_alloc.hpp>
 #include <cbq/io/json.hpp>
+#include <cbq/io/planned_tensors.hpp>
 #include <cbq/io/tensor.hpp>
 
 namespace cbq {
@@ -48,15 +49,7 @@ class SafetensorsWriter {
   /// The next bytes of tensor `name`: all of it, or pieces in order. Errc::bad_argument (not planned), Errc::bad_shape
   /// (more bytes than planned), Errc::io.
   [[nodiscard]] Status write(std::string_view name, std::span<const std::byte> bytes) {
-    Slot* slot = find(name);
-    if (slot == nullptr) return Error{Errc::bad_argument, "the tensor was not planned", name};
-    if (bytes.size() > slot->size - slot->written) {
-      return Error{Errc::bad_shape, "more bytes than the tensor has", name,
-                   ErrorText(slot->written) << " + " << bytes.size(), ErrorText(slot->size) << " bytes"};
-    }
-    const Status done = file_.write_at(data_start_ + slot->offset + slot->written, bytes);
-    if (done) slot->written += bytes.size();
-    return done;
+    return tensors_.write(file_, data_start_, name, bytes);
   }
   template <class T>
   [[nodiscard]] Status write(std::string_view name, std::span<const T> values) {
@@ -64,32 +57,19 @@ class SafetensorsWriter {
   }
 
   /// The plan of tensor `name`, or nullptr.
-  [[nodiscard]] const TensorPlan* planned(std::string_view name) const noexcept {
-    const Slot* slot = const_cast<SafetensorsWriter*>(this)->find(name);
-    return slot == nullptr ? nullptr : &slot->plan;
-  }
+  [[nodiscard]] const TensorPlan* planned(std::string_view name) const noexcept { return tensors_.planned(name); }
 
   /// Bytes of the complete file.
-  [[nodiscard]] std::size_t file_size() const noexcept { return data_start_ + data_size_; }
+  [[nodiscard]] std::size_t file_size() const noexcept { return data_start_ + tensors_.data_size(); }
 
   /// Puts the file in its place. Errc::bad_argument naming a tensor that is not complete, Errc::io.
   [[nodiscard]] Status commit() {
-    for (const Slot& slot : slots_) {
-      if (slot.written != slot.size) {
-        return Error{Errc::bad_argument, "a planned tensor is not complete", slot.plan.name,
-                     ErrorText(slot.written) << " bytes", ErrorText(slot.size) << " bytes"};
-      }
-    }
+    if (const Status complete = tensors_.check_complete(); !complete) return complete;
     return file_.commit();
   }
 
  private:
-  struct Slot {
-    TensorPlan plan;
-    std::size_t offset = 0;
-    std::size_t size = 0;
-    std::size_t written = 0;
-  };
+  static constexpr std::string_view metadata_key = "__metadata__";
 
   static Result<SafetensorsWriter> start(const std::string& path, std::span<const TensorPlan> plan,
                                          const Metadata& metadata) {
@@ -123,14 +103,14 @@ class SafetensorsWriter {
 
   // Written out: a tree of values would be larger than its text, and needs memory to be destroyed. Sorted by name.
   [[nodiscard]] std::string header_text(const Metadata& metadata) const {
-    static constexpr std::string_view metadata_key = "__metadata__";
     std::string text = "{";
     const auto add_metadata = [&] {
       text.append(text.size() == 1 ? "" : ",").append(quoted(std::string(metadata_key))).append(":");
       text += metadata_text(metadata);
     };
     bool described = false;
-    for (const Slot& slot : slots_) {
+    for (const std::size_t i : tensors_.by_name()) {
+      const auto& slot = tensors_.slots()[i];
       if (!described && slot.plan.name > metadata_key) {
         add_metadata();
         described = true;
@@ -138,8 +118,8 @@ class SafetensorsWriter {
       text.append(text.size() == 1 ? "" : ",").append(quoted(slot.plan.name)).append(":{\"data_offsets\":[");
       text.append(std::to_string(slot.offset)).append(",").append(std::to_string(slot.offset + slot.size));
       text.append("],\"dtype\":\"").append(dtype_name(slot.plan.dtype)).append("\",\"shape\":[");
-      for (std::size_t i = 0; i < slot.plan.shape.rank; ++i) {
-        text.append(i == 0 ? "" : ",").append(std::to_string(slot.plan.shape.sizes[i]));
+      for (std::size_t d = 0; d < slot.plan.shape.rank; ++d) {
+        text.append(d == 0 ? "" : ",").append(std::to_string(slot.plan.shape.sizes[d]));
       }
       text += "]}";
     }
@@ -148,38 +128,27 @@ class SafetensorsWriter {
   }
 
   Status place(std::span<const TensorPlan> plan) {
+    std::vector<const TensorPlan*> order;
+    order.reserve(plan.size());
     for (const TensorPlan& tensor : plan) {
-      const Result<std::size_t> size = byte_count(tensor.shape, tensor.dtype);
-      if (!size) return in_context(size.error(), tensor.name);
-      slots_.push_back({.plan = tensor, .offset = 0, .size = *size, .written = 0});
+      if (tensor.name == metadata_key) return Error{Errc::bad_argument, "a tensor name is taken", tensor.name};
+      order.push_back(&tensor);
     }
-    std::stable_sort(slots_.begin(), slots_.end(),
-                     [](const Slot& a, const Slot& b) { return dtype_bits(a.plan.dtype) > dtype_bits(b.plan.dtype); });
-    for (Slot& slot : slots_) {
-      slot.offset = data_size_;
-      const Result<std::size_t> end = checked_sum(data_size_, slot.size);
-      if (!end) return in_context(end.error(), slot.plan.name);
-      data_size_ = *end;
+    std::stable_sort(order.begin(), order.end(), [](const TensorPlan* a, const TensorPlan* b) {
+      return dtype_bits(a->dtype) > dtype_bits(b->dtype);
+    });
+    tensors_.reserve(order.size());
+    for (const TensorPlan* tensor : order) {
+      const Result<std::size_t> size = byte_count(tensor->shape, tensor->dtype);
+      if (!size) return in_context(size.error(), tensor->name);
+      if (const Status added = tensors_.add(*tensor, *size); !added) return added;
     }
-    std::sort(slots_.begin(), slots_.end(), [](const Slot& a, const Slot& b) { return a.plan.name < b.plan.name; });
-    for (std::size_t i = 0; i < slots_.size(); ++i) {
-      if (slots_[i].plan.name == "__metadata__" || (i != 0 && slots_[i].plan.name == slots_[i - 1].plan.name)) {
-        return Error{Errc::bad_argument, "a tensor name is taken", slots_[i].plan.name};
-      }
-    }
-    return {};
-  }
-
-  Slot* find(std::string_view name) noexcept {
-    const auto at = std::lower_bound(slots_.begin(), slots_.end(), name,
-                                     [](const Slot& slot, std::string_view key) { return slot.plan.name < key; });
-    return at != slots_.end() && at->plan.name == name ? &*at : nullptr;
+    return tensors_.sort_names();
   }
 
   AtomicFile file_;
-  std::vector<Slot> slots_;
+  io_detail::PlannedTensors<TensorPlan> tensors_;
   std::size_t data_start_ = 0;
-  std::size_t data_size_ = 0;
 };
 
 }  // namespace CBQ_ABI
