@@ -233,6 +233,7 @@ Result<ExportReport> export_checkpoint(const ModelSource& source, const std::str
   if (const Status done = copy_companions(*folder, source); !done) return done.error();
   note_companions(source, report);
   if (const Status ok = check_interrupt(); !ok) return ok.error();
+  if (const Status same = source.check_unchanged(); !same) return same.error();
   if (const Status done = folder->commit(); !done) return done.error();
   return report;
 }

@@ -146,6 +146,7 @@ Result<ExportReport> import_checkpoint(const ModelSource& source, const std::str
   if (const Status done = write_config(folder->file("config.json"), source, *plan); !done) return done.error();
   if (const Status done = copy_companions(*folder, source); !done) return done.error();
   if (const Status ok = check_interrupt(); !ok) return ok.error();
+  if (const Status same = source.check_unchanged(); !same) return same.error();
   if (const Status done = folder->commit(); !done) return done.error();
   return report;
 }

@@ -167,6 +167,7 @@ class Exporter {
     }
     report_.bytes_read = source_.file_bytes();
     report_.bytes_written = writer->file_size();
+    if (const Status same = source_.check_unchanged(); !same) return same.error();
     if (const Status ok = writer->commit(); !ok) return ok.error();
     return std::move(report_);
   }

@@ -116,6 +116,7 @@ class Importer {
     const Status written = cbq::write_file(folder->file(vocabulary_file), cbq::json_text(*vocabulary));
     if (!written) return written.error();
     if (const Status ok = check_interrupt(); !ok) return ok.error();
+    if (const Status same = source_.check_unchanged(); !same) return same.error();
     if (const Status ok = folder->commit(); !ok) return ok.error();
     report_.bytes_read = source_.file_bytes();
     return std::move(report_);

@@ -3,6 +3,7 @@
 
 #include <catch2/catch_test_macros.hpp>
 
+#include <chrono>
 #include <csignal>
 #include <cstring>
 #include <filesystem>
@@ -13,11 +14,15 @@
 
 #include <cbq/io/checkpoint.hpp>
 
+#include "checkpoint_import.hpp"
 #include "engine_fixture.hpp"
+#include "gguf_export.hpp"
+#include "gguf_import.hpp"
 #include "interrupt.hpp"
 #include "run_apart.hpp"
 
 using cbq::Json;
+using cbq_llama::ModelSource;
 using engine_fixture::pocket_llama;
 using engine_fixture::run_tool;
 using engine_fixture::ToolRun;
@@ -198,4 +203,28 @@ TEST_CASE("an export or import that is cut off leaves nothing behind") {
     CHECK(engine_fixture::run_apart(command, small_disk) == 1);
     CHECK(folder.entries() == 2);
   }
+}
+
+TEST_CASE("an export or import of files that were written to meanwhile is refused, and nothing is left") {
+  const support::ScratchFolder folder;
+  quantize(folder / "own", {"--scheme", "w4a16_g128"});
+  REQUIRE(export_to(folder / "own", "gptq", folder / "gptq").code == 0);
+  REQUIRE(export_to(folder / "own", "gguf", folder / "own.gguf").code == 0);
+  const auto touched = [&](const std::string& model, const std::string& file) {
+    ModelSource source = unwrap(ModelSource::open(model));
+    const auto time = std::filesystem::last_write_time(file);
+    std::filesystem::last_write_time(file, time + std::chrono::seconds(1));
+    return source;
+  };
+  const auto refused = [&](const cbq::Result<cbq_llama::ExportReport>& done) {
+    REQUIRE_FALSE(done);
+    CHECK(done.error().code == cbq::Errc::bad_file);
+    CHECK(support::message(done.error()).find("the file was written to while it was in use") != std::string::npos);
+    CHECK(folder.entries() == 3);
+  };
+  const ModelSource own = touched(folder / "own", folder / "own/model.safetensors");
+  refused(cbq_llama::export_checkpoint(own, folder / "x", {}));
+  refused(cbq_llama::export_gguf(own, folder / "x.gguf"));
+  refused(cbq_llama::import_checkpoint(touched(folder / "gptq", folder / "gptq/model.safetensors"), folder / "x"));
+  refused(cbq_llama::import_gguf(touched(folder / "own.gguf", folder / "own.gguf"), folder / "x"));
 }
