@@ -14,17 +14,19 @@ using cbq::Status;
 
 namespace {
 
-constexpr std::array<std::pair<Operation, const char*>, 3> operations = {{
+constexpr std::array<std::pair<Operation, const char*>, 5> operations = {{
     {Operation::attention_projections, "attention_projections"},
     {Operation::mlp_projections, "mlp_projections"},
     {Operation::head, "head"},
+    {Operation::cache_writes, "cache_writes"},
+    {Operation::attention, "attention"},
 }};
 
 double seconds_of(const PhaseTimes& phase, Operation operation) {
   return phase.operations.seconds[static_cast<std::size_t>(operation)];
 }
 
-// What no linear operator accounts for: attention, norms, rotary positions, activation functions.
+// What neither linear operators nor caches account for: norms, rotary positions, activation functions.
 double rest_of(const PhaseTimes& phase) {
   double rest = phase.total;
   for (const auto& [operation, name] : operations) rest -= seconds_of(phase, operation);
@@ -36,7 +38,7 @@ void print_profile(const char* title, const PhaseTimes& phase, std::FILE* out) {
   for (const auto& [operation, name] : operations) {
     (void)std::fprintf(out, " %s %.1f %%,", name, 100 * seconds_of(phase, operation) / phase.total);
   }
-  (void)std::fprintf(out, " attention, norms and the rest %.1f %%\n", 100 * rest_of(phase) / phase.total);
+  (void)std::fprintf(out, " norms and the rest %.1f %%\n", 100 * rest_of(phase) / phase.total);
 }
 
 cbq::Json profile_json(const PhaseTimes& phase) {

@@ -79,12 +79,7 @@ Status EngineLinear::run(cbq::LinearInput& x, const cbq::LinearOutput& out, Cont
   if (state_->role.inputs != nullptr) {
     if (const Status seen = state_->role.inputs->add(x.values()); !seen) return seen;
   }
-  if (state_->role.profile == nullptr) return state_->op.forward(x, out, context);
-  const auto start = std::chrono::steady_clock::now();
-  const Status done = state_->op.forward(x, out, context);
-  const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
-  state_->role.profile->seconds[static_cast<std::size_t>(state_->role.operation)] += spent.count();
-  return done;
+  return timed(state_->role.profile, state_->role.operation, [&] { return state_->op.forward(x, out, context); });
 }
 
 }  // namespace cbq_llama

@@ -4,8 +4,6 @@
 // The linear operator of the engine: any operator of cbq behind a pointer, so that the kernels of all schemes are
 // compiled in one file (engine_linear.cpp) and the model in another. It also adds up the time spent, when asked.
 
-#include <array>
-#include <chrono>
 #include <cstddef>
 #include <memory>
 #include <span>
@@ -17,17 +15,10 @@
 #include <cbq/nn/linear.hpp>
 #include <cbq/quant/activation_range.hpp>
 
+#include "profile.hpp"
 #include "threads.hpp"
 
 namespace cbq_llama {
-
-/// Kinds of operations that `bench --profile` tells apart.
-enum class Operation : unsigned char { attention_projections, mlp_projections, head, count };
-
-/// Seconds per kind of operation, added up by one thread.
-struct Profile {
-  std::array<double, static_cast<std::size_t>(Operation::count)> seconds = {};
-};
 
 /// How linear layers compute: with packed weights, or in float with weights and activations rounded to the same grids.
 enum class Operators : unsigned char { packed, fake_quantized };

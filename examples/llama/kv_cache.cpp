@@ -73,6 +73,26 @@ class HalfForm final : public FloatForm {
   std::vector<float> values_;
 };
 
+// Notes the time of what a cache does.
+class TimedForm final : public LayerKv::Form {
+ public:
+  TimedForm(std::unique_ptr<LayerKv::Form> inner, Profile& profile) : inner_(std::move(inner)), profile_(&profile) {}
+  std::size_t size() const override { return inner_->size(); }
+  std::size_t capacity() const override { return inner_->capacity(); }
+  void truncate(std::size_t size) override { inner_->truncate(size); }
+  Status append(const Rows& keys, const Rows& values) override {
+    return timed(profile_, Operation::cache_writes, [&] { return inner_->append(keys, values); });
+  }
+  Status attend(const Rows& q, const cbq::AttentionScores& scores, const MatrixView<float>& out,
+                LayerKv::Context& context) override {
+    return timed(profile_, Operation::attention, [&] { return inner_->attend(q, scores, out, context); });
+  }
+
+ private:
+  std::unique_ptr<LayerKv::Form> inner_;
+  Profile* profile_;
+};
+
 // Adds what passes through a cache to statistics, queries and keys rotated back where a table is given.
 class ObservedForm final : public LayerKv::Form {
  public:
@@ -179,6 +199,7 @@ Result<cbq::ModelCache<LayerKv>> make_kv_cache(const ModelConfig& config, std::s
       *form = std::make_unique<ObservedForm>(*std::move(form), (*options.statistics)[i], i, options.rotary);
     }
     if (options.ranges != nullptr) *form = observe_ranges(*std::move(form), (*options.ranges)[i]);
+    if (options.profile != nullptr) *form = std::make_unique<TimedForm>(*std::move(form), *options.profile);
     layers.emplace_back(*std::move(form));
   }
   return cbq::ModelCache<LayerKv>(std::move(layers));

@@ -67,6 +67,7 @@ struct KvOptions {
   std::vector<HeadRanges>* ranges = nullptr;
   /// Per layer; the caches add all queries, keys and values to them. Null: nobody asks.
   std::vector<cbq::KvChannelStatistics>* statistics = nullptr;
+  Profile* profile = nullptr;  ///< where the caches note the time of writes and attention; null: nowhere
 };
 
 /// The cache of one layer.

@@ -39,7 +39,9 @@ void collect(Profile* profile, PhaseTimes& phase) {
 
 Result<Speed> measure_speed(const Model& model, Profile* profile, const SpeedOptions& options) {
   const std::size_t total = options.prompt_tokens + options.new_tokens;
-  Result<Session> session = Session::create(model, total, options.machine, options.kv);
+  KvOptions kv = options.kv;
+  kv.profile = profile;
+  Result<Session> session = Session::create(model, total, options.machine, kv);
   if (!session) return session.error();
   std::mt19937_64 generator(options.seed);
   std::vector<std::int32_t> tokens(total);
