@@ -32,25 +32,51 @@ struct PageKeys {
 
 inline namespace CBQ_ABI {
 
+namespace page_writer {
+
+/// Writes the row whose heads are key(head) and value(head).
+template <class KeyOf, class ValueOf>
+void write_heads(const KvLayout& layout, const RowTransform& transform, std::size_t position, std::byte* page,
+                 const KeyOf& key, const ValueOf& value) noexcept {
+  for (std::size_t head = 0; head < layout.heads; ++head) {
+    std::byte* const keys = page + kv_keys_offset(layout, head);
+    std::byte* const values = page + kv_values_offset(layout, head);
+    if (head + 1 < layout.heads) {
+      if (!layout.channel_keys) prefetch_key(layout, position, keys + layout.head_bytes);
+      prefetch_value(layout, position, values + layout.head_bytes);
+    }
+    if (!layout.channel_keys) {
+      (void)encode_key(layout, position, key(head), keys, key_refinement(transform, head, layout.width));
+    }
+    (void)encode_value(layout, position, value(head), values, value_refinement(transform));
+  }
+}
+
+}  // namespace page_writer
+
 /// Writes a row of `exact` to a page, refined as `transform` says; with channel_keys its values only.
 inline void write_row(const KvLayout& layout, const RowTransform& transform, const FloatKvCache& exact,
                       const PageRow& from, std::byte* page) noexcept {
   float memory[key_codes::most_channels];
   const std::span<float> x(memory, layout.width);
-  for (std::size_t head = 0; head < layout.heads; ++head) {
-    std::byte* const keys = page + kv_keys_offset(layout, head);
-    std::byte* const values = page + kv_values_offset(layout, head);
-    if (head + 1 < layout.heads) {
-      if (!layout.channel_keys) prefetch_key(layout, from.position, keys + layout.head_bytes);
-      prefetch_value(layout, from.position, values + layout.head_bytes);
-    }
-    if (!layout.channel_keys) {
-      exact.copy_key(head, from.row, x.data());
-      (void)encode_key(layout, from.position, x, keys, key_refinement(transform, head, layout.width));
-    }
+  const auto key = [&](std::size_t head) -> std::span<const float> {
+    exact.copy_key(head, from.row, x.data());
+    return x;
+  };
+  const auto value = [&](std::size_t head) -> std::span<const float> {
     exact.copy_value(head, from.row, x.data());
-    (void)encode_value(layout, from.position, x, values, value_refinement(transform));
-  }
+    return x;
+  };
+  page_writer::write_heads(layout, transform, from.position, page, key, value);
+}
+
+/// The same for a row that lies in one piece, and its position in the page.
+inline void write_row(const KvLayout& layout, const RowTransform& transform, const KvRow& row, std::size_t position,
+                      std::byte* page) noexcept {
+  const auto head_of = [&](const float* elements) {
+    return [&, elements](std::size_t head) { return std::span(elements + head * layout.width, layout.width); };
+  };
+  page_writer::write_heads(layout, transform, position, page, head_of(row.key), head_of(row.value));
 }
 
 /// Writes all keys of a page with channel_keys; `memory` has room for 64 * width floats. Keys that the page held

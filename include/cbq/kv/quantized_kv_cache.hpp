@@ -99,10 +99,9 @@ class QuantizedKvCache {
   [[nodiscard]] Status append(const MatrixView<const float>& keys, const MatrixView<const float>& values) noexcept {
     if (const Status alive = check_alive(); !alive) return alive;
     if (const Status shapes = check_append(options_, size_, keys, values); !shapes) return shapes;
-    const KvRow transformed{scratch_.data(), scratch_.data() + columns(), columns()};
     for (std::size_t t = 0; t < keys.rows; ++t) {
       transform_row(row(keys, t), row(values, t));
-      const Status valid = check_encodable({row(keys, t), row(values, t), columns()}, transformed, t);
+      const Status valid = check_encodable({row(keys, t), row(values, t), columns()}, row_of(next_row_), t);
       if (!valid) return valid;
     }
     if (keys.rows == 0) return {};
@@ -131,6 +130,7 @@ class QuantizedKvCache {
   void truncate(std::size_t size) noexcept {
     if (size >= this->size()) return;
     size_ = size;
+    if (kept_end_ > size) kept_end_ = 0;
     sinks_.truncate(size);
     if (size > packed_) {
       exact_.truncate(size - packed_);
@@ -179,7 +179,7 @@ class QuantizedKvCache {
     Result<FloatKvCache> last = FloatKvCache::create(options_.heads, options_.width, exact);
     if (!last) return last.error();
     const std::size_t page = layout_.channel_keys ? kv_page_positions * options_.width : 0;
-    Result<AlignedBuffer<float>> scratch = AlignedBuffer<float>::allocate(2 * columns() + page);
+    Result<AlignedBuffer<float>> scratch = AlignedBuffer<float>::allocate(4 * columns() + page);
     if (!scratch) return scratch.error();
     sinks_ = *std::move(first);
     exact_ = *std::move(last);
@@ -223,23 +223,33 @@ class QuantizedKvCache {
     return {};
   }
 
-  /// A row, transformed, into scratch_: key, then value.
+  /// One of the two rows in scratch_: key, then value.
+  [[nodiscard]] KvRow row_of(std::size_t index) const noexcept {
+    const float* const key = scratch_.data() + index * 2 * columns();
+    return {key, key + columns(), columns()};
+  }
+
+  /// A row, transformed, into the next row of scratch_.
   void transform_row(const float* key, const float* value) noexcept {
-    std::memcpy(scratch_.data(), key, columns() * sizeof(float));
-    std::memcpy(scratch_.data() + columns(), value, columns() * sizeof(float));
+    float* const next = scratch_.data() + next_row_ * 2 * columns();
+    std::memcpy(next, key, columns() * sizeof(float));
+    std::memcpy(next + columns(), value, columns() * sizeof(float));
     for (std::size_t head = 0; head < options_.heads; ++head) {
-      float* const x = scratch_.data() + head * options_.width;
+      float* const x = next + head * options_.width;
       transform_key(transform_, head, std::span(x, options_.width), isa_);
       transform_value(transform_, head, std::span(x + columns(), options_.width), isa_);
     }
   }
 
-  /// The row in scratch_ becomes the position after the last.
+  /// The next row of scratch_ becomes the position after the last, and stays there while the other is the next.
   void store_row() noexcept {
-    const auto key = matrix_view<const float>(scratch_.data(), 1, columns());
-    const auto value = matrix_view<const float>(scratch_.data() + columns(), 1, columns());
+    const KvRow next = row_of(next_row_);
+    const auto key = matrix_view<const float>(next.key, 1, columns());
+    const auto value = matrix_view<const float>(next.value, 1, columns());
     (void)(size_ < options_.policy.sinks ? sinks_ : exact_).append(key, value);  // there is room
     ++size_;
+    kept_end_ = size_;
+    next_row_ = 1 - next_row_;
     if (size_ <= options_.policy.sinks) packed_ = size_;
   }
 
@@ -253,10 +263,15 @@ class QuantizedKvCache {
       if (end <= first_) continue;  // no query will see it
       std::byte* const page = *table_.writable(index);
       if (layout_.channel_keys) {
-        write_page_keys(layout_, exact_, page_keys(start), scratch_.data() + 2 * columns(), page);
+        write_page_keys(layout_, exact_, page_keys(start), scratch_.data() + 4 * columns(), page);
       }
       for (std::size_t p = start < packed_ ? packed_ : start; p < goal && p < end; ++p) {
-        write_row(layout_, transform_, exact_, {.row = p - packed_, .position = p - start}, page);
+        // Decoding quantizes the row it stored last, whose elements lie far apart in exact_: a cache miss each.
+        if (p + 1 == kept_end_) {
+          write_row(layout_, transform_, row_of(1 - next_row_), p - start, page);
+        } else {
+          write_row(layout_, transform_, exact_, {.row = p - packed_, .position = p - start}, page);
+        }
       }
     }
     exact_.drop_front(goal - packed_);
@@ -280,7 +295,9 @@ class QuantizedKvCache {
   KvPageTable table_;
   FloatKvCache sinks_;
   FloatKvCache exact_;            ///< positions packed_ .. size_ - 1
-  AlignedBuffer<float> scratch_;  ///< a row; with scales per channel also the keys of a head and page
+  AlignedBuffer<float> scratch_;  ///< two rows; with scales per channel also the keys of a head and page
+  std::size_t next_row_ = 0;      ///< of the two, where the next one is transformed; the other may be kept
+  std::size_t kept_end_ = 0;      ///< the position after that of the kept row; 0: there is none
   std::size_t size_ = 0;
   std::size_t packed_ = 0;  ///< positions quantized or among the sinks
   std::size_t first_ = 0;   ///< pages that end before it were given back
