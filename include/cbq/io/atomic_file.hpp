@@ -22,8 +22,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cbq/core/bad_alloc.hpp>
 #include <cbq/core/checked.hpp>
-#include <cbq/io/bad_alloc.hpp>
 #include <cbq/io/system_error.hpp>
 
 namespace cbq {
@@ -100,7 +100,7 @@ class BasicAtomicFile {
   /// Starts a file that will become `path`, with the permissions of the file it replaces. Errc::io,
   /// Errc::out_of_memory.
   [[nodiscard]] static Result<BasicAtomicFile> create(const std::string& path) {
-    return io_detail::bad_alloc_as_error(path, [&] { return open_temporary(path); });
+    return bad_alloc_as_error(path, [&] { return open_temporary(path); });
   }
 
   /// Appends after the furthest byte that `write` wrote. Errc::io.

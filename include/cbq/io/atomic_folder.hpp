@@ -23,8 +23,8 @@
 #include <sys/syscall.h>
 #endif
 
+#include <cbq/core/bad_alloc.hpp>
 #include <cbq/io/atomic_file.hpp>
-#include <cbq/io/bad_alloc.hpp>
 #include <cbq/io/system_error.hpp>
 
 namespace cbq {
@@ -87,7 +87,7 @@ class OpenFolder {
 
 /// Names of all entries of a folder but "." and "..", in no order. Errc::io, Errc::out_of_memory.
 [[nodiscard]] inline Result<std::vector<std::string>> folder_entries(const std::string& path) {
-  return io_detail::bad_alloc_as_error(path, [&]() -> Result<std::vector<std::string>> {
+  return bad_alloc_as_error(path, [&]() -> Result<std::vector<std::string>> {
     const io_detail::OpenFolder folder(path);
     if (!folder.is_open()) return system_error("cannot open the folder", path, errno);
     std::vector<std::string> names;
@@ -166,7 +166,7 @@ class AtomicFolder {
   /// Starts a folder that will become `target`. Errc::io when the target may not be replaced (see Existing) or its
   /// parent cannot be written.
   [[nodiscard]] static Result<AtomicFolder> create(const std::string& target, Existing existing = Existing::refuse) {
-    return io_detail::bad_alloc_as_error(target, [&] { return make(target, existing); });
+    return bad_alloc_as_error(target, [&] { return make(target, existing); });
   }
 
   /// Where to write the files until commit(): the temporary folder. Plain files only.
@@ -177,7 +177,7 @@ class AtomicFolder {
   /// Syncs every file and moves the folder to its target; afterwards the object is empty. Errc::io; the target is then
   /// as it was and the temporary is removed by the destructor.
   [[nodiscard]] Status commit() {
-    return io_detail::bad_alloc_as_error(target_, [&] { return finish(); });
+    return bad_alloc_as_error(target_, [&] { return finish(); });
   }
 
   /// Removes the temporary folder; the target stays as it was.

@@ -38,7 +38,7 @@ class Checkpoint {
   /// Errc::bad_file, Errc::bad_shape, Errc::unsupported, Errc::out_of_memory.
   [[nodiscard]] static Result<Checkpoint> open(const std::string& path, FileMode mode = FileMode::map,
                                                const CheckpointLimits& limits = {}) {
-    return io_detail::bad_alloc_as_error(path, [&] { return open_any(path, mode, limits); });
+    return bad_alloc_as_error(path, [&] { return open_any(path, mode, limits); });
   }
 
   Checkpoint(Checkpoint&&) noexcept = default;

@@ -20,7 +20,7 @@
 #include <utility>
 #include <vector>
 
-#include <cbq/io/bad_alloc.hpp>
+#include <cbq/core/bad_alloc.hpp>
 #include <cbq/io/gguf_blocks.hpp>
 #include <cbq/io/gguf_metadata.hpp>
 #include <cbq/io/mapped_file.hpp>
@@ -44,7 +44,7 @@ class Gguf {
   /// The metadata and tensors of a whole file in memory; `bytes` must outlive this object. Errc::bad_file or
   /// Errc::unsupported, with key or tensor and byte offset.
   [[nodiscard]] static Result<Gguf> parse(std::span<const std::byte> bytes, const GgufLimits& limits = {}) {
-    return io_detail::bad_alloc_as_error("GGUF header", [&] { return parse_header(bytes, limits); });
+    return bad_alloc_as_error("GGUF header", [&] { return parse_header(bytes, limits); });
   }
 
   Gguf(Gguf&&) noexcept = default;

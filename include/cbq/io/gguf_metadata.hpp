@@ -14,7 +14,7 @@
 #include <string_view>
 #include <vector>
 
-#include <cbq/io/bad_alloc.hpp>
+#include <cbq/core/bad_alloc.hpp>
 #include <cbq/io/byte_cursor.hpp>
 #include <cbq/io/gguf_limits.hpp>
 #include <cbq/io/tensor.hpp>
@@ -132,7 +132,7 @@ class GgufMetadata {
 
   /// The elements of an array of texts. These three: Errc::out_of_memory as well.
   [[nodiscard]] Result<std::vector<std::string_view>> text_array(std::string_view key) const {
-    return io_detail::bad_alloc_as_error(key, [&]() -> Result<std::vector<std::string_view>> {
+    return bad_alloc_as_error(key, [&]() -> Result<std::vector<std::string_view>> {
       const GgufValue* entry = value(key);
       if (entry == nullptr) return missing(key);
       if (entry->kind != GgufKind::array || entry->element != GgufKind::text)
@@ -151,7 +151,7 @@ class GgufMetadata {
 
   /// The elements of an array of any integer type (of u64 only up to 2^63 - 1).
   [[nodiscard]] Result<std::vector<std::int64_t>> integer_array(std::string_view key) const {
-    return io_detail::bad_alloc_as_error(key, [&]() -> Result<std::vector<std::int64_t>> {
+    return bad_alloc_as_error(key, [&]() -> Result<std::vector<std::int64_t>> {
       const GgufValue* entry = value(key);
       if (entry == nullptr) return missing(key);
       if (entry->kind != GgufKind::array) return wrong_kind(*entry, "an array of integers");
@@ -167,7 +167,7 @@ class GgufMetadata {
 
   /// The elements of an array of f32.
   [[nodiscard]] Result<std::vector<float>> float_array(std::string_view key) const {
-    return io_detail::bad_alloc_as_error(key, [&]() -> Result<std::vector<float>> {
+    return bad_alloc_as_error(key, [&]() -> Result<std::vector<float>> {
       const GgufValue* entry = value(key);
       if (entry == nullptr) return missing(key);
       if (entry->kind != GgufKind::array || entry->element != GgufKind::f32)

@@ -20,8 +20,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include <cbq/core/bad_alloc.hpp>
 #include <cbq/core/result.hpp>
-#include <cbq/io/bad_alloc.hpp>
 #include <cbq/io/mapped_file.hpp>
 
 namespace cbq {
@@ -190,7 +190,7 @@ class JsonBuilder {
   if (const std::size_t nul = text.find('\0'); nul != std::string_view::npos) {
     return Error{Errc::bad_file, "a NUL byte in JSON text", ErrorText("byte ") << nul, "0", "text"};
   }
-  return io_detail::bad_alloc_as_error("JSON text", [&]() -> Result<Json> {
+  return bad_alloc_as_error("JSON text", [&]() -> Result<Json> {
     Json root;
     const io_detail::JsonRelease release(root);
     std::size_t position = 0;

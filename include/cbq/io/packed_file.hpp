@@ -22,9 +22,9 @@
 #include <vector>
 
 #include <cbq/core/aligned.hpp>
+#include <cbq/core/bad_alloc.hpp>
 #include <cbq/core/executor.hpp>
 #include <cbq/gemm/packed_weights.hpp>
-#include <cbq/io/bad_alloc.hpp>
 #include <cbq/io/byte_cursor.hpp>
 #include <cbq/io/mapped_file.hpp>
 #include <cbq/io/packed_file_format.hpp>
@@ -71,7 +71,7 @@ class PackedFile {
       return Error{Errc::bad_file, "the table is longer than allowed", "byte 32", header->table_bytes,
                    ErrorText("at most ") << limits.table_bytes};
     }
-    return io_detail::bad_alloc_as_error("table", [&] { return parse_table(bytes, *header); });
+    return bad_alloc_as_error("table", [&] { return parse_table(bytes, *header); });
   }
 
   /// What the writer was told about the origin of the content; a host compares it before it trusts a cache.

@@ -13,8 +13,8 @@
 #include <utility>
 #include <vector>
 
+#include <cbq/core/bad_alloc.hpp>
 #include <cbq/io/atomic_file.hpp>
-#include <cbq/io/bad_alloc.hpp>
 #include <cbq/io/packed_file.hpp>
 
 namespace cbq {
@@ -31,7 +31,7 @@ class BasicPackedFileWriter {
       return Error{Errc::bad_argument, "the stamp is too long", path, ErrorText(stamp.size()) << " bytes",
                    ErrorText("at most ") << packed_file::longest_stamp};
     }
-    return io_detail::bad_alloc_as_error(path, [&]() -> Result<BasicPackedFileWriter> {
+    return bad_alloc_as_error(path, [&]() -> Result<BasicPackedFileWriter> {
       Result<BasicAtomicFile<System>> file = BasicAtomicFile<System>::create(path);
       if (!file) return file.error();
       BasicPackedFileWriter writer;
@@ -81,7 +81,7 @@ class BasicPackedFileWriter {
 
   /// Writes table and header and puts the file in its place; afterwards the object is empty. Errc::io.
   [[nodiscard]] Status commit() {
-    return io_detail::bad_alloc_as_error(file_.path(), [&] { return finish(); });
+    return bad_alloc_as_error(file_.path(), [&] { return finish(); });
   }
 
  private:
@@ -108,7 +108,7 @@ class BasicPackedFileWriter {
   }
 
   Status append(const PackedEntry& entry) {
-    return io_detail::bad_alloc_as_error(entry.name, [&] { return write_entry(entry); });
+    return bad_alloc_as_error(entry.name, [&] { return write_entry(entry); });
   }
 
   // A failure after the bytes are written leaves a gap that the next entry overwrites.

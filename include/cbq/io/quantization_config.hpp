@@ -25,7 +25,7 @@
 
 #include <sys/stat.h>
 
-#include <cbq/io/bad_alloc.hpp>
+#include <cbq/core/bad_alloc.hpp>
 #include <cbq/io/config_groups.hpp>
 #include <cbq/io/config_rotations.hpp>
 #include <cbq/io/json.hpp>
@@ -133,7 +133,7 @@ inline Json config_groups(const QuantizationRecord& record) {
 /// Whether `folder` holds a checkpoint that cbq wrote, which may therefore be replaced by another. Errc::io when it
 /// cannot be looked at, Errc::out_of_memory.
 [[nodiscard]] inline Result<bool> is_quantized_folder(const std::string& folder) {
-  return io_detail::bad_alloc_as_error(folder, [&]() -> Result<bool> {
+  return bad_alloc_as_error(folder, [&]() -> Result<bool> {
     const std::string path = folder + "/config.json";
     struct stat status = {};
     if (::stat(path.c_str(), &status) != 0) {

@@ -20,7 +20,7 @@
 #include <utility>
 #include <vector>
 
-#include <cbq/io/bad_alloc.hpp>
+#include <cbq/core/bad_alloc.hpp>
 #include <cbq/io/json.hpp>
 #include <cbq/io/tensor.hpp>
 
@@ -43,7 +43,7 @@ class Safetensors {
   /// Errc::unsupported, with tensor and byte offset; Errc::out_of_memory.
   [[nodiscard]] static Result<Safetensors> parse(std::span<const std::byte> bytes,
                                                  const SafetensorsLimits& limits = {}) {
-    return io_detail::bad_alloc_as_error("header", [&] { return parse_header(bytes, limits); });
+    return bad_alloc_as_error("header", [&] { return parse_header(bytes, limits); });
   }
 
   Safetensors(Safetensors&&) noexcept = default;

@@ -19,8 +19,8 @@
 #include <utility>
 #include <vector>
 
+#include <cbq/core/bad_alloc.hpp>
 #include <cbq/io/atomic_file.hpp>
-#include <cbq/io/bad_alloc.hpp>
 #include <cbq/io/json.hpp>
 #include <cbq/io/planned_tensors.hpp>
 #include <cbq/io/tensor.hpp>
@@ -43,7 +43,7 @@ class SafetensorsWriter {
   /// Errc::bad_argument (a name twice, or "__metadata__"), Errc::bad_shape, Errc::io, Errc::out_of_memory.
   [[nodiscard]] static Result<SafetensorsWriter> create(const std::string& path, std::span<const TensorPlan> plan,
                                                         const Metadata& metadata = {}) {
-    return io_detail::bad_alloc_as_error(path, [&] { return start(path, plan, metadata); });
+    return bad_alloc_as_error(path, [&] { return start(path, plan, metadata); });
   }
 
   /// The next bytes of tensor `name`: all of it, or pieces in order. Errc::bad_argument (not planned), Errc::bad_shape

@@ -17,9 +17,9 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include <cbq/core/bad_alloc.hpp>
 #include <cbq/core/checked.hpp>
 #include <cbq/io/atomic_file.hpp>
-#include <cbq/io/bad_alloc.hpp>
 #include <cbq/io/system_error.hpp>
 
 namespace cbq {
@@ -44,7 +44,7 @@ class ScratchFile {
   /// `size` zero bytes in a file in the folder of `path`. Errc::io with the reason of the system: no such folder, no
   /// space, no memory for the mapping. Errc::out_of_memory.
   [[nodiscard]] static Result<ScratchFile> create(const std::string& path, std::size_t size) {
-    return io_detail::bad_alloc_as_error(path, [&] { return map_unnamed(path, size); });
+    return bad_alloc_as_error(path, [&] { return map_unnamed(path, size); });
   }
 
   /// The bytes, on a page boundary; valid as long as this object (moving it keeps them where they are).

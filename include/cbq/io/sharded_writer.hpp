@@ -17,8 +17,8 @@
 #include <utility>
 #include <vector>
 
+#include <cbq/core/bad_alloc.hpp>
 #include <cbq/io/atomic_file.hpp>
-#include <cbq/io/bad_alloc.hpp>
 #include <cbq/io/json.hpp>
 #include <cbq/io/safetensors_writer.hpp>
 
@@ -31,7 +31,7 @@ class ShardedWriter {
   /// Errc::bad_argument (a name twice, more than 4096 shards), Errc::bad_shape, Errc::out_of_memory.
   [[nodiscard]] static Result<ShardedWriter> create(const std::string& folder, std::span<const TensorPlan> plan,
                                                     std::size_t shard_bytes = 0) {
-    return io_detail::bad_alloc_as_error(folder, [&] { return start(folder, plan, shard_bytes); });
+    return bad_alloc_as_error(folder, [&] { return start(folder, plan, shard_bytes); });
   }
 
   /// The next bytes of tensor `name`; errors as SafetensorsWriter::write().
@@ -61,7 +61,7 @@ class ShardedWriter {
       if (const Status done = file.commit(); !done) return done;
     }
     if (files_.size() == 1) return {};
-    return io_detail::bad_alloc_as_error(folder_, [&] { return write_index(); });
+    return bad_alloc_as_error(folder_, [&] { return write_index(); });
   }
 
  private:

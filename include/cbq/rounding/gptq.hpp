@@ -24,6 +24,7 @@
 #include <utility>
 
 #include <cbq/core/aligned.hpp>
+#include <cbq/core/bad_alloc.hpp>
 #include <cbq/core/executor.hpp>
 #include <cbq/quant/quantized_matrix.hpp>
 #include <cbq/quant/range.hpp>
@@ -226,8 +227,7 @@ class Rows {
 }  // namespace gptq_detail
 
 /// Codes for `weights` (outputs x inputs) and inputs of these moments. Errc::bad_argument (grid; by_activation with
-/// updated ranges; damping below 0; moments that cannot be factorized), bad_shape, not_finite, out_of_memory. May throw
-/// std::bad_alloc from Eigen.
+/// updated ranges; damping below 0; moments that cannot be factorized), bad_shape, not_finite, out_of_memory.
 template <Element T, RangeFinder Finder = MseRange, Executor E = SerialExecutor>
 [[nodiscard]] Result<QuantizedMatrix> gptq(const MatrixView<const T>& weights, const InputMoments& moments,
                                            const Grid& grid, const GptqOptions<Finder>& options = {},
@@ -250,16 +250,19 @@ template <Element T, RangeFinder Finder = MseRange, Executor E = SerialExecutor>
   if (const Status finite = nearest::for_each_row(weights, executor, check); !finite) return finite.error();
   Result<QuantizedMatrix> result = QuantizedMatrix::allocate(weights.rows, weights.columns, grid);
   if (!result || weights.rows == 0 || weights.columns == 0) return result;
-  const auto factor = gptq_detail::factor(moments, options.damping, options.order);
+  const auto factor =
+      bad_alloc_as_error("gptq", [&] { return gptq_detail::factor(moments, options.damping, options.order); });
   if (!factor) return factor.error();
   const std::size_t length = moving ? group_length(grid, weights.columns) : 1;
   using Rows = gptq_detail::Rows<T, Finder>;
   const gptq_detail::Job<T, Finder> job = {weights, &*factor, &options, &*result,
                                            divide_up(options.block, length) * length};
-  executor.for_each_index(divide_up(weights.rows, Rows::per_task), [&](std::size_t task) {
+  const auto round = [&](std::size_t task) {
     const std::size_t first = task * Rows::per_task, rest = weights.rows - first;
     Rows(job, first, rest < Rows::per_task ? rest : Rows::per_task).round();
-  });
+  };
+  const Status rounded = for_each_index_or_error(executor, divide_up(weights.rows, Rows::per_task), "gptq", round);
+  if (!rounded) return rounded.error();
   make_storable(result->scales());
   return result;
 }

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include <cbq/core/aligned.hpp>
+#include <cbq/core/bad_alloc.hpp>
 #include <cbq/core/checked.hpp>
 #include <cbq/core/element.hpp>
 #include <cbq/core/executor.hpp>
@@ -42,8 +43,8 @@ class InputMoments {
     return moments;
   }
 
-  /// Adds tokens x channels inputs; the same bits for any executor. Errc::bad_shape, or Errc::not_finite naming token
-  /// and channel: the moments are then spoiled.
+  /// Adds tokens x channels inputs; the same bits for any executor. Errc::bad_shape; Errc::not_finite naming token
+  /// and channel, Errc::out_of_memory: the moments are then spoiled.
   template <Element T, Executor E = SerialExecutor>
   [[nodiscard]] Status add(const MatrixView<const T>& x, const E& executor = {}) {
     if (x.columns != channels_ || x.stride < x.columns) {
@@ -52,8 +53,9 @@ class InputMoments {
     for (std::size_t first = 0; first < x.rows; first += tokens_per_piece) {
       const std::size_t count = x.rows - first < tokens_per_piece ? x.rows - first : tokens_per_piece;
       if (const Status read = read_piece(x, first, count); !read) return read;
-      executor.for_each_index(divide_up(channels_, channels_per_task),
-                              [&](std::size_t task) { add_piece(task, count); });
+      const Status added = for_each_index_or_error(executor, divide_up(channels_, channels_per_task), "InputMoments",
+                                                   [&](std::size_t task) { add_piece(task, count); });
+      if (!added) return added;
     }
     tokens_ += x.rows;
     return {};
