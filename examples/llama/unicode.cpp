@@ -147,6 +147,10 @@ class Translation {
   std::size_t depth_ = 0;
 };
 
+struct FreeCode {
+  void operator()(pcre2_code* code) const { pcre2_code_free(code); }
+};
+
 struct FreeMatchData {
   void operator()(pcre2_match_data* data) const { pcre2_match_data_free(data); }
 };
@@ -200,37 +204,34 @@ std::optional<std::string> alphabet_to_bytes(std::string_view text) {
 }
 
 struct Regex::Compiled {
-  explicit Compiled(pcre2_code* compiled) : code(compiled) {}
-  Compiled(const Compiled&) = delete;
-  Compiled& operator=(const Compiled&) = delete;
-  ~Compiled() { pcre2_code_free(code); }
-
   /// Matches inside a part of the text that is well-formed UTF-8.
   [[nodiscard]] cbq::Status find_all(std::string_view part, std::size_t offset, pcre2_match_data* data,
                                      std::vector<Span>& found) const;
 
-  pcre2_code* code;
+  std::unique_ptr<pcre2_code, FreeCode> code;
 };
 
 Result<Regex> Regex::compile(std::string_view pattern) {
   const Result<std::string> translated = Translation(pattern).run();
   if (!translated) return translated.error();
+  const auto owner = std::make_shared<Compiled>();
   int code = 0;
   PCRE2_SIZE offset = 0;
   // ^ and $ stand at lines in the syntax that tokenizer files use; \C could cut a UTF-8 sequence.
   constexpr std::uint32_t options = PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C;
-  pcre2_code* compiled =
-      pcre2_compile(pcre2_pointer(*translated), translated->size(), options, &code, &offset, nullptr);
-  if (compiled == nullptr) {
+  owner->code.reset(pcre2_compile(pcre2_pointer(*translated), translated->size(), options, &code, &offset, nullptr));
+  if (owner->code == nullptr) {
+    if (code == PCRE2_ERROR_HEAP_FAILED) {
+      return Error{Errc::out_of_memory, "no memory for a regular expression", pattern};
+    }
     std::array<PCRE2_UCHAR, 120> message = {};
     pcre2_get_error_message(code, message.data(), message.size());
     return Error{Errc::bad_file, "a regular expression does not compile", pattern,
                  reinterpret_cast<const char*>(message.data())};  // NOLINT: unsigned char to char
   }
-  auto owner = std::make_shared<const Compiled>(compiled);
   // Only a matter of speed: without a JIT for this machine PCRE2 interprets.
-  static_cast<void>(pcre2_jit_compile(compiled, PCRE2_JIT_COMPLETE));
-  return Regex(std::move(owner), pattern);
+  static_cast<void>(pcre2_jit_compile(owner->code.get(), PCRE2_JIT_COMPLETE));
+  return Regex(owner, pattern);
 }
 
 Result<Regex> Regex::literal(std::string_view text) {
@@ -249,10 +250,10 @@ cbq::Status Regex::Compiled::find_all(std::string_view part, std::size_t offset,
   std::size_t from = 0;
   while (from < part.size()) {
     std::uint32_t options = PCRE2_NO_UTF_CHECK;  // checked by the caller; PCRE2 would check the whole rest each time
-    int result = pcre2_match(code, pcre2_pointer(part), part.size(), from, options, data, nullptr);
+    int result = pcre2_match(code.get(), pcre2_pointer(part), part.size(), from, options, data, nullptr);
     if (result == PCRE2_ERROR_JIT_STACKLIMIT) {
       options |= PCRE2_NO_JIT;
-      result = pcre2_match(code, pcre2_pointer(part), part.size(), from, options, data, nullptr);
+      result = pcre2_match(code.get(), pcre2_pointer(part), part.size(), from, options, data, nullptr);
     }
     if (result == PCRE2_ERROR_NOMATCH) break;
     if (result < 0) {
@@ -271,7 +272,7 @@ cbq::Status Regex::Compiled::find_all(std::string_view part, std::size_t offset,
 }
 
 Result<std::vector<Span>> Regex::matches(std::string_view text) const {
-  const MatchData data(pcre2_match_data_create_from_pattern(compiled_->code, nullptr));
+  const MatchData data(pcre2_match_data_create_from_pattern(compiled_->code.get(), nullptr));
   if (!data) return Error{Errc::out_of_memory, "no memory for a regular expression's match"};
   std::vector<Span> found;
   for (std::size_t begin = 0; begin < text.size();) {

@@ -8,8 +8,10 @@
 #include <cstdio>
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <regex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../examples/llama/generated_model.hpp"
@@ -39,6 +41,10 @@ class Printed {
   Printed(const Printed&) = delete;
   Printed& operator=(const Printed&) = delete;
   ~Printed() { (void)std::fclose(file_); }
+  void clear() {
+    std::rewind(file_);
+    text_ = {};
+  }
   [[nodiscard]] std::FILE* file() const { return file_; }
   [[nodiscard]] std::string text() const {
     (void)std::fflush(file_);
@@ -57,25 +63,42 @@ std::string without_times(const std::string& text) {
   return std::regex_replace(text, times, "");
 }
 
-faults::Ending run_tool(const std::vector<const char*>& arguments) {
-  const Printed out, err;
-  const int code = cbq_llama::run_tool(static_cast<int>(arguments.size()), arguments.data(), {out.file(), err.file()});
-  (void)faults::disarm();
-  if (code == 0) return {true, without_times(out.text())};
-  std::string line = err.text();
-  const std::string notice = "cbq-llama: packing the model into ";
-  if (line.starts_with(notice)) line.erase(0, line.find('\n') + 1);
-  if (code != 1 || !line.ends_with('\n')) return {false, "exit code " + std::to_string(code) + "\n" + line};
-  line.pop_back();
-  return {false, line};
-}
+// A command line and what it prints, all in memory that was taken before.
+class Invocation {
+ public:
+  explicit Invocation(std::vector<std::string> arguments) : arguments_(std::move(arguments)) {
+    for (const std::string& argument : arguments_) pointers_.push_back(argument.c_str());
+  }
+
+  faults::Ending run() {
+    out_.clear();
+    err_.clear();
+    const int code =
+        cbq_llama::run_tool(static_cast<int>(pointers_.size()), pointers_.data(), {out_.file(), err_.file()});
+    (void)faults::disarm();
+    if (code == 0) return {true, without_times(out_.text())};
+    std::string line = err_.text();
+    const std::string notice = "cbq-llama: packing the model into ";
+    if (line.starts_with(notice)) line.erase(0, line.find('\n') + 1);
+    if (code != 1 || !line.ends_with('\n')) return {false, "exit code " + std::to_string(code) + "\n" + line};
+    line.pop_back();
+    return {false, line};
+  }
+
+ private:
+  std::vector<std::string> arguments_;
+  std::vector<const char*> pointers_;
+  Printed out_, err_;
+};
 
 // A folder with a model and a text.
 class Workshop {
  public:
-  explicit Workshop(const engine_fixture::GeneratedModel& model) {
+  explicit Workshop(const engine_fixture::GeneratedModel& model) : Workshop() {
     engine_fixture::write_model(folder() + "/model", model);
-    support::write_text(folder() + "/text", support::read_text(pocket_llama() + "-evaluation.txt").substr(0, 400));
+  }
+  explicit Workshop(const std::string& model) : Workshop() {
+    std::filesystem::copy(model, folder() + "/model", std::filesystem::copy_options::recursive);
   }
   [[nodiscard]] std::string folder() const { return scratch_.path(); }
 
@@ -86,12 +109,7 @@ class Workshop {
     }
     arguments.insert(arguments.begin(), "cbq-llama");
     arguments.insert(arguments.end(), {"--threads", "1"});
-    return [arguments] {
-      std::vector<const char*> pointers;
-      pointers.reserve(arguments.size());
-      for (const std::string& argument : arguments) pointers.push_back(argument.c_str());
-      return run_tool(pointers);
-    };
+    return [invocation = std::make_shared<Invocation>(std::move(arguments))] { return invocation->run(); };
   }
 
   /// The same, now and without faults.
@@ -102,15 +120,19 @@ class Workshop {
   }
 
  private:
+  Workshop() {
+    support::write_text(folder() + "/text", support::read_text(pocket_llama() + "-evaluation.txt").substr(0, 400));
+  }
+
   ScratchFolder scratch_;
 };
 
 constexpr engine_fixture::GeneratedModel two_blocks = {
     .layers = 2, .hidden = 32, .intermediate = 48, .head_width = 8, .vocabulary = 257};
 
-void check(const faults::Operation& operation) {
+void check(const faults::Operation& operation, std::size_t points = ::points()) {
   if (!faults::available()) SKIP("calls of the C library cannot be intercepted in this build");
-  const std::size_t violations = faults::try_all_faults(operation, points());
+  const std::size_t violations = faults::try_all_faults(operation, points);
   CHECK(violations == 0);
 }
 
@@ -202,5 +224,30 @@ TEST_CASE("Faults while a model is loaded and run") {
            .folder = shop.folder(),
            .body = shop.command(
                {"generate", "@out", "--prompt", "The", "-n", "4", "--temperature", "0", "--kv", "kv4_past"})});
+  }
+}
+
+TEST_CASE("Faults on the embedded model") {
+  constexpr std::size_t each = 12;  // of each kind: some 200 of all kinds
+  const Workshop shop(pocket_llama());
+  shop.prepare({"quantize", "@model", "-o", "@out", "--scheme", "w8a8"});
+  SECTION("rounded") {
+    check({.name = "pocket-llama rtn",
+           .folder = shop.folder(),
+           .body = shop.command({"quantize", "@model", "-o", "@out", "--scheme", "w4a16_g128"})},
+          each);
+  }
+  SECTION("calibrated") {
+    check({.name = "pocket-llama gptq",
+           .folder = shop.folder(),
+           .body = shop.command({"quantize", "@model", "-o", "@out", "--scheme", "w4a16_g128", "--method", "gptq",
+                                 "--calibration", "@text", "--samples", "1", "--sequence", "32"})},
+          each);
+  }
+  SECTION("exported") {
+    check({.name = "pocket-llama export",
+           .folder = shop.folder(),
+           .body = shop.command({"export", "@out", "-o", "@exported.gguf", "--format", "gguf"})},
+          each);
   }
 }

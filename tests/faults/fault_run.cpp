@@ -49,7 +49,7 @@ Message* shared = nullptr;
 // about it. Such ends are counted apart.
 [[noreturn]] void note_json() {
   (void)disarm();
-  shared->json = in_json();
+  shared->json = struck_json() || in_json();
   std::abort();
 }
 
@@ -76,10 +76,11 @@ void tell(Message& to, const std::function<Ending()>& body, const Fault* fault, 
   to.ended = true;
 }
 
-void print_stack(int signal) {
+void note_signal(int signal) {
   (void)disarm();
+  shared->json = shared->json || struck_json();
   void* frames[64];
-  ::backtrace_symbols_fd(frames, ::backtrace(frames, 64), 2);
+  if (std::getenv("CBQ_FAULT_TRACE") != nullptr) ::backtrace_symbols_fd(frames, ::backtrace(frames, 64), 2);
   (void)std::signal(signal, SIG_DFL);
   (void)std::raise(signal);
 }
@@ -94,9 +95,7 @@ Run run(const std::function<Ending()>& body, const Fault* fault, const char* fol
   const pid_t child = ::fork();
   if (child == 0) {
     (void)::alarm(longest_run_seconds);
-    for (const int signal : {SIGABRT, SIGSEGV, SIGBUS, SIGFPE, SIGILL}) {
-      (void)std::signal(signal, std::getenv("CBQ_FAULT_TRACE") != nullptr ? print_stack : SIG_DFL);
-    }
+    for (const int signal : {SIGABRT, SIGSEGV, SIGBUS, SIGFPE, SIGILL}) (void)std::signal(signal, note_signal);
     if (std::getenv("CBQ_FAULT_TRACE") == nullptr) {
       const int nowhere = ::open("/dev/null", O_WRONLY);
       (void)::dup2(nowhere, 2);
@@ -308,7 +307,8 @@ Tally try_faults(const Operation& operation, const Expected& expected, Fault fau
     if (run.message.ended && !run.message.reached) continue;
     ++tally.points;
     std::string wrong = judge(operation, expected, fault, run, tally);
-    const bool again = operation.afterwards && (fault.call != Call::allocation || n % 16 == 0);
+    // A process that json ended leaves its temporary files.
+    const bool again = operation.afterwards && run.message.ended && (fault.call != Call::allocation || n % 16 == 0);
     if (wrong.empty() && again) wrong = judge_afterwards(operation, expected);
     if (!wrong.empty()) tally.violations.push_back(std::to_string(n) + ": " + wrong);
     restore(operation.folder, expected.before);
