@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <optional>
@@ -18,6 +17,7 @@
 
 #include "evaluation.hpp"
 #include "reconstruction.hpp"
+#include "stopwatch.hpp"
 
 namespace cbq_llama {
 
@@ -181,10 +181,10 @@ Status Ablation::quantize_row(const AblationRow& row, const std::string& output,
   options->resume = Resume::yes;
   result["resumed"] = ::access(checkpoint_path(output).c_str(), F_OK) == 0;
   const bool fresh = restart_peak_memory();
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch watch;
   const Result<QuantizationReport> done = quantize(source_, output, *options);
   if (!done) return done.error();
-  result["seconds"] = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  result["seconds"] = watch.seconds();
   if (const auto bytes = peak_memory_bytes(); fresh && bytes) result["peak_memory_bytes"] = *bytes;
   result["bits_per_weight"] = done->bits_per_weight;
   result["file_bytes"] = done->file_bytes;

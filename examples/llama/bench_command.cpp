@@ -4,6 +4,7 @@
 
 #include "commands.hpp"
 #include "speed.hpp"
+#include "stopwatch.hpp"
 
 namespace cbq_llama {
 
@@ -59,7 +60,9 @@ Status run(const BenchCommand& command, const Console& console) {
   LoadOptions load;
   load.profile = command.profile ? &profile : nullptr;
   load.packed_cache = {command.common.packed_cache, machine->threads, console.err};
+  const Stopwatch watch;
   const Result<LoadedModel> loaded = load_model(command.common.model, load);
+  const double load_seconds = watch.seconds();
   if (!loaded) return loaded.error();
   SpeedOptions options;
   options.prompt_tokens = command.prompt_tokens;
@@ -87,6 +90,7 @@ Status run(const BenchCommand& command, const Console& console) {
     (void)std::fprintf(out, "model       %s (%s, %.3f bits per weight)\n", report.model.c_str(), report.scheme.c_str(),
                        *report.bits_per_weight);
     (void)std::fprintf(out, "cache       %s\n", kv_text(report).c_str());
+    (void)std::fprintf(out, "loaded      in %.1f ms\n", 1000 * load_seconds);
     (void)std::fprintf(out, "prompt      %.1f tokens/s (%zu tokens)\n", speed->prompt_tokens_per_second,
                        command.prompt_tokens);
     (void)std::fprintf(out, "new tokens  %.1f tokens/s (%zu tokens after the prompt)\n", speed->new_tokens_per_second,
@@ -103,6 +107,7 @@ Status run(const BenchCommand& command, const Console& console) {
     }
   }
   cbq::Json json = to_json(report);
+  json["load_seconds"] = load_seconds;
   json["prompt_tokens"] = command.prompt_tokens;
   json["new_tokens"] = command.new_tokens;
   json["prune"] = command.prune.sparsity;

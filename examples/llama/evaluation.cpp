@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cmath>
 #include <utility>
 #include <vector>
@@ -11,6 +10,7 @@
 #include "interrupt.hpp"
 #include "progress.hpp"
 #include "scores.hpp"
+#include "stopwatch.hpp"
 
 namespace cbq_llama {
 
@@ -178,7 +178,7 @@ Result<Evaluation> evaluate(const Model& model, const Model* reference, std::spa
     workers.back().reference = *std::move(other);
   }
 
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch watch;
   std::vector<WindowSums> sums(evaluation.windows);
   std::vector<double> divergences(reference != nullptr ? evaluation.tokens : 0);
   Progress progress(options.label, "tokens", evaluation.tokens);
@@ -202,7 +202,7 @@ Result<Evaluation> evaluate(const Model& model, const Model* reference, std::spa
   for (std::size_t w = 0; w < sums.size(); ++w) {
     if (!sums[w].status) return cbq::in_context(sums[w].status.error(), "window " + std::to_string(w));
   }
-  evaluation.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  evaluation.seconds = watch.seconds();
   summarize_nll(sums, evaluation);
   if (reference != nullptr) evaluation.divergence = summarize(sums, std::move(divergences));
   return evaluation;

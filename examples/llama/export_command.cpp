@@ -1,22 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <chrono>
 #include <string>
 
 #include "commands.hpp"
 #include "gguf_export.hpp"
+#include "stopwatch.hpp"
 
 namespace cbq_llama {
 
 using cbq::Result;
 using cbq::Status;
-
-namespace {
-
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-}  // namespace
 
 Status report_conversion(const CommonOptions& common, const Conversion& done, const Console& console) {
   const std::size_t bytes = done.report.bytes_read + done.report.bytes_written;
@@ -42,7 +34,7 @@ Status report_conversion(const CommonOptions& common, const Conversion& done, co
 }
 
 Status run(const ExportCommand& command, const Console& console) {
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch watch;
   const Result<ModelSource> source = open_source(command.common.model);
   if (!source) return source.error();
   const bool one_file = command.options.format == ExportFormat::gguf;
@@ -53,7 +45,7 @@ Status run(const ExportCommand& command, const Console& console) {
       one_file ? export_gguf(*source, command.output) : export_checkpoint(*source, command.output, command.options);
   if (!done) return done.error();
   const char* format = export_format_names[static_cast<std::size_t>(command.options.format)];
-  return report_conversion(command.common, {command.output, format, *std::move(done), seconds_since(start)}, console);
+  return report_conversion(command.common, {command.output, format, *std::move(done), watch.seconds()}, console);
 }
 
 }  // namespace cbq_llama

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <chrono>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -8,6 +7,7 @@
 
 #include "commands.hpp"
 #include "generation.hpp"
+#include "stopwatch.hpp"
 
 namespace cbq_llama {
 
@@ -74,7 +74,7 @@ Status run(const SampleCommand& command, const Console& console) {
   if (!loaded) return loaded.error();
   const Result<Tokenizer> tokenizer = loaded->source.tokenizer();
   if (!tokenizer) return tokenizer.error();
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch watch;
   SamplingOptions options;
   options.tokens = command.tokens;
   options.context = command.context;
@@ -88,7 +88,7 @@ Status run(const SampleCommand& command, const Console& console) {
   report.seed = command.seed;
   report.tokens = command.tokens;
   report.context = command.context;
-  report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  report.seconds = watch.seconds();
   report.new_tokens_per_second = static_cast<double>(command.tokens) / *report.seconds;
   report.peak_memory_bytes = peak_memory_bytes();
   if (prints_text(command.common)) {

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <random>
 #include <string>
 #include <utility>
@@ -11,6 +10,7 @@
 #include "interrupt.hpp"
 #include "progress.hpp"
 #include "sampler.hpp"
+#include "stopwatch.hpp"
 
 namespace cbq_llama {
 
@@ -18,16 +18,6 @@ using cbq::Errc;
 using cbq::Error;
 using cbq::Result;
 using cbq::Status;
-
-namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-}  // namespace
 
 Result<Generation> generate(const Model& model, const Tokenizer& tokenizer, std::span<const std::int32_t> prompt,
                             const GenerationOptions& options, const std::function<void(std::string_view)>& sink) {
@@ -42,11 +32,11 @@ Result<Generation> generate(const Model& model, const Tokenizer& tokenizer, std:
   Generation result;
   Sampler sampler(options.temperature, options.seed);
   StreamDecoder decoder(tokenizer, StreamDecoder::Start::continues, ShowSpecial::no);
-  Clock::time_point start = Clock::now();
+  Stopwatch watch;
   Result<std::span<const float>> logits = session->next_logits(prompt, options.pruning ? &*options.pruning : nullptr);
   if (!logits) return logits.error();
-  result.prompt_seconds = seconds_since(start);
-  start = Clock::now();
+  result.prompt_seconds = watch.seconds();
+  watch = {};
   std::span<const float> latest = *logits;
   while (result.tokens.size() < room) {
     if (const Status ok = check_interrupt(); !ok) return ok.error();
@@ -62,7 +52,7 @@ Result<Generation> generate(const Model& model, const Tokenizer& tokenizer, std:
     if (!next) return next.error();
     latest = *next;
   }
-  result.new_seconds = seconds_since(start);
+  result.new_seconds = watch.seconds();
   if (const std::string rest = decoder.finish(); !rest.empty()) sink(rest);
   return result;
 }

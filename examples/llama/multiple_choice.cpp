@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cmath>
 #include <span>
 #include <utility>
@@ -14,6 +13,7 @@
 #include "interrupt.hpp"
 #include "progress.hpp"
 #include "scores.hpp"
+#include "stopwatch.hpp"
 
 namespace cbq_llama {
 
@@ -249,7 +249,7 @@ Result<ChoiceResult> choose(const Model& model, const std::vector<TokenizedItem>
     if (!worker) return worker.error();
     workers.push_back(*std::move(worker));
   }
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch watch;
   std::vector<ItemScore> scores(items.size());
   Progress progress(options.label, "items", items.size());
   std::atomic<std::size_t> next = 0;
@@ -268,7 +268,7 @@ Result<ChoiceResult> choose(const Model& model, const std::vector<TokenizedItem>
     if (!scores[i].status) return cbq::in_context(scores[i].status.error(), "item " + std::to_string(i));
   }
   ChoiceResult result = summarize(items, scores);
-  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  result.seconds = watch.seconds();
   return result;
 }
 

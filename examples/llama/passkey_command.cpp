@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <chrono>
 #include <string>
 #include <vector>
 
 #include "commands.hpp"
 #include "passkey.hpp"
+#include "stopwatch.hpp"
 
 namespace cbq_llama {
 
@@ -51,7 +51,7 @@ Status run(const PasskeyCommand& command, const Console& console) {
   if (!tokenizer) return tokenizer.error();
   const Result<KvSetup> kv = KvSetup::create(command.kv, *loaded, *machine);
   if (!kv) return kv.error();
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch watch;
   PasskeyOptions options;
   options.context = command.context;
   options.items = command.items;
@@ -65,7 +65,7 @@ Status run(const PasskeyCommand& command, const Console& console) {
   kv->describe(report);
   report.seed = command.seed;
   report.context = command.context;
-  report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  report.seconds = watch.seconds();
   report.peak_memory_bytes = peak_memory_bytes();
   std::size_t retrieved = 0;
   std::size_t tokens = 0;

@@ -2,7 +2,6 @@
 #include "pruned_evaluation.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <utility>
 #include <vector>
@@ -10,6 +9,7 @@
 #include "interrupt.hpp"
 #include "progress.hpp"
 #include "scores.hpp"
+#include "stopwatch.hpp"
 
 namespace cbq_llama {
 
@@ -184,7 +184,7 @@ Result<PrunedEvaluation> evaluate_pruned(const Model& model, const cbq::Schedule
   if (options.windows != 0) evaluation.windows = std::min(evaluation.windows, options.windows);
   Result<Session> session = Session::create(model, options.context, options.machine, options.kv);
   if (!session) return session.error();
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch watch;
   Evaluator evaluator(*std::move(session), policy, options.context, model.config().vocabulary);
   Progress progress(options.label, "windows", evaluation.windows);
   for (std::size_t w = 0; w < evaluation.windows; ++w) {
@@ -193,7 +193,7 @@ Result<PrunedEvaluation> evaluate_pruned(const Model& model, const cbq::Schedule
     if (!added) return cbq::in_context(added.error(), "window " + std::to_string(w));
     progress.update(w + 1);
   }
-  evaluation.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  evaluation.seconds = watch.seconds();
   evaluator.summarize(evaluation);
   return evaluation;
 }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <chrono>
 #include <cmath>
 #include <optional>
 #include <string>
 #include <string_view>
 
 #include "commands.hpp"
+#include "stopwatch.hpp"
 
 namespace cbq_llama {
 
@@ -262,7 +262,7 @@ cbq::Json window_json(const cbq::WindowReport& entry) {
 Status run(const QuantizeCommand& command, const Console& console) {
   const Result<Machine> machine = machine_of(command.common);
   if (!machine) return machine.error();
-  const auto start = std::chrono::steady_clock::now();
+  const Stopwatch watch;
   const Result<ModelSource> source = open_source(command.common.model);
   if (!source) return source.error();
   if (const Status used = check_rules(source->config(), command.schemes); !used) {
@@ -291,7 +291,7 @@ Status run(const QuantizeCommand& command, const Console& console) {
   report.file_bytes = done->file_bytes;
   report.peak_memory_bytes = peak_memory_bytes();
   report.calibration_tokens = done->calibration_tokens;
-  report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  report.seconds = watch.seconds();
   if (prints_text(command.common)) {
     print_windows(*done, command, console.out);
     if (command.explain) explain(*done, *options, console.out);

@@ -2,12 +2,12 @@
 #include "speed.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <random>
 #include <vector>
 
 #include "interrupt.hpp"
 #include "progress.hpp"
+#include "stopwatch.hpp"
 
 namespace cbq_llama {
 
@@ -15,12 +15,6 @@ using cbq::Result;
 using cbq::Status;
 
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
@@ -58,21 +52,21 @@ Result<Speed> measure_speed(const Model& model, Profile* profile, const SpeedOpt
     session->reset();
     collect(profile, speed.prompt);
     if (run == 1) speed = {};
-    Clock::time_point start = Clock::now();
+    Stopwatch watch;
     if (options.prompt_tokens != 0) {
       const auto logits =
           session->next_logits(all.first(options.prompt_tokens), options.pruning ? &*options.pruning : nullptr);
       if (!logits) return logits.error();
     }
-    const double prompt = seconds_since(start);
+    const double prompt = watch.seconds();
     collect(profile, speed.prompt);
-    start = Clock::now();
+    watch = {};
     for (std::size_t i = options.prompt_tokens; i < total; ++i) {
       const auto logits = session->next_logits(all.subspan(i, 1));
       if (!logits) return logits.error();
       if (const Status ok = check_interrupt(); !ok) return ok.error();
     }
-    const double generation = seconds_since(start);
+    const double generation = watch.seconds();
     collect(profile, speed.generation);
     progress.update(total * (run + 1));
     if (run == 0) continue;

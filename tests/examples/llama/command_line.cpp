@@ -261,6 +261,7 @@ TEST_CASE("bench measures and tells where time goes") {
                                 "--profile", "--threads", "1", "--json", "-"});
   REQUIRE(run.code == 0);
   const Json json = unwrap(cbq::parse_json(run.out));
+  CHECK(json.at("load_seconds").get<double>() > 0);
   for (const char* phase : {"prompt", "new_tokens"}) {
     const Json& times = json.at("profile").at(phase);
     double sum = 0;
