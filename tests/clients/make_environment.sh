@@ -12,6 +12,9 @@ python3 -m venv "$folder"
 pip=("$folder/bin/python" -m pip install --disable-pip-version-check)
 "${pip[@]}" "$@" -r "$here/requirements.txt"
 missing=""
+# llama.cpp for any x86-64 with AVX2: built for a CPU with AMX, this version runs into an illegal instruction
+# (its pull request 26954).
+export CMAKE_ARGS=${CMAKE_ARGS:--DGGML_NATIVE=OFF}
 for client in gptqmodel llama_cpp; do
   # The first file too, so that a client changes no version that is pinned there.
   "${pip[@]}" "$@" -r "$here/requirements.txt" -r "$here/requirements_$client.txt" || missing+=" $client"
