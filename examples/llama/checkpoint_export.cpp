@@ -193,7 +193,7 @@ void set_dtype(cbq::Json& config, const ExportPlan& plan, ExportReport& report) 
   const bool halves = std::all_of(plan.modules.begin(), plan.modules.end(),
                                   [](const ExportedModule& module) { return module.scales == cbq::Dtype::f16; });
   const char* key = config.contains("torch_dtype") ? "torch_dtype" : "dtype";
-  if (!halves || (config.contains(key) && config[key] == "float16")) return;
+  if (!halves || (config.contains(key) && cbq::json_is(config[key], "float16"))) return;
   report.notes.push_back(std::string(key) + " float16 in config.json, as bfloat16 would round the scales");
   config[key] = "float16";
 }

@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include <cbq/core/bad_alloc.hpp>
+
 #include "interrupt.hpp"
 #include "progress.hpp"
 #include "scores.hpp"
@@ -189,7 +191,8 @@ Result<Evaluation> evaluate(const Model& model, const Model* reference, std::spa
     for (std::size_t w = next++; w < sums.size() && !failed && interrupt_signal() == 0; w = next++) {
       const std::span<double> slots =
           divergences.empty() ? std::span<double>() : std::span(divergences).subspan(w * predicted, predicted);
-      const Status ok = workers[index].run(tokens.subspan(w * options.context, options.context), sums[w], slots);
+      const auto window = tokens.subspan(w * options.context, options.context);
+      const Status ok = cbq::bad_alloc_as_error("evaluate", [&] { return workers[index].run(window, sums[w], slots); });
       if (!ok) {
         failed = true;
         sums[w].status = ok;

@@ -7,6 +7,8 @@
 #include <string>
 #include <utility>
 
+#include <cbq/core/bad_alloc.hpp>
+
 #include "interrupt.hpp"
 #include "progress.hpp"
 #include "sampler.hpp"
@@ -107,7 +109,8 @@ Result<std::string> sample_text(const Model& model, const Tokenizer& tokenizer, 
   std::atomic<std::size_t> done = 0;
   make_executor(workers).for_each_index(workers, [&](std::size_t worker) {
     for (std::size_t i = next++; i < count && interrupt_signal() == 0; i = next++) {
-      states[i] = sample_sequence(sessions[worker], sequences[i], sequence_seed(options.seed, i));
+      states[i] = cbq::bad_alloc_as_error(
+          "sample", [&] { return sample_sequence(sessions[worker], sequences[i], sequence_seed(options.seed, i)); });
       const std::size_t finished = done += sequences[i].size();
       if (worker == 0) progress.update(finished);
     }

@@ -7,6 +7,7 @@
 #include <span>
 #include <utility>
 
+#include <cbq/core/bad_alloc.hpp>
 #include <cbq/io/json.hpp>
 
 #include "commands.hpp"
@@ -257,7 +258,7 @@ Result<ChoiceResult> choose(const Model& model, const std::vector<TokenizedItem>
   std::atomic<bool> failed = false;
   make_executor(count).for_each_index(count, [&](std::size_t worker) {
     for (std::size_t i = next++; i < items.size() && !failed && interrupt_signal() == 0; i = next++) {
-      scores[i].status = workers[worker].run(items[i], scores[i]);
+      scores[i].status = cbq::bad_alloc_as_error("choose", [&] { return workers[worker].run(items[i], scores[i]); });
       if (!scores[i].status) failed = true;
       const std::size_t finished = ++done;
       if (worker == 0) progress.update(finished);

@@ -158,7 +158,8 @@ template <class Visit>
   }
   for (const char* name : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     const Json* affix = member(*model, name);
-    if (affix != nullptr && *affix != "") return unsupported_type(name, "a non-empty text", "empty or null");
+    if (affix != nullptr && !cbq::json_is(*affix, ""))
+      return unsupported_type(name, "a non-empty text", "empty or null");
   }
   const auto byte_fallback = bool_member(*model, "byte_fallback", false);
   if (!byte_fallback) return byte_fallback.error();
@@ -386,7 +387,8 @@ template <class Visit>
   if (!content) return content.error();
   const Json* start = member(step, "start");
   const Json* stop = member(step, "stop");
-  const bool one_space = *content == " " && start != nullptr && *start == 1 && (stop == nullptr || *stop == 0);
+  const bool one_space =
+      cbq::json_is(*content, " ") && start != nullptr && *start == 1 && (stop == nullptr || *stop == 0);
   if (!one_space) return unsupported_type("decoder.Strip", *content, "one space at the start");
   parts.strips_first_space = true;
   return {};
@@ -397,7 +399,7 @@ template <class Visit>
   const Json* pattern = member(step, "pattern");
   const Json* text = pattern == nullptr ? nullptr : member(*pattern, "String");
   const Json* content = member(step, "content");
-  if (text == nullptr || !text->is_string() || content == nullptr || *content != " ") {
+  if (text == nullptr || !text->is_string() || content == nullptr || !cbq::json_is(*content, " ")) {
     return unsupported_type("decoder", "Replace", "a text replaced by one space");
   }
   parts.space_mark = text->get<std::string>();

@@ -98,7 +98,7 @@ inline Result<Grid> parse_codes(const Json& arguments) {
   const Result<bool> symmetric = json_boolean(arguments, "symmetric");
   if (!symmetric) return symmetric.error();
   grid.zero = *symmetric ? Zero::symmetric : Zero::affine;
-  if (const Json* order = json_find(arguments, "actorder"); order != nullptr && *order == "group") {
+  if (const Json* order = json_find(arguments, "actorder"); order != nullptr && json_is(*order, "group")) {
     return Error{Errc::unsupported, "groups in activation order", "actorder", "group"};
   }
   return grid;
@@ -129,7 +129,7 @@ inline bool is_dynamic(const Json& arguments, bool wanted) {
 
 inline Result<GroupScheme> parse_activations(const Json& inputs, GroupScheme group) {
   const Json* strategy = json_find(inputs, "strategy");
-  const bool tensor = strategy != nullptr && *strategy == "tensor";
+  const bool tensor = strategy != nullptr && json_is(*strategy, "tensor");
   const bool fixed = tensor && is_dynamic(inputs, false);
   if (!fixed && !is_dynamic(inputs, true)) {
     return Error{Errc::unsupported, "static activations that are not per tensor", "input_activations.dynamic"};
@@ -153,8 +153,8 @@ inline Result<GroupScheme> parse_group(const Json& group) {
   if (weights == nullptr) return wrong_config("a group without weights", "config_groups");
   GroupScheme parsed;
   if (const Json* format = json_find(group, "format"); format != nullptr && !format->is_null()) {
-    parsed.int_quantized = *format == "int-quantized";
-    if (!parsed.int_quantized && *format != "pack-quantized") {
+    parsed.int_quantized = json_is(*format, "int-quantized");
+    if (!parsed.int_quantized && !json_is(*format, "pack-quantized")) {
       return Error{Errc::unsupported, "a compression format that cbq does not read", "format", format->dump(),
                    "pack-quantized or int-quantized"};
     }

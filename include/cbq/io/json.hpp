@@ -216,6 +216,12 @@ class JsonBuilder {
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
+/// Whether `json` is the text `text`. The library's operator== takes memory for this, and ends the program without.
+[[nodiscard]] inline bool json_is(const Json& json, std::string_view text) noexcept {
+  const std::string* own = json.get_ptr<const std::string*>();
+  return own != nullptr && *own == text;
+}
+
 /// The member `key` of an object, or nullptr when `json` is no object or has no such member.
 [[nodiscard]] inline const Json* json_find(const Json& json, const std::string& key) {
   if (!json.is_object()) return nullptr;

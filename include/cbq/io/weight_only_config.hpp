@@ -137,12 +137,12 @@ inline Result<int> parse_group_size(const Json& config) {
   const Result<int> group = io_detail::parse_group_size(config);
   if (!group) return group.error();
   WeightOnlyConfig parsed{*group, GptqZeros::v1};
-  if (const Json* words = json_find(config, "pack_dtype"); words != nullptr && *words != "int32") {
+  if (const Json* words = json_find(config, "pack_dtype"); words != nullptr && !json_is(*words, "int32")) {
     return Error{Errc::unsupported, "words of another width", "pack_dtype", words->dump(), "int32"};
   }
   const Json* format = json_find(config, "checkpoint_format");
-  if (format == nullptr || format->is_null() || *format == "gptq") return parsed;
-  if (*format != "gptq_v2") {
+  if (format == nullptr || format->is_null() || json_is(*format, "gptq")) return parsed;
+  if (!json_is(*format, "gptq_v2")) {
     return Error{Errc::unsupported, "a GPTQ layout that cbq does not read", "checkpoint_format", format->dump(),
                  "gptq or gptq_v2"};
   }
@@ -158,7 +158,7 @@ inline Result<int> parse_group_size(const Json& config) {
   if (!bits) return bits.error();
   if (*bits != 4) return Error{Errc::unsupported, "AWQ has 4 bits", "bits", *bits, "4"};
   const Json* version = json_find(config, "version");
-  const bool gemm = version == nullptr || version->is_null() || *version == "gemm" || *version == "GEMM";
+  const bool gemm = version == nullptr || version->is_null() || json_is(*version, "gemm") || json_is(*version, "GEMM");
   if (!gemm)
     return Error{Errc::unsupported, "an AWQ layout that cbq does not read", "version", version->dump(), "gemm"};
   return WeightOnlyConfig{*group, GptqZeros::v2};
