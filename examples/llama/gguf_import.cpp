@@ -125,6 +125,10 @@ class Importer {
  private:
   Status plan() {
     const ModelConfig& config = source_.config();
+    if (config.rotary.scaling == cbq::RotaryScaling::per_pair) {
+      report_.notes.push_back(std::string(rotary_factors_name) +
+                              ": factors of no rule that cbq knows, written as longrope");
+    }
     for (const MatrixModule& module : all_block_modules(config)) {
       if (const Status ok = plan_matrix(module, Part::block); !ok) return ok;
     }

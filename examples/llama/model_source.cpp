@@ -33,19 +33,14 @@ Result<ModelSource> ModelSource::open(const std::string& path, const std::string
     }
     Result<cbq::GgufFile> file = cbq::GgufFile::open(path, mode);
     if (!file) return file.error();
-    Result<ModelConfig> config = read_config(file->content.metadata());
+    Result<ModelConfig> config = read_config(file->content);
     if (!config) return cbq::in_context(config.error(), path);
-    if (file->content.find("rope_freqs.weight") != nullptr) {
-      return Error{Errc::unsupported, "rotary factors in a tensor are not supported", "rope_freqs.weight", path,
-                   "the Hugging Face folder of this model"};
-    }
     for (const GgufTensor& tensor : file->content.tensors()) {
       if (tensor.name.starts_with("blk.") && tensor.name.ends_with(".bias")) {
         return Error{Errc::unsupported, "biases in GGUF files are not supported", tensor.name, path,
                      "the Hugging Face folder of this model"};
       }
     }
-    config->tied = file->content.find("output.weight") == nullptr;
     source.config_ = *std::move(config);
     source.files_ = *std::move(file);
     return source;
