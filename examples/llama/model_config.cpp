@@ -5,8 +5,10 @@
 #include <cmath>
 #include <limits>
 #include <span>
+#include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 namespace cbq_llama {
 
@@ -339,6 +341,44 @@ std::optional<cbq::RotaryConfig> llama3_rule(double base, const std::vector<floa
   return rule;
 }
 
+// llama.cpp asks of each projection whether it has a bias. A configuration has one answer for all of attention and one
+// for all of the MLP.
+Status read_biases(const cbq::Gguf& file, ModelConfig& config) {
+  struct Group {
+    std::vector<std::string_view> parts;
+    bool& present;
+  };
+  const Group groups[] = {{{"attn_q", "attn_k", "attn_v", "attn_output"}, config.attention_bias},
+                          {{"ffn_gate", "ffn_up", "ffn_down"}, config.mlp_bias}};
+  constexpr std::string_view start = "blk.", end = ".bias";
+  for (const cbq::GgufTensor& tensor : file.tensors()) {
+    if (!tensor.name.starts_with(start) || !tensor.name.ends_with(end)) continue;
+    const std::size_t dot = tensor.name.find('.', start.size());
+    const std::size_t last = tensor.name.size() - end.size();
+    const std::string_view part = dot < last ? tensor.name.substr(dot + 1, last - dot - 1) : std::string_view();
+    bool known = false;
+    for (const Group& group : groups) {
+      if (std::ranges::find(group.parts, part) != group.parts.end()) known = group.present = true;
+    }
+    if (!known) {
+      return Error{Errc::unsupported, "a bias that models of this kind do not have", tensor.name, "",
+                   "biases of the projections"};
+    }
+  }
+  for (const Group& group : groups) {
+    for (std::size_t layer = 0; group.present && layer < config.layers; ++layer) {
+      for (const std::string_view part : group.parts) {
+        const std::string name = std::string(start).append(std::to_string(layer)).append(".").append(part).append(end);
+        if (file.find(name) == nullptr) {
+          return Error{Errc::unsupported, "some projections have biases and others none", name, "no such tensor",
+                       "biases of all or of none"};
+        }
+      }
+    }
+  }
+  return {};
+}
+
 Status read_rotary_factors(const cbq::GgufTensor& tensor, ModelConfig& config) {
   if (tensor.type != cbq::GgufType::f32) {
     const auto layout = cbq::gguf_layout(static_cast<std::uint32_t>(tensor.type));
@@ -417,6 +457,7 @@ Result<ModelConfig> read_config(const cbq::Gguf& file) {
   }
   config.tied = file.find("output.weight") == nullptr;
   if (const Status ok = check_config(config); !ok) return ok.error();
+  if (const Status ok = read_biases(file, config); !ok) return ok.error();
   if (const cbq::GgufTensor* factors = file.find(rotary_factors_name)) {
     if (const Status ok = read_rotary_factors(*factors, config); !ok) return ok.error();
   }

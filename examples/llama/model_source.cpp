@@ -23,6 +23,22 @@ using cbq::Result;
 using cbq::Status;
 using cbq::TensorView;
 
+namespace {
+
+// A bias in GGUF's order of elements, into one row.
+Status read_turned_bias(const GgufTensor& tensor, std::size_t head_width, const MatrixView<float>& out) {
+  if (out.rows != 1 || out.columns % head_width != 0) {
+    return Error{Errc::bad_shape, "a tensor has the wrong shape", tensor.name, cbq::shape_text(tensor.shape),
+                 ErrorText("[") << out.rows << ", " << out.columns << "]"};
+  }
+  std::vector<float> values(out.columns);
+  if (const Status read = cbq::copy_to_float(tensor, std::span<float>(values)); !read) return read;
+  for (std::size_t i = 0; i < values.size(); ++i) out.data[i] = values[gguf_row(i, head_width)];
+  return {};
+}
+
+}  // namespace
+
 Result<ModelSource> ModelSource::open(const std::string& path, const std::string& pre_tokenizer, cbq::FileMode mode) {
   ModelSource source(path, pre_tokenizer);
   struct stat status = {};
@@ -35,12 +51,6 @@ Result<ModelSource> ModelSource::open(const std::string& path, const std::string
     if (!file) return file.error();
     Result<ModelConfig> config = read_config(file->content);
     if (!config) return cbq::in_context(config.error(), path);
-    for (const GgufTensor& tensor : file->content.tensors()) {
-      if (tensor.name.starts_with("blk.") && tensor.name.ends_with(".bias")) {
-        return Error{Errc::unsupported, "biases in GGUF files are not supported", tensor.name, path,
-                     "the Hugging Face folder of this model"};
-      }
-    }
     source.config_ = *std::move(config);
     source.files_ = *std::move(file);
     return source;
@@ -265,6 +275,7 @@ Status ModelSource::read_gguf(std::string_view name, const MatrixView<float>& ou
   const GgufTensor* tensor = find_gguf(name);
   if (tensor == nullptr) return Error{Errc::bad_file, "the model has no such tensor", name, path_};
   const bool turned = has_gguf_row_order(name);
+  if (turned && tensor->shape.rank == 1) return read_turned_bias(*tensor, config_.head_width, out);
   const bool matrix = tensor->shape.rank == 2 && tensor->shape.sizes[0] == out.rows;
   if (!turned || !matrix) return cbq::copy_to_float(*tensor, out);
   for (std::size_t r = 0; r < out.rows; ++r) {

@@ -235,6 +235,64 @@ TEST_CASE("factors of another rule come back as they are") {
   CHECK(unwrap(cbq::read_json_file(folder / "quantized/config.json")).at("rope_parameters") == rotary);
 }
 
+TEST_CASE("biases travel with their projections") {
+  const support::ScratchFolder folder;
+  engine_fixture::write_model(folder / "model", {.layers = 2, .attention_bias = true, .mlp_bias = true});
+  tool({"export", folder / "model", "--format", "gguf", "-o", folder / "model.gguf"});
+  const cbq::GgufFile file = unwrap(cbq::GgufFile::open(folder / "model.gguf"));
+  const ModelSource model = unwrap(ModelSource::open(folder / "model"));
+  const auto values = [&](const char* name, std::size_t size) {
+    const cbq::GgufTensor* tensor = file.content.find(name);
+    REQUIRE(tensor != nullptr);
+    CHECK(tensor->type == cbq::GgufType::f32);
+    std::vector<float> numbers(size);
+    REQUIRE(cbq::copy_to_float(*tensor, std::span<float>(numbers)));
+    return numbers;
+  };
+  // Queries in pairs (i, i + 8) of the two halves of a head of 16; values as they are.
+  std::vector<float> queries(64), pairs(64), keys(32);
+  REQUIRE(model.read("model.layers.1.self_attn.q_proj.bias", std::span<float>(queries)));
+  for (std::size_t head = 0; head < 64; head += 16) {
+    for (std::size_t i = 0; i < 8; ++i) {
+      pairs[head + 2 * i] = queries[head + i];
+      pairs[head + 2 * i + 1] = queries[head + 8 + i];
+    }
+  }
+  CHECK(values("blk.1.attn_q.bias", 64) == pairs);
+  REQUIRE(model.read("model.layers.1.self_attn.v_proj.bias", std::span<float>(keys)));
+  CHECK(values("blk.1.attn_v.bias", 32) == keys);
+  CHECK(file.content.find("blk.0.ffn_up.bias")->shape.sizes[0] == 96);
+
+  tool({"import", folder / "model.gguf", "-o", folder / "back"});
+  const cbq::Json config = unwrap(cbq::read_json_file(folder / "back/config.json"));
+  CHECK(config.at("attention_bias") == true);
+  CHECK(config.at("mlp_bias") == true);
+  CHECK(tensors_of(folder / "back") == tensors_of(folder / "model"));
+  const std::vector<float> wanted = logits_of(folder / "model");
+  CHECK(logits_of(folder / "model.gguf") == wanted);
+  CHECK(logits_of(folder / "back") == wanted);
+  CHECK(unwrap(ModelSource::open(folder / "model.gguf"))
+            .read("model.layers.1.self_attn.q_proj.bias", std::span<float>(queries).first(63))
+            .error()
+            .code == cbq::Errc::bad_shape);
+}
+
+TEST_CASE("biases of attention alone are the attention's") {
+  const support::ScratchFolder folder;
+  engine_fixture::write_model(folder / "model", {.layers = 1, .attention_bias = true});
+  tool({"export", folder / "model", "--format", "gguf", "-o", folder / "model.gguf"});
+  const ModelConfig config = unwrap(ModelSource::open(folder / "model.gguf")).config();
+  CHECK(config.attention_bias);
+  CHECK_FALSE(config.mlp_bias);
+  tool({"quantize", folder / "model.gguf", "-o", folder / "one", "--scheme", "w8a16_g32", "--method", "rtn"});
+  tool({"quantize", folder / "model", "-o", folder / "other", "--scheme", "w8a16_g32", "--method", "rtn"});
+  CHECK(logits_of(folder / "one") == logits_of(folder / "other"));
+  // Quantized, to a file and back.
+  tool({"export", folder / "one", "--format", "gguf", "-o", folder / "one.gguf"});
+  tool({"import", folder / "one.gguf", "-o", folder / "back"});
+  CHECK(logits_of(folder / "back") == logits_of(folder / "one"));
+}
+
 TEST_CASE("what GGUF or cbq cannot say is refused") {
   const support::ScratchFolder folder;
   const std::string model = engine_fixture::pocket_llama();

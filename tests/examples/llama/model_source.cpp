@@ -290,13 +290,42 @@ TEST_CASE("rotary factors that divide no frequency are refused") {
   CHECK(load_error(scratch / "m.gguf").code == Errc::unsupported);
 }
 
+TEST_CASE("a bias of no whole heads is refused") {
+  const support::ScratchFolder scratch;
+  PocketGguf gguf;
+  for (int layer = 0; layer < 5; ++layer) {
+    for (const auto& [part, size] :
+         {std::pair{"attn_q", layer == 2 ? 250 : 256}, {"attn_k", 128}, {"attn_v", 128}, {"attn_output", 256}}) {
+      const std::vector<float> values(static_cast<std::size_t>(size), 0.5f);
+      gguf.builder().tensor("blk." + std::to_string(layer) + "." + part + ".bias", {values.size()}, cbq::GgufType::f32,
+                            std::as_bytes(std::span(values)));
+    }
+  }
+  gguf.write(scratch / "m.gguf");
+  const cbq::Error error = load_error(scratch / "m.gguf");
+  CHECK(error.code == Errc::bad_shape);
+  CHECK(support::message(error).find("model.layers.2.self_attn.q_proj.bias") != std::string::npos);
+  const ModelSource source = unwrap(ModelSource::open(scratch / "m.gguf"));
+  std::vector<float> values(250);
+  const cbq::Status read = source.read("model.layers.2.self_attn.q_proj.bias", std::span<float>(values));
+  REQUIRE_FALSE(read);
+  CHECK(read.error().code == Errc::bad_shape);
+}
+
 TEST_CASE("GGUF files that the engine would get wrong are refused") {
   const support::ScratchFolder scratch;
   const std::vector<std::byte> some(64);
-  SECTION("biases") {
+  SECTION("a bias of one projection of several") {
     PocketGguf gguf;
     gguf.builder().tensor("blk.0.attn_q.bias", {32}, cbq::GgufType::f16, some);
     gguf.write(scratch / "m.gguf");
+    CHECK(support::message(load_error(scratch / "m.gguf")).find("blk.0.attn_k.bias") != std::string::npos);
+  }
+  SECTION("a bias of a norm") {
+    PocketGguf gguf;
+    gguf.builder().tensor("blk.0.attn_norm.bias", {32}, cbq::GgufType::f16, some);
+    gguf.write(scratch / "m.gguf");
+    CHECK(support::message(load_error(scratch / "m.gguf")).find("blk.0.attn_norm.bias") != std::string::npos);
   }
   SECTION("another architecture") {
     support::GgufBuilder gguf;
