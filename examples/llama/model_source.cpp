@@ -10,6 +10,7 @@
 
 #include "gguf_names.hpp"
 #include "gguf_vocabulary.hpp"
+#include "target_patterns.hpp"
 #include "vocabulary_reader.hpp"
 
 namespace cbq_llama {
@@ -37,6 +38,16 @@ Status read_turned_bias(const GgufTensor& tensor, std::size_t head_width, const 
   return {};
 }
 
+// Modules of a folder that are stored as codes in a compressed-tensors form.
+std::vector<std::string_view> coded_modules(const cbq::Checkpoint& files) {
+  std::vector<std::string_view> modules;
+  for (const TensorView& tensor : files.tensors()) {
+    const std::string_view ending = tensor.dtype == cbq::Dtype::i8 ? ".weight" : ".weight_packed";
+    if (tensor.name.ends_with(ending)) modules.push_back(tensor.name.substr(0, tensor.name.size() - ending.size()));
+  }
+  return modules;
+}
+
 }  // namespace
 
 Result<ModelSource> ModelSource::open(const std::string& path, const std::string& pre_tokenizer, cbq::FileMode mode) {
@@ -61,6 +72,9 @@ Result<ModelSource> ModelSource::open(const std::string& path, const std::string
   if (!config) return cbq::in_context(config.error(), path + "/config.json");
   Result<cbq::Checkpoint> checkpoint = cbq::Checkpoint::open(path, mode);
   if (!checkpoint) return checkpoint.error();
+  if (const Status ok = resolve_target_patterns(*json, coded_modules(*checkpoint)); !ok) {
+    return cbq::in_context(ok.error(), path + "/config.json");
+  }
   source.json_ = *std::move(json);
   source.config_ = *std::move(config);
   source.files_ = *std::move(checkpoint);
