@@ -2,10 +2,12 @@
 #include "gguf_export.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <span>
 #include <utility>
+#include <vector>
 
 #include <cbq/io/compressed_tensors.hpp>
 #include <cbq/io/gguf_encoding.hpp>
@@ -38,12 +40,6 @@ Status check_model(const ModelSource& source, const cbq::QuantizationRecord& rec
   if (config.architecture != Architecture::llama) {
     return Error{Errc::unsupported, "only LLaMA models are written as GGUF", source.path(),
                  architecture_name(config.architecture), "llama"};
-  }
-  if (config.attention_bias || config.mlp_bias) {
-    return Error{Errc::unsupported, "biases are not written as GGUF", source.path()};
-  }
-  if (config.rotary.scaling == cbq::RotaryScaling::llama3) {
-    return Error{Errc::unsupported, "rotary positions scaled as Llama 3's are not written as GGUF", source.path()};
   }
   if (!record.rotations.empty()) {
     return Error{Errc::unsupported, "GGUF cannot say that a layer's input is rotated", record.rotations.front().module};
@@ -159,9 +155,10 @@ class Exporter {
     if (!writer) return writer.error();
     for (const Entry& entry : entries_) {
       if (const Status ok = check_interrupt(); !ok) return ok.error();
-      const Status ok = entry.codes != nullptr       ? write_codes(entry, *writer)
-                        : entry.plan.shape.rank == 1 ? write_norm(entry, *writer)
-                                                     : write_floats(entry, *writer);
+      const Status ok = entry.codes != nullptr              ? write_codes(entry, *writer)
+                        : entry.name == rotary_factors_name ? write_rotary_factors(*writer)
+                        : entry.plan.shape.rank == 1        ? write_vector(entry, *writer)
+                                                            : write_floats(entry, *writer);
       if (!ok) return cbq::in_context(ok.error(), entry.name);
       release(entry);
     }
@@ -178,6 +175,7 @@ class Exporter {
     const std::vector<FloatTensor> norms = norm_tensors(config);
     if (const Status ok = plan_matrix(embedding_module(config)); !ok) return ok;
     if (const Status ok = plan_norm(norms.back()); !ok) return ok;
+    plan_rotary_factors();
     if (!config.tied) {
       if (const Status ok = plan_matrix(head_module(config)); !ok) return ok;
     }
@@ -185,6 +183,7 @@ class Exporter {
     for (std::size_t layer = 0; layer < config.layers; ++layer) {
       for (const MatrixModule& module : block_modules(config, layer)) {
         if (const Status ok = plan_matrix(module); !ok) return ok;
+        if (module.has_bias) plan_bias(module);
       }
       for (std::size_t i = 2 * layer; i < 2 * layer + 2; ++i) {
         if (const Status ok = plan_norm(norms[i]); !ok) return ok;
@@ -200,6 +199,25 @@ class Exporter {
     entry.plan = {gguf_name(tensor.name), GgufType::f32, {.rank = 1, .sizes = {tensor.columns}}};
     entries_.push_back(std::move(entry));
     return {};
+  }
+
+  void plan_bias(const MatrixModule& module) {
+    Entry entry;
+    entry.name = module.name + ".bias";
+    entry.plan = {gguf_name(entry.name), GgufType::f32, {.rank = 1, .sizes = {module.outputs}}};
+    if (has_gguf_row_order(entry.name)) entry.head_width = source_.config().head_width;
+    entries_.push_back(std::move(entry));
+  }
+
+  // GGUF has a key for linear scaling, and for no other that the engine knows.
+  void plan_rotary_factors() {
+    const ModelConfig& config = source_.config();
+    const cbq::RotaryScaling scaling = config.rotary.scaling;
+    if (scaling != cbq::RotaryScaling::llama3 && scaling != cbq::RotaryScaling::per_pair) return;
+    Entry entry;
+    entry.name = rotary_factors_name;
+    entry.plan = {entry.name, GgufType::f32, {.rank = 1, .sizes = {config.head_width / 2}}};
+    entries_.push_back(std::move(entry));
   }
 
   Status plan_matrix(const MatrixModule& module) {
@@ -333,10 +351,26 @@ class Exporter {
     return {};
   }
 
-  Status write_norm(const Entry& entry, cbq::GgufWriter& writer) const {
+  // A norm's weight or a bias.
+  Status write_vector(const Entry& entry, cbq::GgufWriter& writer) const {
     const Result<FloatMatrix> values = source_.read_matrix(entry.name, 1, entry.plan.shape.sizes[0]);
     if (!values) return values.error();
-    return writer.write(entry.plan.name, std::span<const float>(values->memory.data(), values->memory.size()));
+    std::vector<float> ordered(values->memory.size());
+    for (std::size_t i = 0; i < ordered.size(); ++i) ordered[i] = values->memory[entry.source_row(i)];
+    return writer.write(entry.plan.name, std::span<const float>(ordered));
+  }
+
+  Status write_rotary_factors(cbq::GgufWriter& writer) const {
+    const ModelConfig& config = source_.config();
+    std::vector<float> factors(config.head_width / 2);
+    for (std::size_t i = 0; i < factors.size(); ++i) {
+      const double factor = cbq::rotary_factor(config.rotary, config.head_width, i);
+      factors[i] = static_cast<float>(factor);
+      if (factors[i] > 0 && std::isfinite(factors[i])) continue;
+      return Error{Errc::unsupported, "a rotary factor lies outside float32", ErrorText("factor ") << i,
+                   cbq::Json(factor).dump()};
+    }
+    return writer.write(rotary_factors_name, std::span<const float>(factors));
   }
 
   Status write_floats(const Entry& entry, cbq::GgufWriter& writer) const {

@@ -2,8 +2,8 @@
 #pragma once
 
 // A LLaMA model as one GGUF file, for llama.cpp and what reads its files: weights in the blocks of
-// <cbq/io/gguf_encoding.hpp>, norms in F32, other matrices as they are stored, tokenizer and configuration as metadata.
-// Every weight keeps its value. A piece of one tensor is in memory at a time.
+// <cbq/io/gguf_encoding.hpp>, norms and biases in F32, other matrices as they are stored, tokenizer and configuration
+// as metadata. Every weight keeps its value. A piece of one tensor is in memory at a time.
 
 #include <string>
 
@@ -19,8 +19,8 @@ namespace cbq_llama {
 inline constexpr const char* gguf_quantization_key = "cbq.quantization";
 
 /// Writes the model of a folder, in floating point or quantized, to the file `output`, NAME.gguf. Errc::unsupported,
-/// with the module: another architecture, biases, scaled rotary positions of Llama 3, rotations or clips of
-/// activations, which GGUF cannot say, weights without exact blocks, a tokenizer that GGUF has no words for.
+/// with the module: another architecture, rotations or clips of activations, which GGUF cannot say, weights
+/// without exact blocks, a tokenizer that GGUF has no words for.
 /// Errc::bad_argument: a model that is a GGUF file, another ending of the name. Errors of reading, Errc::io,
 /// Errc::interrupted; a file at `output` is then as it was.
 [[nodiscard]] cbq::Result<ExportReport> export_gguf(const ModelSource& source, const std::string& output);

@@ -125,6 +125,10 @@ class Importer {
  private:
   Status plan() {
     const ModelConfig& config = source_.config();
+    if (config.rotary.scaling == cbq::RotaryScaling::per_pair) {
+      report_.notes.push_back(std::string(rotary_factors_name) +
+                              ": factors of no rule that cbq knows, written as longrope");
+    }
     for (const MatrixModule& module : all_block_modules(config)) {
       if (const Status ok = plan_matrix(module, Part::block); !ok) return ok;
     }
@@ -198,9 +202,12 @@ class Importer {
           cbq::plan_tensors({module.name, module.outputs, module.inputs, matrix.scheme->weight, cbq::Dtype::f16}, plan);
       if (!ok) return ok;
     }
-    const std::vector<FloatTensor> norms = norm_tensors(source_.config());
-    for (const FloatTensor& norm : norms) {
-      plan.push_back({norm.name, cbq::Dtype::f32, {.rank = 1, .sizes = {norm.columns}}});
+    std::vector<FloatTensor> vectors = norm_tensors(source_.config());
+    for (const Matrix& matrix : matrices_) {
+      if (matrix.module.has_bias) vectors.push_back({matrix.module.name + ".bias", 1, matrix.module.outputs});
+    }
+    for (const FloatTensor& vector : vectors) {
+      plan.push_back({vector.name, cbq::Dtype::f32, {.rank = 1, .sizes = {vector.columns}}});
     }
     Result<cbq::SafetensorsWriter> writer = cbq::SafetensorsWriter::create(path, plan);
     if (!writer) return writer.error();
@@ -209,11 +216,11 @@ class Importer {
       const Status ok = matrix.scheme ? write_codes(matrix, *writer) : write_floats(matrix, *writer);
       if (!ok) return cbq::in_context(ok.error(), matrix.tensor->name);
     }
-    for (const FloatTensor& norm : norms) {
-      const Result<FloatMatrix> values = source_.read_matrix(norm.name, 1, norm.columns);
+    for (const FloatTensor& vector : vectors) {
+      const Result<FloatMatrix> values = source_.read_matrix(vector.name, 1, vector.columns);
       if (!values) return values.error();
       const std::span<const float> numbers(values->memory.data(), values->memory.size());
-      if (const Status ok = writer->write(norm.name, numbers); !ok) return ok;
+      if (const Status ok = writer->write(vector.name, numbers); !ok) return ok;
     }
     report_.bytes_written = writer->file_size();
     return writer->commit();

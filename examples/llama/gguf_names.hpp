@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// What GGUF files call a LLaMA model's tensors, and the order they give the rows of query and key weights: each head's
-// rows, two halves in a Hugging Face checkpoint, become pairs.
+// What GGUF files call a LLaMA model's tensors, and the order they give the rows of query and key weights and elements
+// of their biases: those of each head, two halves in a Hugging Face checkpoint, become pairs.
 
 #include <cstddef>
 #include <string>
@@ -14,9 +14,10 @@ namespace cbq_llama {
 /// empty when GGUF has no such tensor.
 [[nodiscard]] std::string gguf_name(std::string_view name);
 
-/// Whether the rows of the tensor `name` (Hugging Face's) stand in another order in GGUF.
+/// Whether the rows of the tensor `name` (Hugging Face's), of a bias its elements, stand in another order in GGUF.
 [[nodiscard]] inline bool has_gguf_row_order(std::string_view name) {
-  return name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight");
+  return name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight") || name.ends_with("q_proj.bias") ||
+         name.ends_with("k_proj.bias");
 }
 
 /// Where GGUF has row `row`: its row 2 i + j of a head is row j d / 2 + i, d = head_width, even.

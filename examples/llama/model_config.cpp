@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model_config.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <span>
+#include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 namespace cbq_llama {
 
@@ -73,6 +78,33 @@ Result<std::vector<std::int64_t>> token_ids(const Json& json, const std::string&
   return ids;
 }
 
+// The factors of "longrope", if they are the same for short and long texts and nothing else is scaled.
+Status read_pair_factors(const Json& scaling, ModelConfig& config) {
+  const Json* attention = optional_member(scaling, "attention_factor");
+  const Json* factors = optional_member(scaling, "long_factor");
+  const Json* short_factors = optional_member(scaling, "short_factor");
+  if (attention == nullptr || *attention != 1 || factors == nullptr || short_factors == nullptr ||
+      *factors != *short_factors) {
+    return Error{Errc::unsupported, "a scaling of the rotary positions that depends on the text is not supported",
+                 "rope_type", "longrope", "long_factor equal to short_factor, attention_factor 1"};
+  }
+  const std::size_t pairs = config.head_width / 2;
+  if (!factors->is_array() || factors->size() != pairs) {
+    return Error{Errc::bad_file, "rotary factors must be a list of one for each pair", "long_factor", factors->size(),
+                 pairs};
+  }
+  for (const Json& factor : *factors) {
+    const float value = factor.is_number() ? factor.get<float>() : 0.0f;
+    if (!(value > 0) || !std::isfinite(value)) {
+      return Error{Errc::bad_file, "rotary factors must be positive numbers",
+                   ErrorText("long_factor[") << config.rotary.pair_factors.size() << "]", factor.dump(), "above 0"};
+    }
+    config.rotary.pair_factors.push_back(value);
+  }
+  config.rotary.scaling = cbq::RotaryScaling::per_pair;
+  return {};
+}
+
 // Transformers 5 keeps all rotary settings in `rope_parameters`; before, the base stood alone and the scaling in
 // `rope_scaling`.
 Status read_rotary(const Json& json, ModelConfig& config) {
@@ -86,9 +118,10 @@ Status read_rotary(const Json& json, ModelConfig& config) {
   if (!kind) return cbq::in_context(kind.error(), parameters != nullptr ? "rope_parameters" : "rope_scaling");
   cbq::RotaryConfig& rotary = config.rotary;
   if (*kind == "default") return {};
+  if (*kind == "longrope") return read_pair_factors(*scaling, config);
   if (*kind != "linear" && *kind != "llama3") {
     return Error{Errc::unsupported, "unknown scaling of the rotary positions", "rope_type", *kind,
-                 "default, linear or llama3"};
+                 "default, linear, llama3 or longrope"};
   }
   rotary.scaling = *kind == "linear" ? cbq::RotaryScaling::linear : cbq::RotaryScaling::llama3;
   if (const Status ok = assign(rotary.factor, cbq::json_number(*scaling, "factor")); !ok) return ok;
@@ -201,9 +234,14 @@ Status check_config(const ModelConfig& config) {
   if (config.head_width == 0 || config.head_width % 2 != 0) {
     return Error{Errc::bad_file, "the width of a head must be even", "head_dim", config.head_width};
   }
-  const auto positive = [](double value) { return std::isfinite(value) && value > 0; };
-  if (!positive(config.norm_epsilon) || !positive(config.rotary.base) || !positive(config.rotary.factor)) {
-    return Error{Errc::bad_file, "norm epsilon, rotary base and factor must be positive numbers", "config"};
+  if (!std::isfinite(config.norm_epsilon) || !(config.norm_epsilon > 0)) {
+    return Error{Errc::bad_file, "norm epsilon must be a positive number", "config", Json(config.norm_epsilon).dump(),
+                 "above 0"};
+  }
+  if (const Status ok = cbq::check_rotary(config.rotary, config.head_width); !ok) {
+    Error error = ok.error();
+    error.code = Errc::bad_file;
+    return error;
   }
   return {};
 }
@@ -286,9 +324,97 @@ Status read_rotary(const cbq::GgufMetadata& metadata, ModelConfig& config) {
   return assign(config.rotary.factor, metadata.number_value("llama.rope.scaling.factor"));
 }
 
+// The rule that Llama 3.1 to 3.3 share, if it gives these factors. Converters compute them from float frequencies,
+// which moves them by some 1e-6.
+std::optional<cbq::RotaryConfig> llama3_rule(double base, const std::vector<float>& factors) {
+  constexpr double tolerance = 1e-5;
+  const cbq::RotaryConfig rule = {.base = base,
+                                  .scaling = cbq::RotaryScaling::llama3,
+                                  .factor = static_cast<double>(factors.back()),
+                                  .low_frequency_factor = 1,
+                                  .high_frequency_factor = 4,
+                                  .original_positions = 8192};
+  for (std::size_t i = 0; i < factors.size(); ++i) {
+    const double wanted = cbq::rotary_factor(rule, 2 * factors.size(), i);
+    if (!(std::abs(static_cast<double>(factors[i]) - wanted) < tolerance * wanted)) return std::nullopt;
+  }
+  return rule;
+}
+
+// llama.cpp asks of each projection whether it has a bias. A configuration has one answer for all of attention and one
+// for all of the MLP.
+Status read_biases(const cbq::Gguf& file, ModelConfig& config) {
+  struct Group {
+    std::vector<std::string_view> parts;
+    bool& present;
+  };
+  const Group groups[] = {{{"attn_q", "attn_k", "attn_v", "attn_output"}, config.attention_bias},
+                          {{"ffn_gate", "ffn_up", "ffn_down"}, config.mlp_bias}};
+  constexpr std::string_view start = "blk.", end = ".bias";
+  for (const cbq::GgufTensor& tensor : file.tensors()) {
+    if (!tensor.name.starts_with(start) || !tensor.name.ends_with(end)) continue;
+    const std::size_t dot = tensor.name.find('.', start.size());
+    const std::size_t last = tensor.name.size() - end.size();
+    const std::string_view part = dot < last ? tensor.name.substr(dot + 1, last - dot - 1) : std::string_view();
+    bool known = false;
+    for (const Group& group : groups) {
+      if (std::ranges::find(group.parts, part) != group.parts.end()) known = group.present = true;
+    }
+    if (!known) {
+      return Error{Errc::unsupported, "a bias that models of this kind do not have", tensor.name, "",
+                   "biases of the projections"};
+    }
+  }
+  for (const Group& group : groups) {
+    for (std::size_t layer = 0; group.present && layer < config.layers; ++layer) {
+      for (const std::string_view part : group.parts) {
+        const std::string name = std::string(start).append(std::to_string(layer)).append(".").append(part).append(end);
+        if (file.find(name) == nullptr) {
+          return Error{Errc::unsupported, "some projections have biases and others none", name, "no such tensor",
+                       "biases of all or of none"};
+        }
+      }
+    }
+  }
+  return {};
+}
+
+Status read_rotary_factors(const cbq::GgufTensor& tensor, ModelConfig& config) {
+  if (tensor.type != cbq::GgufType::f32) {
+    const auto layout = cbq::gguf_layout(static_cast<std::uint32_t>(tensor.type));
+    return Error{Errc::unsupported, "rotary factors must be F32", tensor.name, layout ? layout->name : "unknown",
+                 "F32"};
+  }
+  if (config.rotary.scaling != cbq::RotaryScaling::none) {
+    return Error{Errc::unsupported, "rotary positions are scaled twice", tensor.name, "llama.rope.scaling.type linear",
+                 "none"};
+  }
+  const cbq::TensorShape wanted = {.rank = 1, .sizes = {config.head_width / 2}};
+  if (!cbq::same_shape(tensor.shape, wanted)) {
+    return Error{Errc::bad_shape, "a tensor has the wrong shape", tensor.name, cbq::shape_text(tensor.shape),
+                 cbq::shape_text(wanted)};
+  }
+  std::vector<float> factors(config.head_width / 2);
+  if (const Status read = cbq::copy_to_float(tensor, std::span<float>(factors)); !read) return read;
+  for (std::size_t i = 0; i < factors.size(); ++i) {
+    if (factors[i] > 0) continue;
+    return Error{Errc::bad_file, "rotary factors must be positive", ErrorText(tensor.name) << '[' << i << ']',
+                 Json(factors[i]).dump(), "above 0"};
+  }
+  if (std::ranges::all_of(factors, [](float factor) { return factor == 1.0f; })) return {};
+  if (const auto rule = llama3_rule(config.rotary.base, factors)) {
+    config.rotary = *rule;
+    return {};
+  }
+  config.rotary.scaling = cbq::RotaryScaling::per_pair;
+  config.rotary.pair_factors = std::move(factors);
+  return {};
+}
+
 }  // namespace
 
-Result<ModelConfig> read_config(const cbq::GgufMetadata& metadata) {
+Result<ModelConfig> read_config(const cbq::Gguf& file) {
+  const cbq::GgufMetadata& metadata = file.metadata();
   const Result<std::string_view> type = metadata.text_value("general.architecture");
   if (!type) return type.error();
   if (*type != "llama") {
@@ -329,9 +455,42 @@ Result<ModelConfig> read_config(const cbq::GgufMetadata& metadata) {
   if (const auto eos = metadata.unsigned_value("tokenizer.ggml.eos_token_id"); eos && *eos < config.vocabulary) {
     config.eos.push_back(static_cast<std::int64_t>(*eos));
   }
+  config.tied = file.find("output.weight") == nullptr;
   if (const Status ok = check_config(config); !ok) return ok.error();
+  if (const Status ok = read_biases(file, config); !ok) return ok.error();
+  if (const cbq::GgufTensor* factors = file.find(rotary_factors_name)) {
+    if (const Status ok = read_rotary_factors(*factors, config); !ok) return ok.error();
+  }
   return config;
 }
+
+namespace {
+
+Json rotary_json(const ModelConfig& config) {
+  const cbq::RotaryConfig& rotary = config.rotary;
+  constexpr const char* types[] = {"default", "linear", "llama3", "longrope"};
+  Json json = {{"rope_theta", rotary.base}, {"rope_type", types[static_cast<std::size_t>(rotary.scaling)]}};
+  if (rotary.scaling == cbq::RotaryScaling::none) return json;
+  if (rotary.scaling == cbq::RotaryScaling::per_pair) {
+    json["short_factor"] = json["long_factor"] = rotary.pair_factors;
+    json["attention_factor"] = 1.0;
+    json["original_max_position_embeddings"] = config.context;
+    return json;
+  }
+  json["factor"] = rotary.factor;
+  if (rotary.scaling == cbq::RotaryScaling::linear) return json;
+  json["low_freq_factor"] = rotary.low_frequency_factor;
+  json["high_freq_factor"] = rotary.high_frequency_factor;
+  json["original_max_position_embeddings"] = rotary.original_positions;
+  // Transformers asks for an integer.
+  const double positions = rotary.original_positions;
+  if (positions == std::floor(positions) && positions <= static_cast<double>(largest_size)) {
+    json["original_max_position_embeddings"] = static_cast<std::uint64_t>(positions);
+  }
+  return json;
+}
+
+}  // namespace
 
 cbq::Json to_json(const ModelConfig& config) {
   constexpr const char* classes[] = {"LlamaForCausalLM", "OPTForCausalLM", "BloomForCausalLM"};
@@ -367,17 +526,7 @@ cbq::Json to_json(const ModelConfig& config) {
   json["rms_norm_eps"] = config.norm_epsilon;
   json["attention_bias"] = config.attention_bias;
   json["mlp_bias"] = config.mlp_bias;
-  Json rotary = {{"rope_theta", config.rotary.base}, {"rope_type", "default"}};
-  if (config.rotary.scaling != cbq::RotaryScaling::none) {
-    rotary["rope_type"] = config.rotary.scaling == cbq::RotaryScaling::linear ? "linear" : "llama3";
-    rotary["factor"] = config.rotary.factor;
-  }
-  if (config.rotary.scaling == cbq::RotaryScaling::llama3) {
-    rotary["low_freq_factor"] = config.rotary.low_frequency_factor;
-    rotary["high_freq_factor"] = config.rotary.high_frequency_factor;
-    rotary["original_max_position_embeddings"] = config.rotary.original_positions;
-  }
-  json["rope_parameters"] = std::move(rotary);
+  json["rope_parameters"] = rotary_json(config);
   return json;
 }
 

@@ -2,7 +2,7 @@
 #pragma once
 
 // What a checkpoint says of its model: sizes, norms, rotary positions, special tokens. Read from the config.json of a
-// Hugging Face folder or from GGUF metadata; every number is checked before anything is sized by it.
+// Hugging Face folder or from a GGUF file; every number is checked before anything is sized by it.
 
 #include <cstddef>
 #include <cstdint>
@@ -46,10 +46,17 @@ struct ModelConfig {
 /// From a config.json. Errc::bad_file naming the key, Errc::unsupported for other architectures and variants.
 [[nodiscard]] cbq::Result<ModelConfig> read_config(const cbq::Json& json);
 
-/// From GGUF metadata; `tied` is left for the caller, who knows the tensors. Errors as above.
-[[nodiscard]] cbq::Result<ModelConfig> read_config(const cbq::GgufMetadata& metadata);
+/// GGUF's tensor of what divides the frequency of each rotary pair, F32 [head_width / 2]. Llama 3's rule is in files as
+/// these factors alone.
+inline constexpr const char* rotary_factors_name = "rope_freqs.weight";
 
-/// The config.json of a Hugging Face folder for this model.
+/// From the metadata of a GGUF file, and its rotary factors: those that Llama 3.1 to 3.3 have become their rule again
+/// (RotaryScaling::llama3, any `factor`, low 1, high 4, 8192 positions; factors within 1e-5 of its),
+/// others RotaryScaling::per_pair. Errors as above; of the factors Errc::bad_shape and Errc::not_finite too.
+[[nodiscard]] cbq::Result<ModelConfig> read_config(const cbq::Gguf& file);
+
+/// The config.json of a Hugging Face folder for this model. RotaryScaling::per_pair is Transformers' "longrope" with
+/// the same factors for short and long texts and attention_factor 1.
 [[nodiscard]] cbq::Json to_json(const ModelConfig& config);
 
 }  // namespace cbq_llama

@@ -10,6 +10,7 @@
 
 #include "gguf_names.hpp"
 #include "gguf_vocabulary.hpp"
+#include "target_patterns.hpp"
 #include "vocabulary_reader.hpp"
 
 namespace cbq_llama {
@@ -23,6 +24,32 @@ using cbq::Result;
 using cbq::Status;
 using cbq::TensorView;
 
+namespace {
+
+// A bias in GGUF's order of elements, into one row.
+Status read_turned_bias(const GgufTensor& tensor, std::size_t head_width, const MatrixView<float>& out) {
+  if (out.rows != 1 || out.columns % head_width != 0) {
+    return Error{Errc::bad_shape, "a tensor has the wrong shape", tensor.name, cbq::shape_text(tensor.shape),
+                 ErrorText("[") << out.rows << ", " << out.columns << "]"};
+  }
+  std::vector<float> values(out.columns);
+  if (const Status read = cbq::copy_to_float(tensor, std::span<float>(values)); !read) return read;
+  for (std::size_t i = 0; i < values.size(); ++i) out.data[i] = values[gguf_row(i, head_width)];
+  return {};
+}
+
+// Modules of a folder that are stored as codes in a compressed-tensors form.
+std::vector<std::string_view> coded_modules(const cbq::Checkpoint& files) {
+  std::vector<std::string_view> modules;
+  for (const TensorView& tensor : files.tensors()) {
+    const std::string_view ending = tensor.dtype == cbq::Dtype::i8 ? ".weight" : ".weight_packed";
+    if (tensor.name.ends_with(ending)) modules.push_back(tensor.name.substr(0, tensor.name.size() - ending.size()));
+  }
+  return modules;
+}
+
+}  // namespace
+
 Result<ModelSource> ModelSource::open(const std::string& path, const std::string& pre_tokenizer, cbq::FileMode mode) {
   ModelSource source(path, pre_tokenizer);
   struct stat status = {};
@@ -33,19 +60,8 @@ Result<ModelSource> ModelSource::open(const std::string& path, const std::string
     }
     Result<cbq::GgufFile> file = cbq::GgufFile::open(path, mode);
     if (!file) return file.error();
-    Result<ModelConfig> config = read_config(file->content.metadata());
+    Result<ModelConfig> config = read_config(file->content);
     if (!config) return cbq::in_context(config.error(), path);
-    if (file->content.find("rope_freqs.weight") != nullptr) {
-      return Error{Errc::unsupported, "rotary factors in a tensor are not supported", "rope_freqs.weight", path,
-                   "the Hugging Face folder of this model"};
-    }
-    for (const GgufTensor& tensor : file->content.tensors()) {
-      if (tensor.name.starts_with("blk.") && tensor.name.ends_with(".bias")) {
-        return Error{Errc::unsupported, "biases in GGUF files are not supported", tensor.name, path,
-                     "the Hugging Face folder of this model"};
-      }
-    }
-    config->tied = file->content.find("output.weight") == nullptr;
     source.config_ = *std::move(config);
     source.files_ = *std::move(file);
     return source;
@@ -56,6 +72,9 @@ Result<ModelSource> ModelSource::open(const std::string& path, const std::string
   if (!config) return cbq::in_context(config.error(), path + "/config.json");
   Result<cbq::Checkpoint> checkpoint = cbq::Checkpoint::open(path, mode);
   if (!checkpoint) return checkpoint.error();
+  if (const Status ok = resolve_target_patterns(*json, coded_modules(*checkpoint)); !ok) {
+    return cbq::in_context(ok.error(), path + "/config.json");
+  }
   source.json_ = *std::move(json);
   source.config_ = *std::move(config);
   source.files_ = *std::move(checkpoint);
@@ -270,6 +289,7 @@ Status ModelSource::read_gguf(std::string_view name, const MatrixView<float>& ou
   const GgufTensor* tensor = find_gguf(name);
   if (tensor == nullptr) return Error{Errc::bad_file, "the model has no such tensor", name, path_};
   const bool turned = has_gguf_row_order(name);
+  if (turned && tensor->shape.rank == 1) return read_turned_bias(*tensor, config_.head_width, out);
   const bool matrix = tensor->shape.rank == 2 && tensor->shape.sizes[0] == out.rows;
   if (!turned || !matrix) return cbq::copy_to_float(*tensor, out);
   for (std::size_t r = 0; r < out.rows; ++r) {

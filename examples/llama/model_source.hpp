@@ -52,7 +52,7 @@ class ModelSource {
   [[nodiscard]] const std::string& path() const { return path_; }
   [[nodiscard]] const ModelConfig& config() const { return config_; }
   [[nodiscard]] bool is_gguf() const { return std::holds_alternative<cbq::GgufFile>(files_); }
-  /// The config.json of a folder; null for GGUF.
+  /// The config.json of a folder, targets by their names (target_patterns.hpp); null for GGUF.
   [[nodiscard]] const cbq::Json& json() const { return json_; }
   /// The safetensors of a folder; null for GGUF.
   [[nodiscard]] const cbq::Checkpoint* checkpoint() const { return std::get_if<cbq::Checkpoint>(&files_); }

@@ -203,6 +203,19 @@ std::optional<std::string> alphabet_to_bytes(std::string_view text) {
   return bytes;
 }
 
+namespace {
+
+[[nodiscard]] Error match_error(int result) {
+  std::array<PCRE2_UCHAR, 120> message = {};
+  pcre2_get_error_message(result, message.data(), message.size());
+  return Error{Errc::bad_argument,
+               "a regular expression failed on the text",
+               {},
+               reinterpret_cast<const char*>(message.data())};  // NOLINT: unsigned char to char
+}
+
+}  // namespace
+
 struct Regex::Compiled {
   /// Matches inside a part of the text that is well-formed UTF-8.
   [[nodiscard]] cbq::Status find_all(std::string_view part, std::size_t offset, pcre2_match_data* data,
@@ -256,19 +269,22 @@ cbq::Status Regex::Compiled::find_all(std::string_view part, std::size_t offset,
       result = pcre2_match(code.get(), pcre2_pointer(part), part.size(), from, options, data, nullptr);
     }
     if (result == PCRE2_ERROR_NOMATCH) break;
-    if (result < 0) {
-      std::array<PCRE2_UCHAR, 120> message = {};
-      pcre2_get_error_message(result, message.data(), message.size());
-      return Error{Errc::bad_argument,
-                   "a regular expression failed on the text",
-                   {},
-                   reinterpret_cast<const char*>(message.data())};  // NOLINT: unsigned char to char
-    }
+    if (result < 0) return match_error(result);
     const PCRE2_SIZE* ends = pcre2_get_ovector_pointer(data);
     if (ends[1] > ends[0]) found.push_back({offset + ends[0], offset + ends[1]});
     from = ends[1] > from ? ends[1] : from + character_length(part, from);
   }
   return {};
+}
+
+Result<bool> Regex::matches_start(std::string_view text) const {
+  const MatchData data(pcre2_match_data_create_from_pattern(compiled_->code, nullptr));
+  if (!data) return Error{Errc::out_of_memory, "no memory for a regular expression's match"};
+  const int result =
+      pcre2_match(compiled_->code, pcre2_pointer(text), text.size(), 0, PCRE2_ANCHORED, data.get(), nullptr);
+  if (result == PCRE2_ERROR_NOMATCH) return false;
+  if (result < 0) return match_error(result);
+  return true;
 }
 
 Result<std::vector<Span>> Regex::matches(std::string_view text) const {

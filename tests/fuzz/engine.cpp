@@ -65,7 +65,7 @@ void model_config(Bytes bytes) {
 void gguf_model(Bytes bytes) {
   const auto file = cbq::Gguf::parse(bytes);
   if (!accepted(file)) return;
-  const auto config = cbq_llama::read_config(file->metadata());
+  const auto config = cbq_llama::read_config(*file);
   if (accepted(config)) check_config(*config);
   const auto vocabulary = cbq_llama::read_vocabulary(file->metadata());
   if (!accepted(vocabulary)) return;

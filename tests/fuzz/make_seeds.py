@@ -143,14 +143,17 @@ def gguf_decode_seeds():
     yield "ranks", gguf({}, {"scalar": ("F32", []), "empty": ("Q8_0", [32, 0]), "four": ("F32", [2, 1, 1, 2])})
 
 
+GGUF_MODEL = {"general.architecture": ("text", "llama"), "llama.block_count": ("u32", 1),
+              "llama.embedding_length": ("u32", 8), "llama.feed_forward_length": ("u32", 16),
+              "llama.attention.head_count": ("u32", 2), "llama.attention.head_count_kv": ("u32", 1),
+              "llama.attention.key_length": ("u32", 4), "llama.context_length": ("u32", 32),
+              "llama.attention.layer_norm_rms_epsilon": ("f32", 1e-5), "llama.rope.freq_base": ("f32", 1e4),
+              "tokenizer.ggml.tokens": ("list text", ["<unk>", "<s>", "</s>", "a"])}
+
+
 def gguf_model_seeds():
-    sizes = {"llama.block_count": ("u32", 1), "llama.embedding_length": ("u32", 8),
-             "llama.feed_forward_length": ("u32", 16), "llama.attention.head_count": ("u32", 2),
-             "llama.attention.head_count_kv": ("u32", 1), "llama.attention.key_length": ("u32", 4),
-             "llama.context_length": ("u32", 32), "llama.attention.layer_norm_rms_epsilon": ("f32", 1e-5),
-             "llama.rope.freq_base": ("f32", 1e4), "llama.rope.scaling.type": ("text", "linear"),
-             "llama.rope.scaling.factor": ("f32", 2.0)}
-    start = {"general.architecture": ("text", "llama"), **sizes}
+    start = {**GGUF_MODEL, "llama.rope.scaling.type": ("text", "linear"), "llama.rope.scaling.factor": ("f32", 2.0)}
+    yield "rope_freqs", gguf(GGUF_MODEL, {"output.weight": ("F32", [8, 4]), "rope_freqs.weight": ("F32", [2])})
     ids = {"tokenizer.ggml.bos_token_id": ("u32", 0), "tokenizer.ggml.eos_token_id": ("u32", 1),
            "tokenizer.ggml.add_bos_token": ("boolean", 1), "tokenizer.ggml.add_eos_token": ("boolean", 1)}
     for pre in ("gpt-2", "llama-bpe", "smollm", ""):
@@ -197,6 +200,9 @@ def config_seeds():
               "original_max_position_embeddings": 32}
     yield "llama", {**LLAMA, "rope_theta": 1e4, "rope_scaling": rotary}
     yield "llama5", {**LLAMA, "rope_parameters": {"rope_theta": 5e5, "type": "linear", "factor": 2}}
+    longrope = {"rope_type": "longrope", "short_factor": [1.0, 2.5], "long_factor": [1.0, 2.5], "attention_factor": 1.0,
+                "original_max_position_embeddings": 32}
+    yield "longrope", {**LLAMA, "rope_parameters": {"rope_theta": 5e5, **longrope}}
     yield "opt", {"model_type": "opt", "vocab_size": 64, "hidden_size": 8, "ffn_dim": 16, "num_hidden_layers": 1,
                   "num_attention_heads": 2, "do_layer_norm_before": True, "word_embed_proj_dim": 8,
                   "activation_function": "gelu", "enable_bias": True, "_remove_final_layer_norm": False}

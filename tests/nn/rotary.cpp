@@ -4,6 +4,10 @@
 #include <catch2/catch_approx.hpp>
 #include <catch2/catch_test_macros.hpp>
 #include <cmath>
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "oracle/nn.hpp"
 #include "support/nn.hpp"
@@ -102,6 +106,43 @@ TEST_CASE("Scaled frequencies") {
   CHECK(divided == 14);
 }
 
+TEST_CASE("A factor for each pair divides its frequency") {
+  const SerialExecutor serial;
+  ExecutionContext<> context(serial);
+  for (const std::size_t width : {2u, 10u, 64u}) {
+    CAPTURE(width);
+    RotaryConfig config{.base = 500.0, .scaling = RotaryScaling::per_pair};
+    auto frequencies = oracle::rotary_frequencies(500.0, width);
+    for (std::size_t i = 0; i < width / 2; ++i) {
+      config.pair_factors.push_back(0.3f + 1.7f * static_cast<float>(i * i % 5));
+      frequencies[i] /= static_cast<double>(config.pair_factors[i]);
+      CHECK(rotary_factor(config, width, i) == static_cast<double>(config.pair_factors[i]));
+    }
+    const auto table = RotaryTable::create(config, width, 600);
+    REQUIRE(table);
+    auto x = support::normal(20 * 2 * width, 4);
+    const auto wanted = oracle::rotary(oracle::Matrix(20, 2 * width, x), frequencies, 570);
+    REQUIRE(table->rotate(support::view(x, 2 * width), consecutive(570, 20), context));
+    CHECK(oracle::distance(x, wanted) < 3e-7);
+  }
+}
+
+TEST_CASE("Factors of a rule say the same one by one") {
+  for (const RotaryConfig& rule :
+       {RotaryConfig{.base = 500000.0, .scaling = RotaryScaling::llama3, .factor = 8.0},
+        RotaryConfig{.base = 500000.0, .scaling = RotaryScaling::linear, .factor = 4.0}, RotaryConfig{}}) {
+    RotaryConfig factors{.base = rule.base, .scaling = RotaryScaling::per_pair};
+    for (std::size_t i = 0; i < 64; ++i) {
+      factors.pair_factors.push_back(static_cast<float>(rotary_factor(rule, 128, i)));
+    }
+    for (std::size_t i = 0; i < 64; ++i) {
+      CHECK(rotary_frequency(factors, 128, i) == Catch::Approx(rotary_frequency(rule, 128, i)).epsilon(1e-7));
+    }
+    CHECK(factors.pair_factors.front() == (rule.scaling == RotaryScaling::linear ? 4.0f : 1.0f));
+    CHECK(static_cast<double>(factors.pair_factors.back()) == rule.factor);
+  }
+}
+
 TEST_CASE("Rotary tables refuse what does not fit") {
   const SerialExecutor serial;
   ExecutionContext<> context(serial);
@@ -112,6 +153,24 @@ TEST_CASE("Rotary tables refuse what does not fit") {
         Errc::bad_argument);
   CHECK(RotaryTable::create({.scaling = RotaryScaling::llama3, .low_frequency_factor = 4.0}, 8, 10).error().code ==
         Errc::bad_argument);
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  CHECK(RotaryTable::create({.base = infinity}, 8, 10).error().code == Errc::bad_argument);
+  CHECK(
+      RotaryTable::create({.scaling = RotaryScaling::llama3, .high_frequency_factor = infinity}, 8, 10).error().code ==
+      Errc::bad_argument);
+  const auto with_factors = [](std::vector<float> factors) {
+    return RotaryTable::create({.scaling = RotaryScaling::per_pair, .pair_factors = std::move(factors)}, 8, 10);
+  };
+  CHECK(with_factors({1, 2, 3, 4}));
+  CHECK(with_factors({}).error().code == Errc::bad_shape);
+  CHECK(with_factors({1, 2, 3}).error().code == Errc::bad_shape);
+  CHECK(with_factors({1, 2, 3, 4, 5}).error().code == Errc::bad_shape);
+  for (const float bad : {0.0f, -1.0f, static_cast<float>(infinity), std::numeric_limits<float>::quiet_NaN()}) {
+    const auto refused = with_factors({1, 2, bad, 4});
+    REQUIRE_FALSE(refused);
+    CHECK(refused.error().code == Errc::bad_argument);
+    CHECK(std::string(refused.error().where.c_str()) == "pair_factors[2]");
+  }
   const auto table = RotaryTable::create({}, 8, 10);
   std::vector<float> x(16);
   const std::vector<std::uint32_t> beyond = {3, 10};

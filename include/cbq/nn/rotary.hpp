@@ -8,9 +8,10 @@
 //   frequency[i] = base^(-2 i / width)
 //   x'[i] = x[i] cos - x[i + width/2] sin,   x'[i + width/2] = x[i + width/2] cos + x[i] sin
 //
-// Scaling of the frequencies f, with wavelength L = 2 pi / f: linear divides all by `factor`; llama3 keeps L < original
-// / high, divides L > original / low by `factor`, and blends in between with s = (original / L - low) / (high - low).
-// Su et al., RoFormer, 2021; the LLaMA 3 rule is that of the LLaMA 3.1 model card.
+// Scaling divides the frequencies f, of wavelength L = 2 pi / f: linear all by `factor`; llama3 keeps L < original /
+// high, divides L > original / low by `factor`, and blends in between: f becomes (1 - s) f / factor + s f with s =
+// (original / L - low) / (high - low); per_pair has a factor for each f. Su et al., RoFormer, 2021; the LLaMA 3 rule is
+// that of the LLaMA 3.1 model card.
 
 #include <xsimd/xsimd.hpp>
 
@@ -19,13 +20,14 @@
 #include <cstdint>
 #include <span>
 #include <utility>
+#include <vector>
 
 #include <cbq/core/context.hpp>
 
 namespace cbq {
 inline namespace CBQ_ABI {
 
-enum class RotaryScaling : unsigned char { none, linear, llama3 };
+enum class RotaryScaling : unsigned char { none, linear, llama3, per_pair };
 
 /// To a position, or back from it.
 enum class RotaryDirection : unsigned char { forward, backward };
@@ -38,21 +40,62 @@ struct RotaryConfig {
   double low_frequency_factor = 1.0;
   double high_frequency_factor = 4.0;
   double original_positions = 8192.0;
+  std::vector<float> pair_factors = {};  ///< width / 2 of them
 };
 
-/// Radians per position of element pair `index` of a head of `width` elements.
+/// What divides the frequency of element pair `index` of a head of `width` elements; 1 where nothing is scaled. The
+/// configuration is one that check_rotary() accepts.
+[[nodiscard]] inline double rotary_factor(const RotaryConfig& config, std::size_t width, std::size_t index) noexcept {
+  if (config.scaling == RotaryScaling::none) return 1.0;
+  if (config.scaling == RotaryScaling::linear) return config.factor;
+  if (config.scaling == RotaryScaling::per_pair) return static_cast<double>(config.pair_factors[index]);
+  constexpr double two_pi = 6.283185307179586476925;
+  const double frequency = std::pow(config.base, -2.0 * static_cast<double>(index) / static_cast<double>(width));
+  const double turns = config.original_positions * frequency / two_pi;  // over the original context
+  if (turns > config.high_frequency_factor) return 1.0;
+  if (turns < config.low_frequency_factor) return config.factor;
+  const double smooth =
+      (turns - config.low_frequency_factor) / (config.high_frequency_factor - config.low_frequency_factor);
+  return 1.0 / ((1.0 - smooth) / config.factor + smooth);
+}
+
+/// Radians per position of element pair `index` of a head of `width` elements. The configuration is one that
+/// check_rotary() accepts.
 [[nodiscard]] inline double rotary_frequency(const RotaryConfig& config, std::size_t width,
                                              std::size_t index) noexcept {
   const double frequency = std::pow(config.base, -2.0 * static_cast<double>(index) / static_cast<double>(width));
-  if (config.scaling == RotaryScaling::linear) return frequency / config.factor;
-  if (config.scaling == RotaryScaling::none) return frequency;
-  constexpr double two_pi = 6.283185307179586476925;
-  const double turns = config.original_positions * frequency / two_pi;  // over the original context
-  if (turns > config.high_frequency_factor) return frequency;
-  if (turns < config.low_frequency_factor) return frequency / config.factor;
-  const double smooth =
-      (turns - config.low_frequency_factor) / (config.high_frequency_factor - config.low_frequency_factor);
-  return (1.0 - smooth) * frequency / config.factor + smooth * frequency;
+  return frequency / rotary_factor(config, width, index);
+}
+
+/// Whether heads of `width` elements can be rotated so. Errc::bad_shape: an odd width, another number of factors than
+/// pairs. Errc::bad_argument: numbers that are not positive and finite, a high frequency factor not above the low.
+[[nodiscard]] inline Status check_rotary(const RotaryConfig& config, std::size_t width) noexcept {
+  if (width == 0 || width % 2 != 0) {
+    return Error{Errc::bad_shape, "rotary embedding needs heads of an even width", "head width", width};
+  }
+  const auto positive = [](double value) { return value > 0 && std::isfinite(value); };
+  const bool llama3 = config.scaling == RotaryScaling::llama3;
+  if (!positive(config.base) || !positive(config.factor) ||
+      (llama3 && (!positive(config.high_frequency_factor - config.low_frequency_factor) ||
+                  !positive(config.original_positions)))) {
+    return Error{Errc::bad_argument,
+                 "rotary base and factors must be positive, the high frequency factor above the low", "rope"};
+  }
+  if (config.scaling != RotaryScaling::per_pair) return {};
+  if (config.pair_factors.size() != width / 2) {
+    return Error{Errc::bad_shape, "rotary embedding needs one factor for each pair of elements", "pair_factors",
+                 config.pair_factors.size(), width / 2};
+  }
+  for (std::size_t i = 0; i < width / 2; ++i) {
+    const float factor = config.pair_factors[i];
+    if (positive(static_cast<double>(factor))) continue;
+    return Error{Errc::bad_argument, "rotary factors must be positive numbers", ErrorText("pair_factors[") << i << "]",
+                 factor == 0             ? "0"
+                 : std::isfinite(factor) ? "a negative number"
+                                         : "no number",
+                 "above 0"};
+  }
+  return {};
 }
 
 /// Cosines and sines of all positions up to a maximum.
@@ -60,20 +103,10 @@ class RotaryTable {
  public:
   RotaryTable() noexcept = default;
 
-  /// For heads of `width` elements (even) and positions [0, positions). Errc::bad_shape, Errc::bad_argument,
-  /// Errc::out_of_memory.
+  /// For heads of `width` elements (even) and positions [0, positions). Errors of check_rotary(), Errc::out_of_memory.
   [[nodiscard]] static Result<RotaryTable> create(const RotaryConfig& config, std::size_t width,
                                                   std::size_t positions) noexcept {
-    if (width == 0 || width % 2 != 0) {
-      return Error{Errc::bad_shape, "rotary embedding needs heads of an even width", "head width", width};
-    }
-    const bool llama3 = config.scaling == RotaryScaling::llama3;
-    if (!(config.base > 0) || !(config.factor > 0) ||
-        (llama3 &&
-         (!(config.high_frequency_factor > config.low_frequency_factor) || !(config.original_positions > 0)))) {
-      return Error{Errc::bad_argument,
-                   "rotary base and factors must be positive, the high frequency factor above the low", "rope"};
-    }
+    if (const Status ok = check_rotary(config, width); !ok) return ok.error();
     const Result<std::size_t> size = checked_product(positions, width);
     if (!size) return size.error();
     Result<AlignedBuffer<float>> memory = AlignedBuffer<float>::allocate(*size);

@@ -17,7 +17,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent / "fuzz"))
 sys.dont_write_bytecode = True
 
-from make_seeds import LLAMA, MODULES, gguf, of_type, own, safetensors, text, value  # noqa: E402
+from make_seeds import GGUF_MODEL, LLAMA, MODULES, gguf, of_type, own, safetensors, text, value  # noqa: E402
 
 expected = {}
 
@@ -266,6 +266,27 @@ def config_files():
     bad("negative", {**LLAMA, "hidden_size": -8}, "negative size", "bad_file", "hidden_size", "negative")
     bad("wide", {**LLAMA, "vocab_size": 1 << 40}, "product of sizes wraps", "bad_file", "vocab_size", str(1 << 40))
     bad("text", {**LLAMA, "head_dim": "4"}, "metadata of another type than is read", "bad_file", "head_dim", "string")
+    longrope = {"rope_type": "longrope", "attention_factor": 1.0}
+    bad("rope_factors_short", {**LLAMA, "rope_scaling": {**longrope, "short_factor": [1], "long_factor": [1]}},
+        "lists of different lengths", "bad_file", "long_factor", "1", "2")
+    bad("rope_factor_zero", {**LLAMA, "rope_scaling": {**longrope, "short_factor": [1, 0], "long_factor": [1, 0]}},
+        "division by zero", "bad_file", "long_factor[1]", "0", "above 0")
+    bad("rope_factor_text", {**LLAMA, "rope_scaling": {**longrope, "short_factor": [1, "2"], "long_factor": [1, "2"]}},
+        "metadata of another type than is read", "bad_file", "long_factor[1]", '"2"', "above 0")
+
+
+def gguf_model_files():
+    def bad(name, sizes, factors, fault, code, *parts, kind="F32"):
+        file = bytearray(gguf(GGUF_MODEL, {"rope_freqs.weight": (kind, sizes)}))
+        file[-32:-32 + 4 * len(factors)] = struct.pack("<%df" % len(factors), *factors)
+        write("gguf_model_%s.gguf" % name, bytes(file), "gguf_model", fault, code, "rope_freqs.weight", *parts)
+
+    bad("factors_short", [1], [2.0], "lists of different lengths", "bad_shape", "[1]", "[2]")
+    bad("factors_matrix", [2, 1], [2.0, 2.0], "more dimensions than are read", "bad_shape", "[1, 2]", "[2]")
+    bad("factor_zero", [2], [1.0, 0.0], "division by zero", "bad_file", "[1]", "0.0", "above 0")
+    bad("factor_negative", [2], [-2.0, 1.0], "negative number", "bad_file", "[0]", "-2.0", "above 0")
+    bad("factor_nan", [2], [1.0, float("nan")], "NaN in factors", "not_finite", "NaN", "finite")
+    bad("factors_half", [2], [], "a tensor of another type than is read", "unsupported", "F16", "F32", kind="F16")
 
 
 def vocabulary_files():
@@ -315,7 +336,7 @@ def main():
         if old.suffix in (".gguf", ".json", ".safetensors", ".bin"):
             old.unlink()
     for files in (safetensors_files, index_files, gguf_counts, gguf_sizes, gguf_values, stored_files, config_files,
-                  vocabulary_files, tokenizer_files):
+                  gguf_model_files, vocabulary_files, tokenizer_files):
         files()
     text_of = json.dumps(dict(sorted(expected.items())), indent=1) + "\n"
     (HERE / "expected.json").write_text(text_of)

@@ -26,13 +26,18 @@ struct GeneratedModel {
   std::size_t intermediate = 96;
   std::size_t head_width = 16;
   std::size_t vocabulary = 1024;  ///< 257: the bytes alone, and the end of a text
+  bool attention_bias = false;
+  bool mlp_bias = false;
 };
 
 inline std::vector<cbq_llama::FloatTensor> generated_tensors(const cbq_llama::ModelConfig& config) {
   std::vector<cbq_llama::FloatTensor> tensors = cbq_llama::norm_tensors(config);
   std::vector<cbq_llama::MatrixModule> modules = cbq_llama::all_block_modules(config);
   modules.push_back(cbq_llama::embedding_module(config));
-  for (const auto& module : modules) tensors.push_back({module.name + ".weight", module.outputs, module.inputs});
+  for (const auto& module : modules) {
+    tensors.push_back({module.name + ".weight", module.outputs, module.inputs});
+    if (module.has_bias) tensors.push_back({module.name + ".bias", 1, module.outputs});
+  }
   return tensors;
 }
 
@@ -62,6 +67,8 @@ inline void write_model(const std::string& folder, const GeneratedModel& model =
   json["head_dim"] = model.head_width;
   json["num_hidden_layers"] = model.layers;
   json["vocab_size"] = model.vocabulary;
+  json["attention_bias"] = model.attention_bias;
+  json["mlp_bias"] = model.mlp_bias;
   support::write_text(folder + "/config.json", cbq::json_text(json));
   const std::vector<cbq_llama::FloatTensor> tensors = generated_tensors(unwrap(cbq_llama::read_config(json)));
   std::vector<cbq::TensorPlan> plan;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Files of tests/data/malformed that the engine reads: config.json, vocabularies, tokenizer.json; and models whose
-// files change while they are read.
+// Files of tests/data/malformed that the engine reads: config.json, GGUF's configurations and vocabularies,
+// tokenizer.json; and models whose files change while they are read.
 
 #include <catch2/catch_test_macros.hpp>
 
@@ -34,6 +34,10 @@ Status read_config(const std::string& path) {
   return named(cbq_llama::read_config(unwrap(cbq::read_json_file(path))), path);
 }
 
+Status read_gguf_model(const std::string& path) {
+  return named(cbq_llama::read_config(unwrap(cbq::GgufFile::open(path)).content), path);
+}
+
 Status read_vocabulary(const std::string& path) {
   const cbq::GgufFile file = unwrap(cbq::GgufFile::open(path));
   const auto vocabulary = cbq_llama::read_vocabulary(file.content.metadata());
@@ -54,8 +58,10 @@ std::string copy_model(const support::ScratchFolder& scratch) {
 
 }  // namespace
 
-TEST_CASE("Malformed configs, vocabularies and tokenizers are refused with file, key, what was found and wanted") {
+TEST_CASE(
+    "Malformed configs, models, vocabularies and tokenizers are refused with file, key, what was found and wanted") {
   support::check_malformed("config", read_config);
+  support::check_malformed("gguf_model", read_gguf_model);
   support::check_malformed("vocabulary", read_vocabulary);
   support::check_malformed("tokenizer", read_tokenizer);
 }

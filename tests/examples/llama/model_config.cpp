@@ -132,6 +132,65 @@ TEST_CASE("rotary settings are found where each release of Transformers puts the
   CHECK(code(json) == Errc::bad_file);
 }
 
+TEST_CASE("longrope is read where it is one list of factors") {
+  Json json = llama();  // heads of 16
+  const Json factors = {1, 1, 1.5, 2, 2.5, 3, 4, 1e-3};
+  const Json longrope = {{"rope_type", "longrope"}, {"rope_theta", 500.0},
+                         {"short_factor", factors}, {"long_factor", factors},
+                         {"attention_factor", 1.0}, {"original_max_position_embeddings", 256}};
+  json["rope_parameters"] = longrope;
+  const ModelConfig config = read(json);
+  CHECK(config.rotary.scaling == cbq::RotaryScaling::per_pair);
+  CHECK(config.rotary.base == 500);
+  CHECK(config.rotary.pair_factors == std::vector<float>{1, 1, 1.5f, 2, 2.5f, 3, 4, 1e-3f});
+  const ModelConfig again = read(to_json(config));
+  CHECK(again.rotary.scaling == cbq::RotaryScaling::per_pair);
+  CHECK(again.rotary.pair_factors == config.rotary.pair_factors);
+  const Json written = to_json(config).at("rope_parameters");
+  CHECK(written.at("short_factor") == written.at("long_factor"));
+  CHECK(written.at("attention_factor") == 1);
+  CHECK(written.at("original_max_position_embeddings") == 256);
+  const auto changed = [&](const char* key, const Json& value) {
+    json["rope_parameters"] = longrope;
+    json["rope_parameters"][key] = value;
+    return code(json);
+  };
+  CHECK(changed("attention_factor", 1.2) == Errc::unsupported);
+  CHECK(changed("attention_factor", nullptr) == Errc::unsupported);  // Transformers then has a rule for it
+  CHECK(changed("short_factor", {1, 1, 1, 1, 1, 1, 1, 1}) == Errc::unsupported);
+  CHECK(changed("long_factor", nullptr) == Errc::unsupported);
+  const auto both = [&](const Json& value) {
+    json["rope_parameters"] = longrope;
+    json["rope_parameters"]["short_factor"] = json["rope_parameters"]["long_factor"] = value;
+    return code(json);
+  };
+  CHECK(both({1, 1}) == Errc::bad_file);
+  CHECK(both(Json::array()) == Errc::bad_file);
+  CHECK(both(2) == Errc::bad_file);
+  for (const Json& bad : {Json(0), Json(-1), Json("1"), Json(nullptr), Json(1e300), Json(1e-300)}) {
+    CAPTURE(bad.dump());
+    CHECK(both({1, 1, bad, 1, 1, 1, 1, 1}) == Errc::bad_file);
+  }
+}
+
+TEST_CASE("rotary numbers that make no frequencies are refused") {
+  Json json = llama();
+  const Json llama3 = {{"rope_type", "llama3"},
+                       {"factor", 8.0},
+                       {"low_freq_factor", 1.0},
+                       {"high_freq_factor", 4.0},
+                       {"original_max_position_embeddings", 8192}};
+  for (const auto& [key, value] : {std::pair{"factor", 0.0},
+                                   {"factor", -8.0},
+                                   {"low_freq_factor", 4.0},
+                                   {"original_max_position_embeddings", 0.0}}) {
+    CAPTURE(key, value);
+    json["rope_scaling"] = llama3;
+    json["rope_scaling"][key] = value;
+    CHECK(code(json) == Errc::bad_file);
+  }
+}
+
 TEST_CASE("token ids are numbers or lists of them") {
   Json json = llama();
   json["bos_token_id"] = 1;

@@ -3,8 +3,10 @@
 
 #include <catch2/catch_test_macros.hpp>
 
+#include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <limits>
 #include <span>
 #include <string>
 #include <string_view>
@@ -171,18 +173,159 @@ TEST_CASE("another pre-tokenizer can take the place of the one that a GGUF file 
   CHECK(unknown.error().code == Errc::unsupported);
 }
 
+// The embedded model as a GGUF file with these rotary factors; its heads have 64 elements.
+void write_with_factors(const std::string& path, const std::vector<float>& factors,
+                        cbq::GgufType type = cbq::GgufType::f32) {
+  PocketGguf gguf;
+  gguf.builder().tensor("rope_freqs.weight", {factors.size()}, type, std::as_bytes(std::span(factors)));
+  gguf.write(path);
+}
+
+// What converters write for the rule of Llama 3.1: frequencies in float.
+std::vector<float> converted_factors(double factor, double original = 8192) {
+  std::vector<float> factors;
+  for (int i = 0; i < 32; ++i) {
+    const float frequency = 1.0f / std::pow(10000.0f, static_cast<float>(2 * i) / 64.0f);
+    const double wavelength = 2 * std::acos(-1.0) / static_cast<double>(frequency);
+    const double smooth = (original / wavelength - 1) / 3;
+    factors.push_back(static_cast<float>(wavelength < original / 4 ? 1
+                                         : wavelength > original   ? factor
+                                                                   : 1 / ((1 - smooth) / factor + smooth)));
+  }
+  return factors;
+}
+
+TEST_CASE("rotary factors of a GGUF file divide the frequencies") {
+  const support::ScratchFolder scratch;
+  const std::vector<std::int32_t> tokens = {5, 900, 17, 33, 33, 512, 8, 1, 77, 640, 3, 3};
+  PocketGguf().write(scratch / "plain.gguf");
+  const auto plain = logits_of(unwrap(Model::load(unwrap(ModelSource::open(scratch / "plain.gguf")))), tokens);
+
+  SECTION("of one divide by one") {
+    write_with_factors(scratch / "m.gguf", std::vector<float>(32, 1.0f));
+    const ModelSource source = unwrap(ModelSource::open(scratch / "m.gguf"));
+    CHECK(source.config().rotary.scaling == cbq::RotaryScaling::none);
+    CHECK(logits_of(unwrap(Model::load(source)), tokens) == plain);
+  }
+  SECTION("of Llama 3.1 are its rule") {
+    for (const double factor : {8.0, 32.0}) {
+      write_with_factors(scratch / "m.gguf", converted_factors(factor));
+      const ModelSource source = unwrap(ModelSource::open(scratch / "m.gguf"));
+      CHECK(source.config().rotary.scaling == cbq::RotaryScaling::llama3);
+      CHECK(source.config().rotary.factor == factor);
+      CHECK(source.config().rotary.low_frequency_factor == 1);
+      CHECK(source.config().rotary.high_frequency_factor == 4);
+      CHECK(source.config().rotary.original_positions == 8192);
+      const support::ScratchFolder folder;
+      copy_model(folder);
+      edit_config(folder, [&](Json& json) {
+        json["rope_parameters"] = {{"rope_theta", 10000.0},   {"rope_type", "llama3"},
+                                   {"factor", factor},        {"low_freq_factor", 1.0},
+                                   {"high_freq_factor", 4.0}, {"original_max_position_embeddings", 8192}};
+      });
+      const auto wanted = logits_of(unwrap(Model::load(unwrap(ModelSource::open(folder.path())))), tokens);
+      CHECK(logits_of(unwrap(Model::load(source)), tokens) == wanted);
+      CHECK(wanted != plain);
+    }
+  }
+  SECTION("of another rule are taken one by one") {
+    auto factors = converted_factors(8, 64);
+    CHECK(factors[4] != factors[12]);
+    write_with_factors(scratch / "m.gguf", factors);
+    const ModelSource source = unwrap(ModelSource::open(scratch / "m.gguf"));
+    CHECK(source.config().rotary.scaling == cbq::RotaryScaling::per_pair);
+    CHECK(source.config().rotary.pair_factors == factors);
+    // All frequencies divided by 4 are the base's with positions that are 4 times as small.
+    write_with_factors(scratch / "m.gguf", std::vector<float>(32, 4.0f));
+    const ModelSource divided = unwrap(ModelSource::open(scratch / "m.gguf"));
+    const support::ScratchFolder folder;
+    copy_model(folder);
+    edit_config(folder, [](Json& json) {
+      json["rope_parameters"] = {{"rope_theta", 10000.0}, {"rope_type", "linear"}, {"factor", 4.0}};
+    });
+    const auto wanted = logits_of(unwrap(Model::load(unwrap(ModelSource::open(folder.path())))), tokens);
+    CHECK(logits_of(unwrap(Model::load(divided)), tokens) == wanted);
+    CHECK(wanted != plain);
+  }
+  SECTION("of nearly Llama 3.1 are not") {
+    auto factors = converted_factors(8);
+    factors[20] *= 1.001f;
+    write_with_factors(scratch / "m.gguf", factors);
+    CHECK(unwrap(ModelSource::open(scratch / "m.gguf")).config().rotary.scaling == cbq::RotaryScaling::per_pair);
+  }
+}
+
+TEST_CASE("rotary factors that divide no frequency are refused") {
+  const support::ScratchFolder scratch;
+  const auto refused = [&](const std::vector<float>& factors, cbq::GgufType type = cbq::GgufType::f32) {
+    write_with_factors(scratch / "m.gguf", factors, type);
+    const cbq::Error error = load_error(scratch / "m.gguf");
+    const std::string text = support::message(error);
+    CAPTURE(text);
+    CHECK(text.find("rope_freqs.weight") != std::string::npos);
+    CHECK(text.find("m.gguf") != std::string::npos);
+    return error;
+  };
+  CHECK(refused(std::vector<float>(31, 2.0f)).code == Errc::bad_shape);
+  CHECK(refused(std::vector<float>(64, 2.0f)).code == Errc::bad_shape);
+  for (const float bad : {0.0f, -1.0f}) {
+    std::vector<float> factors(32, 2.0f);
+    factors[7] = bad;
+    const cbq::Error error = refused(factors);
+    CHECK(error.code == Errc::bad_file);
+    CHECK(support::message(error).find("rope_freqs.weight[7]") != std::string::npos);
+  }
+  for (const float bad : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+    std::vector<float> factors(32, 2.0f);
+    factors[7] = bad;
+    CHECK(refused(factors).code == Errc::not_finite);
+  }
+  CHECK(refused(std::vector<float>(32, 2.0f), cbq::GgufType::i32).code == Errc::unsupported);
+  PocketGguf twice;
+  twice.builder().key("llama.rope.scaling.type", GgufKind::text).counted("linear");
+  twice.builder().key("llama.rope.scaling.factor", GgufKind::f32).add(2.0f);
+  const std::vector<float> twos(32, 2.0f);
+  twice.builder().tensor("rope_freqs.weight", {32}, cbq::GgufType::f32, std::as_bytes(std::span(twos)));
+  twice.write(scratch / "m.gguf");
+  CHECK(load_error(scratch / "m.gguf").code == Errc::unsupported);
+}
+
+TEST_CASE("a bias of no whole heads is refused") {
+  const support::ScratchFolder scratch;
+  PocketGguf gguf;
+  for (int layer = 0; layer < 5; ++layer) {
+    for (const auto& [part, size] :
+         {std::pair{"attn_q", layer == 2 ? 250 : 256}, {"attn_k", 128}, {"attn_v", 128}, {"attn_output", 256}}) {
+      const std::vector<float> values(static_cast<std::size_t>(size), 0.5f);
+      gguf.builder().tensor("blk." + std::to_string(layer) + "." + part + ".bias", {values.size()}, cbq::GgufType::f32,
+                            std::as_bytes(std::span(values)));
+    }
+  }
+  gguf.write(scratch / "m.gguf");
+  const cbq::Error error = load_error(scratch / "m.gguf");
+  CHECK(error.code == Errc::bad_shape);
+  CHECK(support::message(error).find("model.layers.2.self_attn.q_proj.bias") != std::string::npos);
+  const ModelSource source = unwrap(ModelSource::open(scratch / "m.gguf"));
+  std::vector<float> values(250);
+  const cbq::Status read = source.read("model.layers.2.self_attn.q_proj.bias", std::span<float>(values));
+  REQUIRE_FALSE(read);
+  CHECK(read.error().code == Errc::bad_shape);
+}
+
 TEST_CASE("GGUF files that the engine would get wrong are refused") {
   const support::ScratchFolder scratch;
   const std::vector<std::byte> some(64);
-  SECTION("rotary factors") {
-    PocketGguf gguf;
-    gguf.builder().tensor("rope_freqs.weight", {32}, cbq::GgufType::f16, some);
-    gguf.write(scratch / "m.gguf");
-  }
-  SECTION("biases") {
+  SECTION("a bias of one projection of several") {
     PocketGguf gguf;
     gguf.builder().tensor("blk.0.attn_q.bias", {32}, cbq::GgufType::f16, some);
     gguf.write(scratch / "m.gguf");
+    CHECK(support::message(load_error(scratch / "m.gguf")).find("blk.0.attn_k.bias") != std::string::npos);
+  }
+  SECTION("a bias of a norm") {
+    PocketGguf gguf;
+    gguf.builder().tensor("blk.0.attn_norm.bias", {32}, cbq::GgufType::f16, some);
+    gguf.write(scratch / "m.gguf");
+    CHECK(support::message(load_error(scratch / "m.gguf")).find("blk.0.attn_norm.bias") != std::string::npos);
   }
   SECTION("another architecture") {
     support::GgufBuilder gguf;
