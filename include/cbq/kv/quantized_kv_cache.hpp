@@ -293,7 +293,7 @@ class QuantizedKvCache {
         write_page_keys(layout_, exact_, page_keys(start), scratch_.data() + 4 * columns(), page);
       }
       for (std::size_t p = start < packed_ ? packed_ : start; p < goal && p < end; ++p) {
-        if (p + 1 == kept_end_) {
+        if (p + 1 == kept_end_) {  // in one piece; as newest() it is nowhere else
           write_row(layout_, transform_, row_of(1 - next_row_), p - start, page);
         } else {
           write_row(layout_, transform_, exact_, {.row = p - packed_, .position = p - start}, page);

@@ -2,7 +2,8 @@
 #pragma once
 
 // One position as a source of attention (<cbq/kv/online_softmax.hpp>): the exact row of the newest token in decoding,
-// which would fill a lane in 16 of a panel and touch a cache line per element there.
+// which would fill a lane in 16 of a panel and touch a cache line per element there. In the registers of the baseline:
+// one position is not worth a kernel per instruction set.
 
 #include <xsimd/xsimd.hpp>
 
@@ -15,6 +16,7 @@ namespace cbq {
 inline namespace CBQ_ABI {
 namespace attention {
 
+/// The sum of a[i] * b[i].
 [[nodiscard]] inline float dot(const float* a, const float* b, std::size_t count) noexcept {
   using Floats = xsimd::batch<float>;
   Floats sums(0.0f);

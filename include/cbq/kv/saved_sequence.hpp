@@ -53,8 +53,8 @@ class SavedSequence {
       std::memcpy(out, cache.table_.data()[i], page_bytes);
     }
     out = write_rows(cache.exact_, write_rows(cache.sinks_, out));
-    if (const KvRow row = cache.newest(); row.key != nullptr)
-      std::memcpy(out, row.key, 2 * row.columns * sizeof(float));
+    const KvRow newest = cache.newest();
+    if (newest.key != nullptr) std::memcpy(out, newest.key, 2 * newest.columns * sizeof(float));
   }
 
   /// Errc::bad_shape unless a saved sequence fits the cache, whose header is `own`.
