@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "support/failing_memory.hpp"
+#include "support/guarded.hpp"
 #include "support/isas.hpp"
 #include "support/kernels.hpp"
 #include "support/kv_kernels.hpp"
@@ -149,6 +150,47 @@ TEST_CASE("Slopes count the same distances over pages, sinks and exact rows") {
       scores.slopes = scores.slopes.first(1);
       CHECK(attend(q, problem.sequence.cache(), scores, support::view(out, columns), context).error().code ==
             Errc::bad_shape);
+    }
+  }
+}
+
+TEST_CASE(
+    "A single exact position may lie as a row: the same attention but for rounding, the same bits for any threads") {
+  // One token and several, of which one sees the row; tasks of spans and of tiles; widths that no register divides.
+  const Case cases[] = {{{kv8, 4, 64, 1, 0}, 4, 1},        {{kv4, 3, 64, 65, 64}, 9, 1},
+                        {{smooth, 2, 50, 200, 199}, 6, 2}, {{rotated, 3, 80, 700, 699}, 3, 30},
+                        {{kv8, 1, 13, 90, 89, 5}, 7, 1},   {{kv8, 1, 256, 1300, 1299, 3, 640}, 16, 5},
+                        {{kv4, 2, 64, 4, 3, 3}, 2, 1}};
+  for (const Case& c : cases) {
+    Problem problem(c);
+    const std::size_t columns = c.heads * c.shape.width;
+    std::vector<float> slopes;
+    for (std::size_t h = 0; h < c.heads; ++h) slopes.push_back(0.08f / static_cast<float>(1 + h));
+    const support::Guarded<float> key(problem.sequence.newest_key(), support::Edge::end);
+    const support::Guarded<float> value(problem.sequence.newest_value(), support::Edge::end);
+    QuantizedKvView cache = problem.sequence.cache();
+    cache.exact = {};
+    cache.newest = {key.data(), value.data(), key.size()};
+    for (const bool biased : {false, true}) {
+      if (biased) problem.sequence.set_slopes(slopes);
+      const oracle::Matrix wanted = problem.sequence.attention(problem.q, c.tokens, static_cast<double>(problem.scale));
+      AttentionScores scores(problem.scale);
+      if (biased) scores.slopes = slopes;
+      for (const Isa isa : support::machine_isas()) {
+        CAPTURE(kv_scheme_name(c.shape.scheme).c_str(), c.shape.width, c.shape.size, c.heads, c.tokens, biased,
+                isa_name(isa));
+        const auto run = [&](const auto& executor, const QuantizedKvView& view) {
+          ExecutionContext context(executor, isa);
+          std::vector<float> out(problem.q.size(), std::numeric_limits<float>::quiet_NaN());
+          REQUIRE(attend(support::input(problem.q, columns), view, scores, support::view(out, columns), context));
+          return out;
+        };
+        const std::vector<float> out = run(SerialExecutor{}, cache);
+        CHECK(relative_error(out, wanted) < 0.015);
+        const std::vector<float> among_panels = run(SerialExecutor{}, problem.sequence.cache());
+        CHECK(relative_error(out, oracle::Matrix(c.tokens, columns, among_panels)) < 1e-6);
+        for (const std::size_t threads : {2u, 16u}) CHECK(run(support::ThreadExecutor{threads}, cache) == out);
+      }
     }
   }
 }
@@ -307,6 +349,18 @@ TEST_CASE("Attention refuses what does not fit, and queries that are not numbers
   CHECK(refused(bad, 256, 1.0f) == Errc::bad_shape);
   bad = good;
   bad.exact = {};
+  CHECK(refused(bad, 256, 1.0f) == Errc::bad_shape);
+  const Problem one({{kv8, 2, 64, 200, 199}, 4, 2});
+  const float* row = one.sequence.newest_key().data();
+  const QuantizedKvView whole = one.sequence.cache();
+  for (const KvRow& newest : {KvRow{row, nullptr, 128}, KvRow{row, row, 64}, KvRow{nullptr, row, 128}}) {
+    bad = whole;
+    bad.exact = {};
+    bad.newest = newest;
+    CHECK(refused(bad, 256, 1.0f) == Errc::bad_shape);
+  }
+  bad = good;  // ten exact positions
+  bad.newest = {row, row, 128};
   CHECK(refused(bad, 256, 1.0f) == Errc::bad_shape);
   bad = good;
   bad.pages = nullptr;

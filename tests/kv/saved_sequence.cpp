@@ -90,7 +90,7 @@ TEST_CASE("A saved sequence continues as the one that was saved, in any memory")
     CAPTURE(cbq::kv_scheme_name(options.scheme).c_str());
     KvHost host(options, 12), other_host(options, 6);
     std::mt19937 random(3);
-    for (const std::size_t cut : {0u, 1u, 2u, 63u, 64u, 65u, 100u, 128u, 150u, 190u}) {
+    for (const std::size_t cut : {0u, 1u, 2u, 63u, 64u, 65u, 100u, 128u, 132u, 150u, 190u}) {
       Filled filled(host, options, {60, 1, 68, 1, 1, 60}, 5);
       filled.truncate(cut);
       const std::vector<std::byte> bytes = saved(filled.cache);

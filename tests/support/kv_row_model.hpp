@@ -141,7 +141,11 @@ class KvRowModel {
     REQUIRE(view.first == first_);
     REQUIRE(view.window == options_.policy.window);
     REQUIRE(view.sinks.size == std::min(options_.policy.sinks, size()));
-    REQUIRE(view.packed + view.exact.size == size());
+    const bool newest = view.newest.key != nullptr;
+    REQUIRE(view.packed + (newest ? 1 : view.exact.size) == size());
+    // Rows that are quantized one by one leave a single exact one as it is, however it became the only one.
+    const bool pages = options_.policy.recent > 0 || options_.scheme.channel_keys;
+    REQUIRE(newest == (size() == view.packed + 1 && !pages));
     std::vector<float> key, value;
     for (std::size_t p = 0; p < size(); ++p) {
       const bool sink = p < view.sinks.size;
@@ -151,6 +155,10 @@ class KvRowModel {
         read_exact(view.sinks, p, key, value);
       } else if (p < view.packed) {
         read_packed(view, p, key, value);
+      } else if (newest) {
+        REQUIRE(view.newest.columns == options_.heads * options_.width);
+        key.assign(view.newest.key, view.newest.key + view.newest.columns);
+        value.assign(view.newest.value, view.newest.value + view.newest.columns);
       } else {
         read_exact(view.exact, p - view.packed, key, value);
       }

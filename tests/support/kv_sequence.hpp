@@ -82,6 +82,10 @@ class KvSequence {
             .hadamard = transform_.hadamard};
   }
 
+  /// The last position as it is stored, [heads * width] each.
+  [[nodiscard]] std::span<const float> newest_key() const { return last_row(keys_); }
+  [[nodiscard]] std::span<const float> newest_value() const { return last_row(values_); }
+
   /// Of ALiBi, one per query head, for attention().
   void set_slopes(const std::vector<float>& slopes) { slopes_ = slopes; }
 
@@ -172,6 +176,10 @@ class KvSequence {
  private:
   [[nodiscard]] std::span<const float> row_of(const std::vector<float>& all, std::size_t p, std::size_t head) const {
     return {all.data() + (p * shape_.heads + head) * shape_.width, shape_.width};
+  }
+
+  [[nodiscard]] std::span<const float> last_row(const std::vector<float>& all) const {
+    return std::span(all).last(shape_.heads * shape_.width);
   }
 
   void write_pages() {

@@ -27,6 +27,13 @@ namespace attention {
                             floats.width == sequence.width && floats.size >= positions);
 }
 
+/// Whether the cache has `positions` exact positions behind the packed ones.
+[[nodiscard]] inline bool holds_exact(const Sequence& sequence, std::size_t positions) noexcept {
+  const KvRow& newest = sequence.cache.newest;
+  if (newest.key == nullptr) return holds(sequence.cache.exact, sequence, positions);
+  return positions <= 1 && newest.value != nullptr && newest.columns == sequence.heads * sequence.width;
+}
+
 [[nodiscard]] inline Status check_shapes(const Sequence& sequence) noexcept {
   const std::size_t columns = sequence.q.columns;
   if (sequence.width == 0 || columns % sequence.width != 0) return misfit(sequence, "attention needs whole heads");
@@ -61,7 +68,7 @@ namespace attention {
   const QuantizedKvView& cache = sequence.cache;
   if (const Status own = check_own_positions(sequence); !own) return own;
   const FloatKvView& sinks = sequence.time == Time::decoding ? cache.exact : cache.sinks;
-  if (!holds(cache.exact, sequence, all.exact.end) || !holds(sinks, sequence, all.sinks.end)) {
+  if (!holds_exact(sequence, all.exact.end) || !holds(sinks, sequence, all.sinks.end)) {
     return misfit(sequence, "the cache lacks exact positions that queries see");
   }
   if (sequence.past.size != 0) {

@@ -15,6 +15,7 @@
 #include <cbq/kv/float_source.hpp>
 #include <cbq/kv/packed_page.hpp>
 #include <cbq/kv/query_rows.hpp>
+#include <cbq/kv/row_source.hpp>
 #include <cbq/kv/row_transform.hpp>
 #include <cbq/quant/scale.hpp>
 
@@ -89,10 +90,10 @@ inline void prepare(Unit& unit, Isa isa) noexcept {
   }
 }
 
-/// Visits what the unit's rows see of floats, of which the first one is of position `origin`.
-inline void visit_floats(const Unit& unit, const FloatKvView& floats, std::size_t origin, const RowPositions& seen,
-                         const Machine& machine) noexcept {
-  const FloatSource source{machine.tiles, floats, unit.head, unit.queries.floats, floats.width, unit.tile->rows};
+/// Visits what the unit's rows see of a source of floats, of which the first one is of position `origin`.
+template <class Source>
+void visit_exact(const Unit& unit, const Source& source, std::size_t origin, const RowPositions& seen,
+                 const Machine& machine) noexcept {
   RowSums sums = unit.sums;
   float own[block_rows];
   if (sums.biases.slopes != nullptr) {
@@ -100,6 +101,19 @@ inline void visit_floats(const Unit& unit, const FloatKvView& floats, std::size_
     sums.biases.own = own;
   }
   visit(source, seen, sums, machine.isa);
+}
+
+inline void visit_floats(const Unit& unit, const FloatKvView& floats, std::size_t origin, const RowPositions& seen,
+                         const Machine& machine) noexcept {
+  visit_exact(unit, FloatSource{machine.tiles, floats, unit.head, unit.queries.floats, floats.width, unit.tile->rows},
+              origin, seen, machine);
+}
+
+inline void visit_row(const Unit& unit, const KvRow& row, std::size_t origin, const RowPositions& seen,
+                      const Machine& machine) noexcept {
+  const std::size_t width = unit.sequence->width, first = unit.head * width;
+  visit_exact(unit, RowSource{row.key + first, row.value + first, width, unit.queries.floats, unit.tile->rows}, origin,
+              seen, machine);
 }
 
 /// Visits what the units' rows see of the pages of a span. Units are of one sequence; those that follow one another
@@ -162,7 +176,11 @@ inline void gather(std::span<const Unit> units, std::size_t span, const Machine&
   const std::size_t first = (span - joint) * span_positions;
   for (const Unit& unit : units) {
     clip(unit.tile->exact, unit.tile->rows, {first, first + span_positions}, part);
-    visit_floats(unit, cache.exact, sequence.time == Time::decoding ? 0 : cache.packed, part, machine);
+    if (cache.newest.key != nullptr) {
+      visit_row(unit, cache.newest, cache.packed, part, machine);
+    } else {
+      visit_floats(unit, cache.exact, sequence.time == Time::decoding ? 0 : cache.packed, part, machine);
+    }
   }
 }
 

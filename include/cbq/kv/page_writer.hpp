@@ -106,6 +106,15 @@ inline void write_page_keys(const KvLayout& layout, const FloatKvCache& exact, c
   }
 }
 
+/// Copies row `p` of `from`: all heads' keys to `key` and values to `value` [heads * width].
+inline void copy_row(const FloatKvCache& from, std::size_t p, float* key, float* value) noexcept {
+  const FloatKvView shape = from.view();
+  for (std::size_t head = 0; head < shape.heads; ++head) {
+    from.copy_key(head, p, key + head * shape.width);
+    from.copy_value(head, p, value + head * shape.width);
+  }
+}
+
 /// Appends all rows of `from` to `to`, a cache of the same heads with room for them; `memory` holds a row of keys and
 /// one of values.
 inline void copy_rows(const FloatKvCache& from, FloatKvCache& to, float* memory) noexcept {
@@ -114,10 +123,7 @@ inline void copy_rows(const FloatKvCache& from, FloatKvCache& to, float* memory)
   const auto key = matrix_view<const float>(memory, 1, columns);
   const auto value = matrix_view<const float>(memory + columns, 1, columns);
   for (std::size_t p = 0; p < shape.size; ++p) {
-    for (std::size_t head = 0; head < shape.heads; ++head) {
-      from.copy_key(head, p, memory + head * shape.width);
-      from.copy_value(head, p, memory + columns + head * shape.width);
-    }
+    copy_row(from, p, memory, memory + columns);
     (void)to.append(key, value);
   }
 }

@@ -78,6 +78,7 @@ class QuantizedKvCache {
             .size = size_,
             .sinks = sinks_.view(),
             .exact = exact_.view(),
+            .newest = newest(),
             .key_scales = transform_.key_scales,
             .key_offsets = transform_.key_offsets,
             .value_scales = transform_.value_scales,
@@ -110,7 +111,7 @@ class QuantizedKvCache {
     if (options_.scheme.past_only) quantize(size_);
     for (std::size_t t = 0; t < keys.rows; ++t) {
       if (keys.rows > 1) transform_row(row(keys, t), row(values, t));  // a single row still lies there
-      store_row();
+      store_row(t + 1 == keys.rows);
       if (!options_.scheme.past_only) quantize(size_);
     }
     return {};
@@ -134,6 +135,7 @@ class QuantizedKvCache {
     sinks_.truncate(size);
     if (size > packed_) {
       exact_.truncate(size - packed_);
+      keep_newest();
     } else {
       exact_.reset();
       packed_ = size;
@@ -158,6 +160,10 @@ class QuantizedKvCache {
     copy->size_ = size_;
     copy->packed_ = packed_;
     copy->first_ = first_;
+    if (const KvRow row = newest(); row.key != nullptr) {
+      std::memcpy(copy->kept_row(), row.key, 2 * columns() * sizeof(float));
+      copy->kept_end_ = size_;
+    }
     return copy;
   }
 
@@ -229,6 +235,22 @@ class QuantizedKvCache {
     return {key, key + columns(), columns()};
   }
 
+  /// Where the other row of scratch_ begins, which may be kept.
+  [[nodiscard]] float* kept_row() noexcept { return scratch_.data() + (1 - next_row_) * 2 * columns(); }
+
+  /// The only exact row, unless it lies in exact_; key null: it does, or there are more, or none.
+  [[nodiscard]] KvRow newest() const noexcept {
+    return exact_.size() == 0 && size_ > packed_ ? row_of(1 - next_row_) : KvRow{};
+  }
+
+  /// Makes the only row of exact_ the kept one, as if its append had brought no more.
+  void keep_newest() noexcept {
+    if (exact_.size() != 1 || quantizes_pages(options_.scheme, options_.policy)) return;
+    copy_row(exact_, 0, kept_row(), kept_row() + columns());
+    exact_.reset();
+    kept_end_ = size_;
+  }
+
   /// A row, transformed, into the next row of scratch_.
   void transform_row(const float* key, const float* value) noexcept {
     float* const next = scratch_.data() + next_row_ * 2 * columns();
@@ -241,12 +263,17 @@ class QuantizedKvCache {
     }
   }
 
-  /// The next row of scratch_ becomes the position after the last, and stays there while the other is the next.
-  void store_row() noexcept {
+  /// The next row of scratch_ becomes the position after the last, and stays there while the other is the next. Where
+  /// it is the only exact one, with `last` of its append, that is enough: in exact_ each element would lie in a cache
+  /// line of its own.
+  void store_row(bool last) noexcept {
     const KvRow next = row_of(next_row_);
     const auto key = matrix_view<const float>(next.key, 1, columns());
     const auto value = matrix_view<const float>(next.value, 1, columns());
-    (void)(size_ < options_.policy.sinks ? sinks_ : exact_).append(key, value);  // there is room
+    const bool sink = size_ < options_.policy.sinks;
+    const bool alone =
+        size_ == packed_ && (last || !options_.scheme.past_only) && !quantizes_pages(options_.scheme, options_.policy);
+    if (sink || !alone) (void)(sink ? sinks_ : exact_).append(key, value);  // there is room
     ++size_;
     kept_end_ = size_;
     next_row_ = 1 - next_row_;
@@ -266,15 +293,14 @@ class QuantizedKvCache {
         write_page_keys(layout_, exact_, page_keys(start), scratch_.data() + 4 * columns(), page);
       }
       for (std::size_t p = start < packed_ ? packed_ : start; p < goal && p < end; ++p) {
-        // Decoding quantizes the row it stored last, whose elements lie far apart in exact_: a cache miss each.
-        if (p + 1 == kept_end_) {
+        if (p + 1 == kept_end_) {  // in one piece; as newest() it is nowhere else
           write_row(layout_, transform_, row_of(1 - next_row_), p - start, page);
         } else {
           write_row(layout_, transform_, exact_, {.row = p - packed_, .position = p - start}, page);
         }
       }
     }
-    exact_.drop_front(goal - packed_);
+    if (exact_.size() != 0) exact_.drop_front(goal - packed_);
     packed_ = goal;
   }
 
@@ -294,7 +320,7 @@ class QuantizedKvCache {
   Isa isa_ = capped(Isa::amx_int8);
   KvPageTable table_;
   FloatKvCache sinks_;
-  FloatKvCache exact_;            ///< positions packed_ .. size_ - 1
+  FloatKvCache exact_;            ///< positions packed_ .. size_ - 1, but for newest()
   AlignedBuffer<float> scratch_;  ///< two rows; with scales per channel also the keys of a head and page
   std::size_t next_row_ = 0;      ///< of the two, where the next one is transformed; the other may be kept
   std::size_t kept_end_ = 0;      ///< the position after that of the kept row; 0: there is none

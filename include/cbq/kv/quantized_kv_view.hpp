@@ -7,7 +7,7 @@
 //
 //   [0, sinks.size)       exact, row p of `sinks`; the pages' positions there are unused
 //   [sinks.size, packed)  codes, position p % 64 of page p / 64
-//   [packed, size)        exact, row p - packed of `exact`
+//   [packed, size)        exact, row p - packed of `exact`; where there is only one, as in decoding, maybe `newest`
 //
 // Pages that lie before `first` or wholly among the sinks may be null: readers begin at max(first, sinks.size).
 //
@@ -16,6 +16,7 @@
 
 #include <cstddef>
 
+#include <cbq/kv/encodable.hpp>
 #include <cbq/kv/float_kv_cache.hpp>
 #include <cbq/kv/kv_layout.hpp>
 
@@ -31,7 +32,8 @@ struct QuantizedKvView {
   std::size_t window = 0;                   ///< a query sees its own and the window - 1 positions before it; 0: all
   std::size_t size = 0;                     ///< positions, packed and exact
   FloatKvView sinks = {};                   ///< positions [0, sinks.size); no sinks: size 0
-  FloatKvView exact = {};                   ///< positions [packed, size); size 0 where there are none
+  FloatKvView exact = {};                   ///< positions [packed, size); size 0 where there are none, or `newest`
+  KvRow newest = {};                        ///< position packed, in place of `exact`; key null: not there
   const float* key_scales = nullptr;        ///< [heads * width]; null: all 1
   const float* key_offsets = nullptr;       ///< [heads * width]; null: all 0
   const float* value_scales = nullptr;      ///< as above

@@ -52,7 +52,9 @@ class SavedSequence {
     for (std::size_t i = parts.pages.first; i < parts.pages.last; ++i, out += page_bytes) {
       std::memcpy(out, cache.table_.data()[i], page_bytes);
     }
-    write_rows(cache.exact_, write_rows(cache.sinks_, out));
+    out = write_rows(cache.exact_, write_rows(cache.sinks_, out));
+    const KvRow newest = cache.newest();
+    if (newest.key != nullptr) std::memcpy(out, newest.key, 2 * newest.columns * sizeof(float));
   }
 
   /// Errc::bad_shape unless a saved sequence fits the cache, whose header is `own`.
@@ -110,6 +112,7 @@ class SavedSequence {
     cache.size_ = header.size;
     cache.packed_ = header.packed;
     cache.first_ = header.first;
+    cache.keep_newest();
     return {};
   }
 
