@@ -278,10 +278,10 @@ cbq::Status Regex::Compiled::find_all(std::string_view part, std::size_t offset,
 }
 
 Result<bool> Regex::matches_start(std::string_view text) const {
-  const MatchData data(pcre2_match_data_create_from_pattern(compiled_->code, nullptr));
+  const MatchData data(pcre2_match_data_create_from_pattern(compiled_->code.get(), nullptr));
   if (!data) return Error{Errc::out_of_memory, "no memory for a regular expression's match"};
   const int result =
-      pcre2_match(compiled_->code, pcre2_pointer(text), text.size(), 0, PCRE2_ANCHORED, data.get(), nullptr);
+      pcre2_match(compiled_->code.get(), pcre2_pointer(text), text.size(), 0, PCRE2_ANCHORED, data.get(), nullptr);
   if (result == PCRE2_ERROR_NOMATCH) return false;
   if (result < 0) return match_error(result);
   return true;
