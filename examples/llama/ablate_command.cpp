@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <memory>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -69,6 +70,8 @@ void print_plan(const Ablation& ablation, const AblationResults& results, const 
     const char* const state = results.find(ablation.key(row)) == nullptr ? "" : "done";
     std::string options;
     for (const std::string& option : row.options) options += " " + option;
+    if (!row.run.empty()) options += " | run with";
+    for (const std::string& option : row.run) options += " " + option;
     (void)std::fprintf(out, "%-4s  %-52s %s\n", state, title_of(row).c_str(), options.c_str());
   }
 }
@@ -104,13 +107,14 @@ Status draw_outliers(const AblateCommand& command, const Ablation& ablation, con
 Result<std::vector<Json>> run_rows(const AblateCommand& command, const Ablation& ablation, AblationResults& results,
                                    const std::vector<AblationRow>& rows, const Console& console) {
   std::vector<Json> all;
+  std::unique_ptr<QuantizedRow> last;
   for (const AblationRow& row : rows) {
     const std::string key = ablation.key(row);
     if (const Json* const known = results.find(key)) {
       all.push_back(*known);
       continue;
     }
-    Result<Json> result = ablation.run(row, work_folder(command));
+    Result<Json> result = ablation.run(row, work_folder(command), last);
     if (!result) {
       const Errc code = result.error().code;
       if (code == Errc::interrupted || code == Errc::io || code == Errc::out_of_memory) return result.error();

@@ -16,6 +16,8 @@
 #include <cbq/reconstruct/checkpoint.hpp>
 
 #include "evaluation.hpp"
+#include "kv_setup.hpp"
+#include "prompt_pruning.hpp"
 #include "reconstruction.hpp"
 #include "stopwatch.hpp"
 
@@ -94,6 +96,11 @@ Status AblationResults::add(const std::string& key, Json result) {
   return cbq::write_file(path_, text);
 }
 
+QuantizedRow::~QuantizedRow() {
+  std::error_code ignored;
+  std::filesystem::remove_all(path_, ignored);
+}
+
 Result<Ablation> Ablation::create(const AblateCommand& command) {
   const Result<Machine> machine = machine_of(command.common);
   if (!machine) return machine.error();
@@ -150,6 +157,10 @@ std::vector<std::string> Ablation::arguments(const AblationRow& row) const {
 }
 
 std::string Ablation::key(const AblationRow& row) const {
+  return key(row, row.run);
+}
+
+std::string Ablation::key(const AblationRow& row, const std::vector<std::string>& run) const {
   Json what = {{"model", command_.common.model.path},
                {"pre_tokenizer", command_.common.model.pre_tokenizer},
                {"files", stamps_},
@@ -158,6 +169,7 @@ std::string Ablation::key(const AblationRow& row) const {
                {"texts", command_.texts},
                {"items", command_.items}};
   if (!row.scheme.empty()) what["arguments"] = arguments(row);
+  if (!run.empty()) what["run"] = run;
   const std::string text = line_of(what);
   char digits[32] = {};
   (void)std::snprintf(digits, sizeof digits, "%016llx",
@@ -166,6 +178,8 @@ std::string Ablation::key(const AblationRow& row) const {
 }
 
 Status Ablation::check(const AblationRow& row) const {
+  const Result<PerplexityCommand> run = command_.parse_run(row.run);
+  if (!run) return cbq::in_context(run.error(), row.name);
   if (row.scheme.empty()) return {};
   const Result<QuantizeCommand> command = command_.parse(arguments(row));
   if (!command) return cbq::in_context(command.error(), row.name);
@@ -173,7 +187,9 @@ Status Ablation::check(const AblationRow& row) const {
   return options ? Status() : Status(cbq::in_context(options.error(), row.name));
 }
 
-Status Ablation::quantize_row(const AblationRow& row, const std::string& output, Json& result) const {
+Status Ablation::quantize_row(const AblationRow& row, QuantizedRow& quantized) const {
+  const std::string& output = quantized.path();
+  Json& result = quantized.figures;
   const Result<QuantizeCommand> command = command_.parse(arguments(row));
   if (!command) return command.error();
   Result<QuantizationOptions> options = quantization_options(*command, machine_);
@@ -195,12 +211,29 @@ Status Ablation::quantize_row(const AblationRow& row, const std::string& output,
   return {};
 }
 
-Status Ablation::measure_texts(const Model& model, const Model* reference, Json& result) const {
+Status Ablation::measure_texts(const LoadedModel& loaded, const Model* reference, const AblationRow& row,
+                               Json& result) const {
+  const Result<PerplexityCommand> run = command_.parse_run(row.run);
+  if (!run) return run.error();
+  const Result<KvSetup> kv = KvSetup::create(run->kv, loaded, machine_);
+  if (!kv) return kv.error();
+  const Model& model = loaded.model;
+  const auto tokens = pruning_of(run->prune, model.config(), model.activation_bits());
+  if (!tokens) return tokens.error();
+  EvaluationOptions options;
+  options.context = command_.context;
+  options.windows = command_.windows;
+  options.machine = machine_;
+  options.kv = kv->options();
+  options.kv.operators = run->operators;
+  options.kv.use = KvUse::teacher_forcing;
+  if (*tokens) options.low_bit_tokens = &**tokens;
+  if (run->kv.scheme != KvArguments().scheme) {
+    Report report;
+    kv->describe(report);
+    result["kv_bytes_per_token"] = report.kv_bytes_per_token.value_or(0);
+  }
   for (const Text& text : texts_) {
-    EvaluationOptions options;
-    options.context = command_.context;
-    options.windows = command_.windows;
-    options.machine = machine_;
     const Result<Evaluation> done = evaluate(model, reference, text.tokens, options);
     if (!done) return cbq::in_context(done.error(), text.path);
     Json entry = {{"text", text.path},        {"perplexity", done->perplexity},
@@ -216,23 +249,28 @@ Status Ablation::measure_texts(const Model& model, const Model* reference, Json&
   return {};
 }
 
-Status Ablation::measure(const std::string& path, Json& result) const {
-  const bool is_reference = path == command_.common.model.path;
+Status Ablation::measure(const std::string& path, const AblationRow& row, Json& result) const {
+  const Result<PerplexityCommand> run = command_.parse_run(row.run);
+  if (!run) return run.error();
   const Result<LoadedModel> reference = load_model(command_.common.model);
   if (!reference) return reference.error();
-  std::optional<LoadedModel> packed;
-  if (!is_reference) {
-    Result<LoadedModel> loaded = load_model({path, {}});
+  std::optional<LoadedModel> other;
+  if (!row.scheme.empty()) {
+    LoadOptions options;
+    options.operators = run->operators;
+    Result<LoadedModel> loaded = load_model({path, {}}, options);
     if (!loaded) return loaded.error();
-    packed.emplace(*std::move(loaded));
+    other.emplace(*std::move(loaded));
   } else {
     result["bits_per_weight"] = reference->bits_per_weight;
     result["file_bytes"] = reference->source.file_bytes();
   }
-  const Model& model = packed ? packed->model : reference->model;
-  if (const Status done = measure_texts(model, packed ? &reference->model : nullptr, result); !done) return done;
-  if (items_.empty()) return {};
-  const Result<ChoiceResult> chosen = choose(model, items_, {.machine = machine_});
+  const LoadedModel& loaded = other ? *other : *reference;
+  const bool is_reference = row.scheme.empty() && row.run.empty();
+  const Status done = measure_texts(loaded, is_reference ? nullptr : &reference->model, row, result);
+  if (!done) return done;
+  if (items_.empty() || !row.run.empty()) return {};  // choices know of no caches and no bits of tokens
+  const Result<ChoiceResult> chosen = choose(loaded.model, items_, {.machine = machine_});
   if (!chosen) return chosen.error();
   result["items"] = items_.size();
   result["accuracy"] = chosen->accuracy;
@@ -241,7 +279,7 @@ Status Ablation::measure(const std::string& path, Json& result) const {
   return {};
 }
 
-Result<Json> Ablation::run(const AblationRow& row, const std::string& work) const {
+Result<Json> Ablation::run(const AblationRow& row, const std::string& work, std::unique_ptr<QuantizedRow>& last) const {
   Json result = {{"model", command_.common.model.path},
                  {"name", row.name},
                  {"scheme", row.scheme},
@@ -250,17 +288,21 @@ Result<Json> Ablation::run(const AblationRow& row, const std::string& work) cons
                  {"isa", cbq::isa_name(machine_.isa)},
                  {"threads", machine_.threads},
                  {"texts", Json::array()}};
-  if (row.scheme.empty()) {
-    if (const Status done = measure(command_.common.model.path, result); !done) return done.error();
-    return result;
+  if (!row.run.empty()) result["run"] = joined(row.run);
+  std::string path = command_.common.model.path;
+  if (!row.scheme.empty()) {
+    result["options"] = joined(arguments(row));
+    const std::string name = key(row, {});
+    if (!last || last->key() != name) {
+      last.reset();
+      auto quantized = std::make_unique<QuantizedRow>(name, work + "/" + name);
+      if (const Status done = quantize_row(row, *quantized); !done) return done.error();
+      last = std::move(quantized);
+    }
+    result.update(last->figures);
+    path = last->path();
   }
-  result["options"] = joined(arguments(row));
-  const std::string output = work + "/" + key(row);
-  if (const Status done = quantize_row(row, output, result); !done) return done.error();
-  const Status done = measure(output, result);
-  std::error_code ignored;
-  std::filesystem::remove_all(output, ignored);
-  if (!done) return done.error();
+  if (const Status done = measure(path, row, result); !done) return done.error();
   return result;
 }
 

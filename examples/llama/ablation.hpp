@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-// The rows of `cbq-llama ablate`: each is quantized into a folder, read back, run packed and measured; the folder goes.
-// Results are a line of JSON per row in a file that is written anew after each, so that a run may be stopped at any
-// moment: rows that are there are not run again, and a reconstruction that was cut off goes on after its last window.
+// The rows of `cbq-llama ablate`: each is quantized into a folder, read back, run packed and measured; the folder goes
+// when a row comes that is quantized in another way. Results are a line of JSON per row in a file that is written anew
+// after each, so that a run may be stopped at any moment: rows that are there are not run again, and a reconstruction
+// that was cut off goes on after its last window.
 //
 // A result belongs to what its row was run with: model, texts, options and how it was measured. The key is a hash of
 // these names and of the files' sizes and times of the last change; what keeps both is not noticed.
@@ -11,7 +12,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <cbq/core/result.hpp>
@@ -40,6 +43,23 @@ class AblationResults {
   std::map<std::string, cbq::Json> results_;
 };
 
+/// What quantizing a row gave; the folder lives as long as this.
+class QuantizedRow {
+ public:
+  QuantizedRow(std::string key, std::string path) : key_(std::move(key)), path_(std::move(path)) {}
+  QuantizedRow(const QuantizedRow&) = delete;
+  QuantizedRow& operator=(const QuantizedRow&) = delete;
+  ~QuantizedRow();
+
+  [[nodiscard]] const std::string& key() const { return key_; }
+  [[nodiscard]] const std::string& path() const { return path_; }
+  cbq::Json figures = cbq::Json::object();  ///< seconds, memory, bits
+
+ private:
+  std::string key_;
+  std::string path_;
+};
+
 /// What the rows of a run have in common.
 class Ablation {
  public:
@@ -53,8 +73,10 @@ class Ablation {
   /// Whether the options of a row are understood. Errc::bad_argument.
   [[nodiscard]] cbq::Status check(const AblationRow& row) const;
 
-  /// Quantizes and measures one row; `work` is a folder for what goes afterwards. Errors of quantize() and evaluate().
-  [[nodiscard]] cbq::Result<cbq::Json> run(const AblationRow& row, const std::string& work) const;
+  /// Quantizes and measures one row; `work` is a folder for what goes afterwards. `last` is what the row before left
+  /// (may be null): a row that is quantized as that one was takes it. Errors of quantize() and evaluate().
+  [[nodiscard]] cbq::Result<cbq::Json> run(const AblationRow& row, const std::string& work,
+                                           std::unique_ptr<QuantizedRow>& last) const;
 
   [[nodiscard]] const ModelSource& source() const { return source_; }
   [[nodiscard]] const Machine& machine() const { return machine_; }
@@ -70,9 +92,11 @@ class Ablation {
 
   [[nodiscard]] cbq::Status read_stamps();
   [[nodiscard]] cbq::Status read_texts();
-  [[nodiscard]] cbq::Status quantize_row(const AblationRow& row, const std::string& output, cbq::Json& result) const;
-  [[nodiscard]] cbq::Status measure(const std::string& path, cbq::Json& result) const;
-  [[nodiscard]] cbq::Status measure_texts(const Model& model, const Model* reference, cbq::Json& result) const;
+  [[nodiscard]] std::string key(const AblationRow& row, const std::vector<std::string>& run) const;
+  [[nodiscard]] cbq::Status quantize_row(const AblationRow& row, QuantizedRow& quantized) const;
+  [[nodiscard]] cbq::Status measure(const std::string& path, const AblationRow& row, cbq::Json& result) const;
+  [[nodiscard]] cbq::Status measure_texts(const LoadedModel& loaded, const Model* reference, const AblationRow& row,
+                                          cbq::Json& result) const;
 
   const AblateCommand& command_;
   ModelSource source_;

@@ -91,6 +91,7 @@ std::string table_row(const AblationOutcome& outcome, std::size_t texts) {
   cell(number_text(spread_of(outcome, mean_divergence), "%.4f"));
   cell(number_text(spread_of(outcome, member("accuracy")), "%.1f %%", 0.01));
   cell(number_text(spread_of(outcome, member("bits_per_weight")), "%.3f"));
+  cell(number_text(spread_of(outcome, member("kv_bytes_per_token")), "%.0f"));
   const Spread trained = spread_of(outcome, member("trained_parameters"));
   cell(trained.mean == 0 ? "-" : number_text({1, trained.mean, 0}, "%.0f"));
   const Spread seconds = spread_of(outcome, member("seconds"));
@@ -144,20 +145,27 @@ std::vector<AblationOutcome> gather(const std::vector<AblationRow>& rows, const 
 std::string ablation_table(const std::vector<AblationOutcome>& outcomes) {
   const std::vector<std::string> texts = text_names(outcomes);
   std::string out;
-  for (const std::string& scheme : schemes_of(outcomes)) {
-    out += (out.empty() ? "### " : "\n### ") + scheme + "\n\n| row";
+  std::vector<std::string> schemes = schemes_of(outcomes);
+  const bool as_is = std::any_of(outcomes.begin(), outcomes.end(), [](const AblationOutcome& outcome) {
+    return outcome.scheme.empty() && outcome.name != float_row_name;
+  });
+  if (as_is) schemes.insert(schemes.begin(), "");
+  for (const std::string& scheme : schemes) {
+    out += (out.empty() ? "### " : "\n### ") + (scheme.empty() ? "the model as it is" : scheme) + "\n\n| row";
     for (const std::string& text : texts) out += " | perplexity, " + text + " | KL, " + text;
-    out += " | mean KL | choices | bits | trained | seconds | memory |\n|---";
-    for (std::size_t i = 0; i < 2 * texts.size() + 6; ++i) out += "|---";
+    out += " | mean KL | choices | bits | cache | trained | seconds | memory |\n|---";
+    for (std::size_t i = 0; i < 2 * texts.size() + 7; ++i) out += "|---";
     out += "|\n";
     for (const AblationOutcome& outcome : outcomes) {
-      if (outcome.scheme.empty() || outcome.scheme == scheme) out += table_row(outcome, texts.size());
+      if (outcome.name == float_row_name || outcome.scheme == scheme) out += table_row(outcome, texts.size());
     }
   }
   out +=
       "\nPerplexity and KL (nats per token, from the float model) of the packed model; choices: accuracy on "
-      "multiple-choice items; bits per weight with scales and zero points, embedding and head; trained: parameters, of "
-      "all blocks; seconds and peak memory of quantization; ±: standard deviation over seeds.\n";
+      "multiple-choice items; bits per weight with scales and zero points, embedding and head; cache: bytes per token, "
+      "of "
+      "rows that name one; trained: parameters, of all blocks; seconds and peak memory of quantization; ±: standard "
+      "deviation over seeds.\n";
   return out;
 }
 

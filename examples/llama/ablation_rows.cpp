@@ -61,28 +61,61 @@ constexpr AblationChange changes[] = {
     {"attention_bits_4", "--attention-bits 4", nullptr, "a4"},
 };
 
-// Rows of `--settings agile`, which brings schemes of its own.
-struct AgileRow {
+// Rows of `--settings agile` and `--settings kv`, which bring schemes of their own. Those that differ only in how they
+// are run stand together: they share one quantized model.
+struct OwnRow {
   const char* name;
   const char* scheme;
   const char* options = "";
+  const char* run = "";
 };
-constexpr AgileRow agile_rows[] = {
+constexpr OwnRow agile_rows[] = {
     {"w8a8", "w8a8"},
+    {"w8a8_log2", "w8a8", "", "--softmax log2_normalized"},
+    {"w8a8_mixed", "w8a8", "", "--low-bit-tokens 0.25"},
     {"w8a8_static", "w8a8", "--activations static"},
+    {"w8a8_rotation", "w8a8", "--rotate full"},
+    {"w8a8_rotation_mixed", "w8a8", "--rotate full", "--low-bit-tokens 0.25"},
+    {"w8a8_cbq", "w8a8", "--weights cbq"},
     {"w8a8_trip", "w8a8_trip"},
+    {"w8a8_trip_rotation", "w8a8_trip", "--rotate full"},
+    {"w8a8_trip_cbq", "w8a8_trip", "--weights cbq"},
     {"w4a8", "w4a8_channel"},
+    {"w4a8_log2", "w4a8_channel", "", "--softmax log2_normalized"},
+    {"w4a8_mixed", "w4a8_channel", "", "--low-bit-tokens 0.25"},
+    {"w4a8_rotation", "w4a8_channel", "--rotate full"},
+    {"w4a8_rotation_mixed", "w4a8_channel", "--rotate full", "--low-bit-tokens 0.25"},
+    {"w4a8_cbq", "w4a8_channel", "--weights cbq"},
     {"w4a8_trip", "w4a8_trip"},
+    {"w4a8_trip_rotation", "w4a8_trip", "--rotate full"},
+    {"w4a8_trip_cbq", "w4a8_trip", "--weights cbq"},
     {"w4a4_dynamic", "w4a4", "--activations dynamic"},
+    {"w4a4_dynamic_rotation", "w4a4", "--activations dynamic --rotate full"},
     {"w4a4", "w4a4"},
+    {"w4a4_log2", "w4a4", "", "--softmax log2_normalized"},
     {"w4a4_percentile", "w4a4", "--percentile 99.9"},
     {"w4a4_rotation", "w4a4", "--rotate full"},
     {"w4a4_cbq", "w4a4", "--weights cbq"},
     {"w4a4_trip", "w4a4_trip"},
+    {"w4a4_trip_log2", "w4a4_trip", "", "--softmax log2_normalized"},
     {"w4a4_trip_6", "w4a4_trip", "--trip-exponent 6"},
     {"w4a4_trip_rotation", "w4a4_trip", "--rotate full"},
     {"w4a4_trip_cbq", "w4a4_trip", "--weights cbq"},
     {"w4a4_trip_asym", "w4a4_trip_asym"},
+};
+// Beside the forms of caches by themselves. Weights in 4 bits are trained without and with the cache that runs.
+constexpr OwnRow kv_rows[] = {
+    {"kv4_2d_past_no_sink", "", "", "--kv kv4_2d_past --kv-sinks 0"},
+    {"kv4_2d_past_hadamard_no_sink", "", "", "--kv kv4_2d_past_hadamard --kv-sinks 0"},
+    {"kv4_2d_past_recent", "", "", "--kv kv4_2d_past --kv-recent 16"},
+    {"kv4_2d_past_hadamard_recent", "", "", "--kv kv4_2d_past_hadamard --kv-recent 16"},
+    {"kv2_2d_past_hadamard_recent", "", "", "--kv kv2_2d_past_hadamard --kv-recent 16"},
+    {"kv4_2d_past_float", "", "", "--kv kv4_2d_past --operators fake_quantized"},
+    {"kv4_2d_past_trained", "w16a16", "--method wkvquant --kv kv4_2d_past", "--kv kv4_2d_past"},
+    {"weights", "w4a16_g128_asym", "--method cbq"},
+    {"weights_kv4_2d_past", "w4a16_g128_asym", "--method cbq", "--kv kv4_2d_past"},
+    {"weights_kv4_2d_past_trained", "w4a16_g128_asym", "--method cbq --kv kv4_2d_past", "--kv kv4_2d_past"},
+    {"weights_kv4_2d_past_wkvquant", "w4a16_g128_asym", "--method wkvquant --kv kv4_2d_past", "--kv kv4_2d_past"},
 };
 
 constexpr const char* baseline_schemes[] = {"w4a16_g128",     "w4a16",     "w3a16_g128_asym",
@@ -103,12 +136,15 @@ class Rows {
  public:
   explicit Rows(const AblationSelection& selection) : selection_(selection) {}
 
-  void add(const std::string& name, const std::string& scheme, const std::string& options) {
+  void add(const std::string& name, const std::string& scheme, const std::string& options,
+           const std::string& run = "") {
     const auto& only = selection_.only;
     if (!only.empty() && std::none_of(only.begin(), only.end(), [&](const auto& p) { return matches(p, name); }))
       return;
-    const std::size_t seeds = has_seed(options) ? selection_.seeds : 1;
-    for (std::size_t seed = 0; seed < seeds; ++seed) rows.push_back({name, scheme, split_options(options), seed});
+    const std::size_t seeds = !scheme.empty() && has_seed(options) ? selection_.seeds : 1;
+    for (std::size_t seed = 0; seed < seeds; ++seed) {
+      rows.push_back({name, scheme, split_options(options), seed, split_options(run)});
+    }
   }
 
   void add_ablations(const std::string& scheme) {
@@ -123,9 +159,21 @@ class Rows {
   }
 
   void add_agile() {
-    for (const AgileRow& row : agile_rows) {
-      add(std::string("agile/") + row.name, row.scheme, std::string("--method agile ") + row.options);
+    for (const OwnRow& row : agile_rows) {
+      add(std::string("agile/") + row.name, row.scheme, std::string("--method agile ") + row.options, row.run);
     }
+  }
+
+  void add_kv() {
+    for (const char* bits : {"kv8", "kv4", "kv3", "kv2"}) {
+      for (const char* form : {"", "_2d", "_kivi", "_past", "_2d_past", "_kivi_past"}) {
+        for (const char* rotation : {"", "_hadamard"}) {
+          const std::string cache = std::string(bits) + form + rotation;
+          add("kv/" + cache, "", "", "--kv " + cache);
+        }
+      }
+    }
+    for (const OwnRow& row : kv_rows) add(std::string("kv/") + row.name, row.scheme, row.options, row.run);
   }
 
   std::vector<AblationRow> rows;
@@ -148,9 +196,13 @@ std::span<const AblationChange> ablation_changes() {
 
 std::vector<AblationRow> ablation_rows(const AblationSelection& selection) {
   Rows rows(selection);
-  rows.rows.push_back({"float", "", {}, 0});  // what the others are compared with
+  rows.rows.push_back({float_row_name, "", {}});
   if (contains(selection.settings, "agile")) {
     rows.add_agile();
+    return std::move(rows.rows);
+  }
+  if (contains(selection.settings, "kv")) {
+    rows.add_kv();
     return std::move(rows.rows);
   }
   std::vector<std::string> schemes = selection.schemes;

@@ -594,21 +594,36 @@ void add_compare(CLI::App& app, Commands& commands) {
   added->add_option("--prompt", command.prompt, "text to continue with each model")->type_name("TEXT");
 }
 
-// Options of `quantize` without model and output; of options that are named twice the last counts.
-cbq::Result<QuantizeCommand> parse_quantize(const std::vector<std::string>& options) {
-  CLI::App app;
-  Commands commands;
-  add_quantize(app, commands);
-  for (CLI::Option* option : app.get_subcommand("quantize")->get_options()) {
+// Reads a command, its required arguments, and options; of options that are named twice the last counts.
+cbq::Status parse_command(CLI::App& app, std::vector<std::string> arguments, const std::vector<std::string>& options) {
+  const std::string name = arguments.front();
+  for (CLI::Option* option : app.get_subcommand(name)->get_options()) {
     if (option->get_items_expected_max() == 1) option->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   }
-  std::vector<std::string> arguments = {"quantize", "MODEL", "-o", "DIR"};
   arguments.insert(arguments.end(), options.begin(), options.end());
   std::reverse(arguments.begin(), arguments.end());
   try {
     app.parse(std::move(arguments));
   } catch (const CLI::ParseError& error) {
-    return cbq::Error{cbq::Errc::bad_argument, "not options of quantize", "", error.what()};
+    return cbq::Error{cbq::Errc::bad_argument, "not options of the command", name, error.what()};
+  }
+  return {};
+}
+
+cbq::Result<PerplexityCommand> parse_run(const std::vector<std::string>& options) {
+  CLI::App app;
+  Commands commands;
+  add_perplexity(app, commands);
+  if (const cbq::Status read = parse_command(app, {"perplexity", "MODEL"}, options); !read) return read.error();
+  return commands.perplexity;
+}
+
+cbq::Result<QuantizeCommand> parse_quantize(const std::vector<std::string>& options) {
+  CLI::App app;
+  Commands commands;
+  add_quantize(app, commands);
+  if (const cbq::Status read = parse_command(app, {"quantize", "MODEL", "-o", "DIR"}, options); !read) {
+    return read.error();
   }
   if (commands.quantize.recipe.empty()) return commands.quantize;
   return cbq::Error{cbq::Errc::bad_argument, "no recipes here: a row is its options", "--recipe"};
@@ -617,6 +632,7 @@ cbq::Result<QuantizeCommand> parse_quantize(const std::vector<std::string>& opti
 void add_ablate(CLI::App& app, Commands& commands) {
   AblateCommand& command = commands.ablate;
   command.parse = parse_quantize;
+  command.parse_run = parse_run;
   CLI::App* added =
       add_command(app, commands, command, "ablate", "run baselines and ablations, write a table and plots");
   added->add_option("-o,--output", command.output, "folder for results; rows that it has are not run again")
@@ -633,8 +649,8 @@ void add_ablate(CLI::App& app, Commands& commands) {
   names("--schemes", command.selection.schemes, "of all rows; default: six for baselines, two for ablations")
       ->check(CLI::Validator(check_scheme, "", ""));
   names("--settings", command.selection.settings,
-        "whose ablations are run: default, paper; default: both; or agile: its rows in place of all others")
-      ->check(CLI::IsMember({"default", "paper", "agile"}).description(""));
+        "whose ablations are run: default, paper; default: both; or agile or kv: their rows in place of all others")
+      ->check(CLI::IsMember({"default", "paper", "agile", "kv"}).description(""));
   added->add_option("--seeds", command.selection.seeds, "seeds 0, 1, .. of each row that has one")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str()
@@ -653,9 +669,10 @@ void add_ablate(CLI::App& app, Commands& commands) {
   added->add_flag("--list", command.list, "print the rows, and which are done");
   added->callback([&commands, &command] {
     const std::vector<std::string>& settings = command.selection.settings;
-    const bool agile = std::find(settings.begin(), settings.end(), "agile") != settings.end();
-    if (agile && (settings.size() != 1 || !command.selection.schemes.empty())) {
-      throw CLI::ValidationError("--settings", "agile stands alone: its rows have schemes of their own");
+    const bool own_rows = std::any_of(settings.begin(), settings.end(),
+                                      [](const std::string& name) { return name == "agile" || name == "kv"; });
+    if (own_rows && (settings.size() != 1 || !command.selection.schemes.empty())) {
+      throw CLI::ValidationError("--settings", "agile and kv stand alone: their rows have schemes of their own");
     }
     commands.chosen = [&command](const Console& console) { return run(command, console); };
   });

@@ -159,8 +159,9 @@ struct AblateCommand {
   std::size_t context = 512;
   std::size_t windows = 64;  ///< at most this many of each text; 0: all
   bool list = false;         ///< only print the rows
-  /// Reads options of `quantize`. Errc::bad_argument.
+  /// Read options of `quantize`, and those of `perplexity` that say how a model is run. Errc::bad_argument.
   std::function<cbq::Result<QuantizeCommand>(const std::vector<std::string>&)> parse;
+  std::function<cbq::Result<PerplexityCommand>(const std::vector<std::string>&)> parse_run;
 };
 
 struct ExportCommand {

@@ -61,11 +61,21 @@ struct Lane {
 struct Worker {
   Lane model;
   std::optional<Lane> reference;
+  const cbq::ScheduledPruning* low_bit_tokens;
+
+  Result<MatrixView<const float>> forward(std::span<const std::int32_t> ids) {
+    if (low_bit_tokens == nullptr) return model.session.forward(ids);
+    const auto left = model.session.forward_pruned(ids, *low_bit_tokens);
+    if (!left) return left.error();
+    if (left->indices.size() == ids.size()) return left->hidden;
+    return Error{Errc::unsupported, "all tokens of a window are measured, and some were dropped", "",
+                 ErrorText(left->indices.size()) << " are left", ids.size()};
+  }
 
   // Evaluates the window `ids`; `divergences` gets one KL per predicted token, or is empty.
   Status run(std::span<const std::int32_t> ids, WindowSums& sums, std::span<double> divergences) {
     model.session.reset();
-    const Result<MatrixView<const float>> hidden = model.session.forward(ids);
+    const Result<MatrixView<const float>> hidden = forward(ids);
     if (!hidden) return hidden.error();
     MatrixView<const float> reference_hidden;
     if (reference) {
@@ -173,7 +183,7 @@ Result<Evaluation> evaluate(const Model& model, const Model* reference, std::spa
   for (std::size_t i = 0; i < (side_by_side ? threads : 1); ++i) {
     Result<Lane> lane = Lane::create(model, options.kv, options, side_by_side ? 1 : threads);
     if (!lane) return lane.error();
-    workers.push_back({*std::move(lane), std::nullopt});
+    workers.push_back({*std::move(lane), std::nullopt, options.low_bit_tokens});
     if (reference == nullptr) continue;
     Result<Lane> other = Lane::create(*reference, {}, options, side_by_side ? 1 : threads);
     if (!other) return other.error();

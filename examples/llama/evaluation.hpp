@@ -14,6 +14,7 @@
 #include <string>
 
 #include <cbq/core/result.hpp>
+#include <cbq/prune/token_pruning.hpp>
 
 #include "model.hpp"
 #include "threads.hpp"
@@ -26,6 +27,8 @@ struct EvaluationOptions {
   Machine machine = {};
   KvOptions kv = {};                 ///< of `model`; the reference keeps floats
   std::string label = "evaluating";  ///< of the progress line
+  /// Gives some tokens of a window fewer bits, as those of a prompt, and drops none; null: no tokens.
+  const cbq::ScheduledPruning* low_bit_tokens = nullptr;
 };
 
 /// How far a model is from a reference; means over all predicted tokens.
@@ -48,7 +51,7 @@ struct Evaluation {
 
 /// Evaluates `model` on tokens; with `reference` (may be null) its divergence too. Errc::bad_argument (context, a text
 /// shorter than one window, models of different vocabularies), Errc::not_finite, Errc::out_of_memory,
-/// Errc::interrupted.
+/// Errc::unsupported (a policy that drops tokens), Errc::interrupted.
 [[nodiscard]] cbq::Result<Evaluation> evaluate(const Model& model, const Model* reference,
                                                std::span<const std::int32_t> tokens, const EvaluationOptions& options);
 

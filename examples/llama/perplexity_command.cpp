@@ -130,11 +130,13 @@ Status run(const PerplexityCommand& command, const Console& console) {
   options.machine = *machine;
   const auto pruning = pruning_of(command.prune, loaded->model.config(), loaded->model.activation_bits());
   if (!pruning) return pruning.error();
-  if (*pruning) {
-    if (reference) {
-      return Error{Errc::unsupported, "what pruning costs is measured against the same model: no reference",
-                   "--reference"};
-    }
+  if (reference && command.prune.sparsity != 0) {
+    return Error{Errc::unsupported, "what pruning costs is measured against the same model: no reference",
+                 "--reference"};
+  }
+  if (*pruning && reference) {
+    options.low_bit_tokens = &**pruning;
+  } else if (*pruning) {
     const Result<PrunedEvaluation> pruned = evaluate_pruned(loaded->model, **pruning, *tokens, options);
     if (!pruned) return pruned.error();
     Report report = describe(command.common.model.path, *loaded, *machine);

@@ -61,15 +61,17 @@ TEST_CASE("rows are data: names are unique, and every option is one of quantize"
   std::set<std::string> names;
   std::vector<AblationRow> rows = ablation_rows(selection);
   const std::vector<AblationRow> agile = ablation_rows({.settings = {"agile"}});
+  const std::vector<AblationRow> kv = ablation_rows({.settings = {"kv"}});
   rows.insert(rows.end(), agile.begin() + 1, agile.end());
+  rows.insert(rows.end(), kv.begin() + 1, kv.end());
   for (const AblationRow& row : rows) {
     CAPTURE(row.name, row.scheme);
     CHECK(seen.emplace(row.name, row.scheme).second);
     names.insert(row.name);
   }
-  for (const char* name :
-       {"float", "rtn_minmax", "rtn_mse", "gptq", "smoothquant", "adaround", "cbq", "cbq_paper", "paper/no_cfp",
-        "paper/cfp_scaling", "default/window_3_2", "paper/rank_64", "default/homologous", "paper/loss_l2"}) {
+  for (const char* name : {"float", "rtn_minmax", "rtn_mse", "gptq", "smoothquant", "adaround", "cbq", "cbq_paper",
+                           "paper/no_cfp", "paper/cfp_scaling", "default/window_3_2", "paper/rank_64",
+                           "default/homologous", "paper/loss_l2", "agile/w4a8_mixed", "kv/kv2_kivi_past_hadamard"}) {
     CHECK(names.contains(name));
   }
   // --list parses the options of every row.
@@ -84,9 +86,13 @@ TEST_CASE("rows are data: names are unique, and every option is one of quantize"
   arguments.erase(schemes, schemes + 2);
   const ToolRun list_agile = run_tool(arguments);
   CHECK(list_agile.err.empty());
+  CHECK(lines(list_agile.out) == agile.size());
+  arguments.back() = "kv";
+  const ToolRun list_kv = run_tool(arguments);
+  CHECK(list_kv.err.empty());
+  CHECK(lines(list_kv.out) == kv.size());
   arguments.back() += ",default";
   CHECK(run_tool(arguments).code == 2);
-  CHECK(lines(list_agile.out) == agile.size());
   CHECK_FALSE(std::filesystem::exists(scratch / "none"));
 }
 
@@ -190,6 +196,77 @@ TEST_CASE("a result is that of the same command in one piece") {
                                  .out));
   CHECK(result.at("texts")[0].at("kl_mean") == alone.at("kl_mean"));
   CHECK(result.at("bits_per_weight") == alone.at("bits_per_weight"));
+}
+
+TEST_CASE("rows that differ in how they are run share a model, and are what perplexity says of it") {
+  const support::ScratchFolder scratch;
+  const std::vector<std::string> common = {
+      "--text", engine_fixture::evaluation_text(), "--context", "128", "--windows", "2", "--threads", "1"};
+  const auto run = [&](std::vector<std::string> arguments) {
+    arguments.insert(arguments.end(), common.begin(), common.end());
+    return run_tool(arguments);
+  };
+  const auto ablate_rows = [&](const std::string& settings, const std::string& only) {
+    return run({"ablate", pocket_llama(), "-o", scratch / settings, "--calibration", calibration, "--settings",
+                settings, "--options", "--samples 4 --sequence 32 --weights rtn", "--only", only});
+  };
+  const auto figures = [&](const std::string& settings) {
+    std::vector<cbq::Json> rows;
+    const std::string all = support::read_text(scratch / settings + "/results.jsonl");
+    for (std::size_t at = 0; at < all.size(); at = all.find('\n', at) + 1) {
+      rows.push_back(unwrap(cbq::parse_json(all.substr(at, all.find('\n', at) - at))));
+    }
+    return rows;
+  };
+  const auto measured = [&](const std::string& model, const std::vector<std::string>& options) {
+    std::vector<std::string> arguments = {"perplexity", model, "--reference", pocket_llama(), "--json", "-"};
+    arguments.insert(arguments.end(), options.begin(), options.end());
+    return unwrap(cbq::parse_json(run(arguments).out));
+  };
+  const ToolRun agile = ablate_rows("agile", "agile/w8a8,agile/w8a8_log2,agile/w8a8_mixed");
+  INFO(agile.err);
+  REQUIRE(agile.code == 0);
+  REQUIRE(run_tool({"quantize",
+                    pocket_llama(),
+                    "-o",
+                    scratch / "model",
+                    "--method",
+                    "agile",
+                    "--scheme",
+                    "w8a8",
+                    "--weights",
+                    "rtn",
+                    "--head-bits",
+                    "16",
+                    "--samples",
+                    "4",
+                    "--sequence",
+                    "32",
+                    "--calibration",
+                    calibration,
+                    "--threads",
+                    "1"})
+              .code == 0);
+  const std::vector<cbq::Json> rows = figures("agile");
+  REQUIRE(rows.size() == 4);
+  const std::vector<std::string> options[] = {{}, {}, {"--softmax", "log2_normalized"}, {"--low-bit-tokens", "0.25"}};
+  for (std::size_t i = 1; i < rows.size(); ++i) {
+    CAPTURE(i);
+    CHECK(rows[i].at("texts")[0].at("kl_mean") == measured(scratch / "model", options[i]).at("kl_mean"));
+    CHECK(rows[i].at("seconds") == rows[1].at("seconds"));  // of the one model
+    CHECK((i == 1 || rows[i].at("texts")[0].at("kl_mean") > rows[1].at("texts")[0].at("kl_mean")));
+  }
+
+  const ToolRun kv = ablate_rows("kv", "kv/kv4_past,kv/kv8");
+  INFO(kv.err);
+  REQUIRE(kv.code == 0);
+  const cbq::Json past = figures("kv").at(2);
+  const cbq::Json alone = measured(pocket_llama(), {"--kv", "kv4_past"});
+  CHECK(past.at("texts")[0].at("kl_mean") == alone.at("kl_mean"));
+  CHECK(past.at("kv_bytes_per_token") == alone.at("kv_bytes_per_token"));
+  const std::string table = support::read_text(scratch / "kv/results.md");
+  CHECK(table.find("### the model as it is") != std::string::npos);
+  CHECK(table.find("| kv/kv4_past |") != std::string::npos);
 }
 
 TEST_CASE("a run that is killed goes on where it was, to the same figures") {

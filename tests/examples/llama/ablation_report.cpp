@@ -46,13 +46,24 @@ std::size_t count(const std::string& text, const std::string& part) {
 TEST_CASE("the table has means over seeds and their deviation, and no row that failed") {
   const std::string table = ablation_table(outcomes());
   CHECK(count(table, "### ") == 2);
-  CHECK(count(table, "| float | 10.00 | - | 20.00 | - | - | - | 2.500 |") == 2);
+  CHECK(count(table, "| float | 10.00 | - | 20.00 | - | - | - | 2.500 | - |") == 2);
   // Of 11 and 13: 12, sample deviation sqrt 2.
   CHECK(table.find("| cbq | 12.00 ± 1.41 | 0.1500 ± 0.0707 | 24.00 ± 2.83 | 0.4500 ± 0.2121 | 0.3000 ± 0.1414 | - | "
-                   "2.500 ± 0.000 | 1234 | 4.0 | 23.8 MB |") != std::string::npos);
+                   "2.500 ± 0.000 | - | 1234 | 4.0 | 23.8 MB |") != std::string::npos);
   CHECK(table.find("perplexity, first | KL, first | perplexity, second") != std::string::npos);
   CHECK(table.find("failed") == std::string::npos);
   CHECK(ablation_table({}).find('|') == std::string::npos);
+}
+
+TEST_CASE("rows of the model as it is have a table of their own, with the bytes of their caches") {
+  std::vector<AblationOutcome> all = outcomes();
+  Json cached = result(12, 0.3);
+  cached["kv_bytes_per_token"] = 720;
+  all.push_back({"kv/kv4", "", {cached}});
+  const std::string table = ablation_table(all);
+  CHECK(count(table, "### ") == 3);
+  CHECK(count(table, "| float |") == 3);
+  CHECK(count(table, "| kv/kv4 | 12.00 | 0.3000 | 24.00 | 0.9000 | 0.6000 | - | 2.500 | 720 |") == 1);
 }
 
 TEST_CASE("plots are SVG with every row, whatever the figures") {
