@@ -356,9 +356,9 @@ void add_agile(CLI::App& app, AgileArguments& agile) {
     const double value = std::strtod(text.c_str(), &end);
     return *end == '\0' && value > 0 && value <= 100 ? "" : "a percentile lies above 0 and at most at 100";
   };
-  app.add_option("--percentile", agile.percentile, "agile: of values within a static range; 100: all")
+  app.add_option("--percentile", agile.percentile,
+                 "agile: of values within a static range; 100: all; default: 99.9 for 4 bits, 100 for 8")
       ->check(CLI::Validator(percentile, "", ""))
-      ->capture_default_str()
       ->type_name("R");
   app.add_option("--trip-exponent", agile.largest_exponent, "agile: largest exponent of channel factors, with _trip")
       ->check(CLI::Range(1, cbq::trip::most_exponent))

@@ -56,7 +56,7 @@ struct InfoCommand {
 struct AgileArguments {
   std::string weights = "gptq";                      ///< how they are rounded: another method's name
   std::optional<cbq::ActivationRanges> ranges = {};  ///< nothing: fixed for 4 bits and TRIP, dynamic for 8
-  double percentile = 100;
+  std::optional<double> percentile = {};
   int largest_exponent = 3;  ///< of TRIP, where the scheme's name has `_trip`
 };
 

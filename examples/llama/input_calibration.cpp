@@ -89,13 +89,8 @@ class InputCalibration {
   Status fix(std::size_t layer, std::size_t reader, const cbq::ActivationRange& range, std::vector<float>& factors) {
     const ModuleReport& first = *first_quantized(layer, reader);
     const cbq::Grid& grid = first.scheme->activation;
-    const Result<cbq::Interval> interval = range.tensor(options_.activations.percentile, grid.zero);
+    const Result<cbq::Interval> interval = static_interval(range, grid, options_.activations.percentile);
     if (!interval) return interval.error();
-    const cbq::Interval all = range.tensor();
-    if (interval->low == 0 && interval->high == 0 && (all.low != 0 || all.high != 0)) {
-      return Error{Errc::bad_argument, "so many values are zero that this percentile leaves nothing else",
-                   "--percentile", std::to_string(options_.activations.percentile)};
-    }
     StaticInput input;
     input.grid = cbq::static_grid(grid, interval->low, interval->high);
     input.plain_error = input.error = relative_error(range.sample(), grid, input.grid, {});
@@ -193,6 +188,18 @@ Status see_survivors(std::vector<ModuleReport>& plan, const CalibrationTokens& t
 }
 
 }  // namespace
+
+Result<cbq::Interval> static_interval(const cbq::ActivationRange& range, const cbq::Grid& grid,
+                                      const std::optional<double>& percentile) {
+  const double share = percentile.value_or(default_percentile(grid.bits));
+  const Result<cbq::Interval> interval = range.tensor(share, grid.zero);
+  if (!interval) return interval.error();
+  const cbq::Interval all = range.tensor();
+  if (interval->low != 0 || interval->high != 0 || (all.low == 0 && all.high == 0)) return *interval;
+  if (!percentile) return range.tensor(100, grid.zero);
+  return Error{Errc::bad_argument, "so many values are zero that this percentile leaves nothing else", "--percentile",
+               std::to_string(share)};
+}
 
 Status calibrate_inputs(std::vector<ModuleReport>& plan, const CalibrationTokens& tokens,
                         const QuantizationOptions& options, ChangedWeights& weights) {

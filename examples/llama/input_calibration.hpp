@@ -7,7 +7,10 @@
 // <cbq/quant/trip.hpp>). Channels that a rotation or GELU mixes before they are read keep their factors of 1. With
 // `--prune` the pass drops tokens, and layers see those that are left to them.
 
+#include <optional>
 #include <vector>
+
+#include <cbq/quant/activation_range.hpp>
 
 #include "calibration.hpp"
 
@@ -18,6 +21,11 @@ namespace cbq_llama {
 /// Errc::not_finite naming layer and token.
 [[nodiscard]] cbq::Status calibrate_inputs(std::vector<ModuleReport>& plan, const CalibrationTokens& tokens,
                                            const QuantizationOptions& options, ChangedWeights& weights);
+
+/// What a static grid spans: `percentile` of all values, else default_percentile() of the grid's bits, else, where that
+/// leaves nothing but zero, their extremes. Errc::bad_argument where the percentile that was asked for does so.
+[[nodiscard]] cbq::Result<cbq::Interval> static_interval(const cbq::ActivationRange& range, const cbq::Grid& grid,
+                                                         const std::optional<double>& percentile);
 
 /// Rows of each input that percentiles and factors are found on.
 inline constexpr std::size_t input_sample_rows = 4096;

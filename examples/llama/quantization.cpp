@@ -407,7 +407,7 @@ Status write_config(const std::string& path, const ChangedWeights& weights, cons
   }
   if (!options.method_name.empty()) record.notes["weights"] = options.method;
   if (options.activations.fixed) {
-    record.notes["percentile"] = options.activations.percentile;
+    if (options.activations.percentile) record.notes["percentile"] = *options.activations.percentile;
     record.notes["largest_exponent"] = options.activations.largest_exponent;
     if (options.prune.sparsity != 0) record.notes["prune"] = options.prune.sparsity;
   }

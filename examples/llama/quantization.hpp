@@ -116,9 +116,16 @@ struct GptqSettings {
 /// input_calibration.hpp.
 struct ActivationSettings {
   bool fixed = false;        ///< calibration finds them; otherwise each call does, as for other methods
-  double percentile = 100;   ///< of all values, in (0, 100]; 100: their extremes
   int largest_exponent = 0;  ///< K of TRIP; 0: no channel factors
+  /// Of all values, in (0, 100]; 100: their extremes. Nothing: default_percentile() of the bits, but extremes where
+  /// that leaves nothing but zero.
+  std::optional<double> percentile = {};
 };
+
+/// What measured best on the pocket models: clipping is for 4 bits only.
+[[nodiscard]] constexpr double default_percentile(int bits) {
+  return bits == 4 ? 99.9 : 100.0;
+}
 
 /// Whether work that was cut off is continued.
 enum class Resume : unsigned char { no, yes };

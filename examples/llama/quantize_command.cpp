@@ -146,7 +146,7 @@ Status fix_activations(const AgileArguments& agile, const NamedScheme& named, Qu
   if (agile.ranges == ActivationRanges::fixed && !options.activations.fixed) {
     return Error{Errc::bad_argument, "activations per group have no static grid", "--activations", "static"};
   }
-  if (agile.percentile != 100 && !options.activations.fixed) {
+  if (agile.percentile && !options.activations.fixed) {
     return Error{Errc::bad_argument, "a percentile is of static activations, and all are dynamic", "--percentile"};
   }
   options.activations.largest_exponent = named.trip ? agile.largest_exponent : 0;

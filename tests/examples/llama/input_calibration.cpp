@@ -92,7 +92,9 @@ double perplexity(const std::string& model, const char* operators) {
 
 TEST_CASE("a static grid spans what a layer reads, and layers with one input share it") {
   const ModelSource source = unwrap(ModelSource::open(pocket_llama()));
-  const Calibrated made(source, options_of("w4a4_act_tensor", 0));
+  QuantizationOptions options = options_of("w4a4_act_tensor", 0);
+  options.activations.percentile = 100;
+  const Calibrated made(source, options);
   for (const ChannelSizes& input : made.before) {
     CAPTURE(input.module);
     float largest = 0;
@@ -157,7 +159,7 @@ TEST_CASE("an input whose first reader stays in floating point is calibrated for
   CHECK(plan_quantization(source.config(), options).error().code == cbq::Errc::unsupported);
 }
 
-TEST_CASE("a percentile that leaves nothing but zero is refused") {
+TEST_CASE("a percentile that leaves nothing but zero is refused where it was asked for") {
   const ModelSource source = unwrap(ModelSource::open(pocket_llama()));
   QuantizationOptions options = options_of("w4a4_act_tensor", 0);
   auto plan = unwrap(plan_quantization(source.config(), options));
@@ -179,6 +181,38 @@ TEST_CASE("a percentile that leaves nothing but zero is refused") {
   CHECK(refused.error().code == cbq::Errc::bad_argument);
   CHECK_THAT(support::message(refused.error()),
              ContainsSubstring("model.layers.0.mlp.down_proj") && ContainsSubstring("--percentile"));
+}
+
+TEST_CASE("a default percentile that would leave nothing but zero gives way to the extremes") {
+  std::vector<float> values(4000, 0.0f);
+  auto range = unwrap(cbq::ActivationRange::create(100, input_sample_rows));
+  const cbq::Grid grid = {.bits = 4, .granularity = cbq::Granularity::per_tensor};
+  values[7] = -3;
+  REQUIRE(range.add(cbq::matrix_view(std::as_const(values).data(), 40, 100)));
+  const cbq::Interval all = unwrap(static_interval(range, grid, {}));
+  CHECK((all.low == -3 && all.high == 3));
+  CHECK(static_interval(range, grid, 99.9).error().code == cbq::Errc::bad_argument);
+  std::fill_n(values.begin(), 40, 1.0f);
+  REQUIRE(range.add(cbq::matrix_view(std::as_const(values).data(), 40, 100)));
+  const cbq::Interval most = unwrap(static_interval(range, grid, {}));
+  CHECK((most.low == -1 && most.high == 1));
+}
+
+TEST_CASE("ranges of 4 bits leave a thousandth of the values out unless something else is asked for") {
+  const ModelSource source = unwrap(ModelSource::open(pocket_llama()));
+  for (const char* scheme : {"w4a4_act_tensor", "w8a8_act_tensor"}) {
+    CAPTURE(scheme);
+    QuantizationOptions options = options_of(scheme, 0);
+    const Calibrated made(source, options);
+    options.activations.percentile = 100;
+    const Calibrated extremes(source, options);
+    options.activations.percentile = 99.9;
+    const Calibrated clipped(source, options);
+    const std::string module = "model.layers.3.mlp.down_proj";  // which massive activations enter
+    const bool four_bits = scheme[1] == '4';
+    CHECK((clipped.entry(module).inputs->grid.scale < 0.5f * extremes.entry(module).inputs->grid.scale));
+    CHECK(made.entry(module).inputs->grid == (four_bits ? clipped : extremes).entry(module).inputs->grid);
+  }
 }
 
 TEST_CASE("channel factors are folded into what makes an input, and make the grid finer") {
