@@ -163,8 +163,7 @@ std::string ablation_table(const std::vector<AblationOutcome>& outcomes) {
   out +=
       "\nPerplexity and KL (nats per token, from the float model) of the packed model; choices: accuracy on "
       "multiple-choice items; bits per weight with scales and zero points, embedding and head; cache: bytes per token, "
-      "of "
-      "rows that name one; trained: parameters, of all blocks; seconds and peak memory of quantization; ±: standard "
+      "of rows that name one; trained: parameters, of all blocks; seconds and peak memory of quantization; ±: standard "
       "deviation over seeds.\n";
   return out;
 }
