@@ -201,8 +201,7 @@ std::vector<AttentionCase> shapes_of(const Selection& selection, std::string_vie
 
 void register_scheme(const Selection& selection, const char* scheme) {
   for (const cbq::Isa isa : instruction_sets(selection.cap)) {
-    // The others run these kernels.
-    if (isa == cbq::Isa::amx_int8 || isa == cbq::Isa::neon_i8mm) continue;
+    if (isa == cbq::Isa::neon_i8mm) continue;  // runs neon_dotprod's
     const bool slow = isa <= cbq::Isa::portable;
     if (slow && !selection.everything) continue;
     const std::string family = std::string("attention/") + scheme + "/" + cbq::isa_name(isa) + "/";

@@ -2,7 +2,7 @@
 #pragma once
 
 // One switch from Isa and bits to the kernels of attention on packed keys and values. The caller's Isa was capped to
-// what the machine has. AMX has no use for so few rows; plain NEON takes the xsimd kernels.
+// what the machine has. Processors with AMX have no use for it with so few rows; plain NEON takes the xsimd kernels.
 
 #include <concepts>
 #include <cstddef>

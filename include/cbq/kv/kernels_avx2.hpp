@@ -167,7 +167,7 @@ inline void key_rows(const KeyTile& tile, std::size_t first_row, LinesAhead ahea
 /// See KeyTile. Rows go in pieces of 4, 2 and 1; the first one asks for what is read next.
 template <int Bits>
 void key_tile(const KeyTile& tile) noexcept {
-  LinesAhead ahead = lines_from(tile.next, tile.keys);
+  LinesAhead ahead = lines_from(tile.next, tile.keys, tile.every_line);
   std::size_t row = 0;
   while (row < tile.rows) {
     const std::size_t left = tile.rows - row;
@@ -220,7 +220,7 @@ inline void value_rows(const ValueTile& tile, std::size_t first_row, LinesAhead 
 /// See ValueTile. Rows go in the pieces of key_tile.
 template <int Bits>
 void value_tile(const ValueTile& tile) noexcept {
-  LinesAhead ahead = lines_from(tile.next, tile.blocks);
+  LinesAhead ahead = lines_from(tile.next, tile.blocks, tile.every_line);
   std::size_t row = 0;
   while (row < tile.rows) {
     const std::size_t left = tile.rows - row;

@@ -123,7 +123,7 @@ inline void key_rows(const KeyTile& tile, std::size_t first_row, LinesAhead ahea
 /// what is read next.
 template <int Bits>
 void key_tile(const KeyTile& tile) noexcept {
-  LinesAhead ahead = lines_from(tile.next, tile.keys);
+  LinesAhead ahead = lines_from(tile.next, tile.keys, tile.every_line);
   std::size_t row = 0;
   while (row < tile.rows) {
     const std::size_t left = tile.rows - row;
@@ -217,7 +217,7 @@ inline void value_rows(const ValueTile& tile, std::size_t first_row, LinesAhead 
 /// See ValueTile. Rows go in the pieces of key_tile.
 template <int Bits>
 void value_tile(const ValueTile& tile) noexcept {
-  LinesAhead ahead = lines_from(tile.next, tile.blocks);
+  LinesAhead ahead = lines_from(tile.next, tile.blocks, tile.every_line);
   std::size_t row = 0;
   while (row < tile.rows) {
     const std::size_t left = tile.rows - row;

@@ -43,6 +43,7 @@ struct KeyTile {
   float* scores = nullptr;               ///< [row][16 * panels]
   std::size_t score_stride = 0;
   const std::byte* next = nullptr;  ///< bytes to ask for meanwhile; null: none. They may lie outside of any memory
+  bool every_line = false;          ///< of them, see LinesAhead
 };
 
 /// Weights, quantized to 8 bits per row and page, times values of one head, page and group of channels.
@@ -57,6 +58,7 @@ struct ValueTile {
   float* out = nullptr;                       ///< [row][16 * panels], added to
   std::size_t out_stride = 0;
   const std::byte* next = nullptr;  ///< as above
+  bool every_line = false;
 };
 
 /// Softmax weights of one row and page, to be multiplied with the values' scales and quantized: code[p] = round(p[p] *

@@ -35,6 +35,11 @@ struct PackedPage {
   std::size_t valid[block_rows] = {};
 };
 
+/// Of what is read next, see LinesAhead: true on processors with AMX.
+[[nodiscard]] constexpr bool asks_for_every_line(Isa isa) noexcept {
+  return isa == Isa::amx_int8;
+}
+
 /// Half of the largest code.
 [[nodiscard]] constexpr float middle_code(const KvLayout& layout) noexcept {
   return static_cast<float>((1u << layout.bits) - 1) / 2;
@@ -100,7 +105,8 @@ inline void score_page(const PackedPage& page, const QueryRows& queries, std::si
                      .query_sums = queries.sums,
                      .scores = scores,
                      .score_stride = kv_page_positions,
-                     .next = page.next};
+                     .next = page.next,
+                     .every_line = asks_for_every_line(page.isa)};
   layout.channel_keys ? score_channel_keys(page, queries, tile) : page.kernels.keys(tile);
   const std::size_t end = panels * panel_outputs;
   if (end == kv_page_positions) return;
@@ -182,7 +188,8 @@ inline void visit_page(const PackedPage& page, const QueryRows& queries, const R
          .offset_sums = offset_sums + first,
          .out = sums.values + g * layout.group,
          .out_stride = sums.stride,
-         .next = page.next == nullptr ? nullptr : page.next + layout.key_bytes + value_group_offset(layout, g)});
+         .next = page.next == nullptr ? nullptr : page.next + layout.key_bytes + value_group_offset(layout, g),
+         .every_line = asks_for_every_line(page.isa)});
   }
 }
 
