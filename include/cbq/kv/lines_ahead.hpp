@@ -6,8 +6,8 @@
 //
 // A single row reads as fast as memory delivers. Where its stream goes on, some processors (Zen 4) run ahead by
 // themselves, and asking for every line costs a tenth of the rate; one line of four does not. Others (Xeons with AMX)
-// end a stream every 4 KiB: asking for every line takes them from 74 to 93 % of the rate of reading. Where memory
-// jumps, and with more rows, whose products fill the time, every line is asked for.
+// end a stream every 4 KiB: asking for every line takes them from 58..65 to 73..86 % of the rate of reading. Where
+// memory jumps, and with more rows, whose products fill the time, every line is asked for.
 
 #include <cstddef>
 #include <cstdint>
