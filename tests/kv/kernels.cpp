@@ -133,7 +133,8 @@ std::vector<float> scores_of(KeyKernel kernel, const Head& head, const Queries& 
           .query_sums = sums.data(),
           .scores = scores.data(),
           .score_stride = stride,
-          .next = panels % 2 == 0 ? head.bytes.data() : nullptr});
+          .next = panels % 2 == 0 ? head.bytes.data() : nullptr,
+          .every_line = panels == 4});
   return {scores.data(), scores.data() + scores.size()};
 }
 
@@ -200,7 +201,8 @@ std::vector<float> values_of(ValueKernel kernel, const Head& head, const Weights
           .offset_sums = offsets.data(),
           .out = out.data(),
           .out_stride = stride,
-          .next = rows % 2 == 0 ? head.bytes.data() : nullptr});
+          .next = rows % 2 == 0 ? head.bytes.data() : nullptr,
+          .every_line = rows % 4 == 0});
   return {out.data(), out.data() + out.size()};
 }
 

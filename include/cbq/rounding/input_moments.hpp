@@ -55,7 +55,7 @@ class InputMoments {
   /// Adds tokens x channels inputs; the same bits for any executor. Errc::bad_shape; Errc::not_finite naming token
   /// and channel, or the channel whose squares are beyond float: the moments are then spoiled.
   template <Element T, Executor E = SerialExecutor>
-  [[nodiscard]] Status add(const MatrixView<const T>& x, const E& executor = {}) noexcept {
+  [[nodiscard]] Status add(const MatrixView<const T>& x, const E& executor = {}) {
     if (x.columns != channels_ || x.stride < x.columns) {
       return Error{Errc::bad_shape, "not the channels that the moments are of", "inputs", x.columns, channels_};
     }
@@ -99,7 +99,7 @@ class InputMoments {
 
   /// The rows of H from `first` on, up to the end of the diagonal's block.
   template <Executor E>
-  [[nodiscard]] Status add_strip(std::size_t first, std::size_t count, const E& executor) noexcept {
+  [[nodiscard]] Status add_strip(std::size_t first, std::size_t count, const E& executor) {
     const std::size_t size = channels_ - first < channels_per_strip ? channels_ - first : channels_per_strip;
     const std::size_t columns = first + size;
     const MatrixView<const float> strip{piece_.data() + first, count, size, channels_};
