@@ -197,10 +197,10 @@ void apply_preset(const CLI::App& app, const std::string& name, QuantizeCommand&
     training.batch = 1;
   } else if (name == "fast") {
     preset.calibration.samples = 128;
-    training.steps = 100;
+    training.steps = 400;
   } else {
     preset.calibration.samples = 1024;
-    training.steps = 1200;
+    training.steps = 4800;
   }
   const auto apply = [&](const char* option, auto QuantizeCommand::*part, auto member) {
     if (app.count(option) == 0) (command.*part).*member = (preset.*part).*member;
@@ -286,7 +286,8 @@ void add_rounding(CLI::App& app, cbq::RoundingChoiceOptions& rounding) {
   app.add_option("--rank", rounding.rank, "of methods of low rank; default: 32 (straight_through_low_rank), 5 (lora)")
       ->check(CLI::PositiveNumber)
       ->type_name("N");
-  app.add_option("--offset-rate", rounding.offset_rate, "learning rate of the rounding; default: the method's")
+  app.add_option("--offset-rate", rounding.offset_rate,
+                 "learning rate of the rounding; default: the method's, of straight_through 0.1 / sqrt(steps)")
       ->check(CLI::NonNegativeNumber)
       ->type_name("R");
   app.add_option("--step-rate", rounding.step_rate, "learning rate of the scales; default: the method's")

@@ -89,9 +89,9 @@ enum class Rotation : unsigned char {
 struct ReconstructionSettings {
   cbq::WindowOptions windows = {};
   cbq::TrainedBlocks trained = cbq::TrainedBlocks::all;
-  std::size_t steps = 400;  ///< per window
-  std::size_t epochs = 0;   ///< if not 0: steps are this many passes over the samples
-  std::size_t batch = 8;    ///< sequences per step
+  std::size_t steps = 1600;  ///< per window
+  std::size_t epochs = 0;    ///< if not 0: steps are this many passes over the samples
+  std::size_t batch = 1;     ///< sequences per step
   double logits_weight = 1.0;
   double same_input_weight = 0.0;
   double clip_rate = 3e-3;  ///< of the clip multipliers of 4-bit activations; 0: they stay 1

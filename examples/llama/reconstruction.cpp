@@ -18,6 +18,7 @@
 #include <cbq/loss/squared.hpp>
 #include <cbq/loss/weighted_sum.hpp>
 #include <cbq/reconstruct/reconstruction.hpp>
+#include <cbq/rounding/straight_through.hpp>
 
 #include "interrupt.hpp"
 #include "kv_training.hpp"
@@ -287,20 +288,31 @@ class StateFile {
   std::optional<cbq::FileBytes> bytes_;
 };
 
-Result<cbq::ReconstructionOptions> loop_options(const QuantizationOptions& options) {
+// Epochs as steps, and the rate of offsets that depends on their number.
+Result<QuantizationOptions> with_steps(QuantizationOptions options) {
+  ReconstructionSettings& settings = options.reconstruction;
+  if (settings.epochs != 0) {
+    const std::size_t samples = options.calibration.samples;
+    const std::size_t batch = settings.batch < samples ? settings.batch : samples;
+    const Result<std::size_t> steps = cbq::checked_product(settings.epochs, cbq::divide_up(samples, batch));
+    if (!steps) return Error{Errc::bad_argument, "more steps than can be counted", "--epochs", settings.epochs};
+    settings.steps = *steps;
+    settings.epochs = 0;
+  }
+  cbq::RoundingChoiceOptions& rounding = settings.rounding;
+  if (rounding.method == cbq::RoundingMethod::straight_through && !rounding.offset_rate) {
+    rounding.offset_rate = cbq::straight_through_offset_rate(settings.steps);
+  }
+  return options;
+}
+
+cbq::ReconstructionOptions loop_options(const QuantizationOptions& options) {
   const ReconstructionSettings& settings = options.reconstruction;
   cbq::ReconstructionOptions loop;
   loop.windows = settings.windows;
   loop.trained = settings.trained;
   loop.steps = settings.steps;
   loop.batch = settings.batch;
-  if (settings.epochs != 0) {
-    const std::size_t samples = options.calibration.samples;
-    const std::size_t batch = settings.batch < samples ? settings.batch : samples;
-    const Result<std::size_t> steps = cbq::checked_product(settings.epochs, cbq::divide_up(samples, batch));
-    if (!steps) return Error{Errc::bad_argument, "more steps than can be counted", "--epochs", settings.epochs};
-    loop.steps = *steps;
-  }
   loop.logits_weight = settings.logits_weight;
   loop.same_input_weight = settings.same_input_weight;
   loop.clip_rate = settings.clip_rate;
@@ -311,8 +323,7 @@ Result<cbq::ReconstructionOptions> loop_options(const QuantizationOptions& optio
 
 template <Architecture A>
 Result<Reconstructed> run(const Model& model, const CalibrationTokens& tokens, const std::string& checkpoint) {
-  Result<cbq::ReconstructionOptions> loop = loop_options(model.options);
-  if (!loop) return loop.error();
+  cbq::ReconstructionOptions loop = loop_options(model.options);
   Result<StateFile> file = StateFile::open(checkpoint, model.options.resume);
   if (!file) return file.error();
   const Result<std::uint64_t> identity = fingerprint(model);
@@ -322,10 +333,10 @@ Result<Reconstructed> run(const Model& model, const CalibrationTokens& tokens, c
   Result<FirstStates> states = FirstStates::create(model.original, model.plan, tokens, model.options);
   if (!states) return states.error();
   std::stop_source stop;
-  loop->checkpoint = file->options(*identity);
-  loop->stop = stop.get_token();
+  loop.checkpoint = file->options(*identity);
+  loop.stop = stop.get_token();
   std::optional<Progress> progress;
-  loop->progress = [&](const cbq::ReconstructionProgress& now) {
+  loop.progress = [&](const cbq::ReconstructionProgress& now) {
     if (!check_interrupt()) stop.request_stop();
     if (!progress) progress.emplace("reconstructing", "steps", now.windows * now.steps);
     progress->update(now.window * now.steps + now.step);
@@ -334,7 +345,7 @@ Result<Reconstructed> run(const Model& model, const CalibrationTokens& tokens, c
   cbq::ExecutionContext<ToolExecutor> context(executor, cbq::detect());
   Result<std::vector<cbq::WindowReport>> windows =
       cbq::reconstruct(**host, {states->target.view(), states->student.view(), tokens.length},
-                       LossOf{model.options.reconstruction.loss}, *loop, context);
+                       LossOf{model.options.reconstruction.loss}, loop, context);
   if (!windows) {
     const bool state = model.options.resume == Resume::yes && windows.error().code != Errc::interrupted;
     return state ? cbq::in_context(windows.error(), checkpoint) : windows.error();
@@ -353,6 +364,8 @@ std::string checkpoint_path(const std::string& output) {
 Result<Reconstructed> reconstruct_blocks(const ChangedWeights& weights, std::span<const ModuleReport> plan,
                                          const CalibrationTokens& tokens, const std::string& checkpoint,
                                          const QuantizationOptions& options) {
+  const Result<QuantizationOptions> settled = with_steps(options);
+  if (!settled) return settled.error();
   // The targets of a rotated model are those of the float model in the same basis.
   ChangedWeights rotated(weights.source());
   const bool preprocessed = options.preprocessing != Preprocessing::none;
@@ -362,7 +375,7 @@ Result<Reconstructed> reconstruct_blocks(const ChangedWeights& weights, std::spa
     if (const Status done = rotate_model(rotation, options.calibration.seed, executor, rotated); !done)
       return done.error();
   }
-  const Model model = {preprocessed ? rotated : weights, weights, plan, options};
+  const Model model = {preprocessed ? rotated : weights, weights, plan, *settled};
   return weights.config().architecture == Architecture::llama ? run<Architecture::llama>(model, tokens, checkpoint)
                                                               : run<Architecture::opt>(model, tokens, checkpoint);
 }

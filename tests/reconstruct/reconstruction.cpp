@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cbq/reconstruct/reconstruction.hpp>
 
+#include <catch2/catch_approx.hpp>
 #include <catch2/catch_test_macros.hpp>
 
 #include <cstring>
@@ -141,6 +142,18 @@ TEST_CASE("Windows slide, grow and overlap") {
     CHECK(host.codes.size() == 8);
     for (const WindowReport& report : *reports) CHECK(report.loss_after <= report.loss_before);
   }
+}
+
+TEST_CASE("What a window is judged by does not depend on small batches") {
+  const auto start = [](std::size_t batch) {
+    tiny::Host<> host(2);
+    const auto reports = tiny::run(host, {.steps = 1, .batch = batch});
+    REQUIRE(reports);
+    return reports->front().loss_before;
+  };
+  const double of_eight = start(8);
+  for (const std::size_t batch : {1u, 3u, 5u}) CHECK(start(batch) == Catch::Approx(of_eight).epsilon(1e-6));
+  CHECK(start(tiny::sequences) != Catch::Approx(of_eight).epsilon(1e-6));
 }
 
 TEST_CASE("A window that training makes worse keeps its start") {

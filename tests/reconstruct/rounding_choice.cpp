@@ -43,7 +43,7 @@ TEST_CASE("A method as a value is the method") {
   const auto rate = [&](const RoundingChoiceOptions& options, std::size_t kind) {
     return Choice::create(view, grid, options, 0).value().parameters()[kind].learning_rate;
   };
-  CHECK(rate({}, 0) == 5e-3);
+  CHECK(rate({}, 0) == 2.5e-3);
   CHECK(rate({.offset_rate = 0.25}, 0) == 0.25);
   CHECK(rate({}, 1) == 1e-3);
   CHECK(rate({.step_rate = 0.0}, 1) == 0.0);

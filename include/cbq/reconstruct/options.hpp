@@ -29,7 +29,8 @@ struct ReconstructionProgress {
   double loss = 0;  ///< of the last step
 };
 
-/// What became of a window. Losses are those of hard codes on the first batch of sequences.
+/// What became of a window. Losses are those of hard codes on the first sequences: as many as a
+/// batch has, and at least 8.
 struct WindowReport {
   Window window = {};
   double loss_before = 0;
@@ -49,8 +50,8 @@ struct CheckpointOptions {
 struct ReconstructionOptions {
   WindowOptions windows = {};
   TrainedBlocks trained = TrainedBlocks::all;  ///< `first` needs an overlap of size - 1 and shrinking ends
-  std::size_t steps = 400;                     ///< per window
-  std::size_t batch = 8;                       ///< sequences per step
+  std::size_t steps = 1600;                    ///< per window
+  std::size_t batch = 1;                       ///< sequences per step; more steps do more than larger batches
   Decay decay = Decay::linear;
   double logits_weight = 1.0;      ///< of the divergence of the logits, in the last window
   double same_input_weight = 0.0;  ///< of the loss against float blocks fed with the student's input (homologous)

@@ -95,6 +95,12 @@ class WindowTraining {
   [[nodiscard]] std::size_t batch() const noexcept {
     return options_.batch < sequences() ? options_.batch : sequences();
   }
+  /// Sequences by which the window's end is compared with its start: one alone says little.
+  [[nodiscard]] std::size_t judged() const noexcept {
+    constexpr std::size_t least = 8;
+    if (batch() > least) return batch();
+    return least < sequences() ? least : sequences();
+  }
 
   /// Calls f(linear) for the window's linear layers, until one fails.
   template <class F>
@@ -235,12 +241,23 @@ class WindowTraining {
     return logits ? Result<double>(value + *logits) : logits;
   }
 
-  /// The loss of hard codes on the first batch.
+  /// The mean loss of hard codes on the first judged() sequences, batch by batch.
   [[nodiscard]] Result<double> hard_loss(const L& loss) {
     const Status hard = each_linear([&](auto& linear) { return linear.refresh_hard(context_); });
     if (!hard) return hard.error();
-    std::vector<std::size_t> chosen(batch());
-    for (std::size_t i = 0; i < chosen.size(); ++i) chosen[i] = i;
+    double sum = 0;
+    std::vector<std::size_t> chosen;
+    for (std::size_t first = 0; first < judged(); first += chosen.size()) {
+      const std::size_t rest = judged() - first;
+      chosen.resize(rest < batch() ? rest : batch());
+      for (std::size_t i = 0; i < chosen.size(); ++i) chosen[i] = first + i;
+      const Result<double> value = hard_loss(loss, chosen);
+      if (!value) return value;
+      sum += *value * static_cast<double>(chosen.size());
+    }
+    return sum / static_cast<double>(judged());
+  }
+  [[nodiscard]] Result<double> hard_loss(const L& loss, std::span<const std::size_t> chosen) {
     if (const Status done = forward(chosen); !done) return done.error();
     const MatrixView<const T> y = inputs_[window_.count].constant();
     const double value = loss.value(y, wanted_.constant(), context_.executor());

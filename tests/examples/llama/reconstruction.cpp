@@ -85,6 +85,17 @@ TEST_CASE("A few steps of reconstruction beat rounding to nearest at 2 bits") {
   CHECK_FALSE(std::filesystem::exists(scratch / "cbq.checkpoint"));
 }
 
+TEST_CASE("Offsets move by 0.1 over the root of the steps unless their rate is named") {
+  const ScratchFolder scratch;
+  run_well(reconstruct(scratch / "default", {"--steps", "4"}));
+  run_well(quantize(scratch / "epochs", {"--method", "cbq", "--epochs", "2"}));
+  run_well(reconstruct(scratch / "named", {"--steps", "4", "--offset-rate", "0.05"}));
+  run_well(reconstruct(scratch / "other", {"--steps", "4", "--offset-rate", "0.005"}));
+  CHECK(files(scratch / "epochs") == files(scratch / "default"));
+  CHECK(files(scratch / "named") == files(scratch / "default"));
+  CHECK(files(scratch / "other") != files(scratch / "default"));
+}
+
 TEST_CASE("Threads do not change a byte of a reconstructed model") {
   const ScratchFolder scratch;
   run_well(reconstruct(scratch / "one"));
@@ -168,8 +179,9 @@ TEST_CASE("Queries, keys and values of 4 bits are recorded, run and trained with
 
 TEST_CASE("Clip multipliers of quantized activations are learned, recorded and run packed") {
   const ScratchFolder scratch;
-  const std::vector<std::string> options = {"--scheme",   "w4a4_asym", "--steps", "10", "--samples", "8",
-                                            "--sequence", "64",        "--batch", "4",  "--rotate",  "none"};
+  const std::vector<std::string> options = {"--scheme",   "w4a4_asym", "--steps", "10", "--samples",     "8",
+                                            "--sequence", "64",        "--batch", "4",  "--offset-rate", "0.005",
+                                            "--rotate",   "none"};
   run_well(reconstruct(scratch / "fixed", joined(options, {"--clip-rate", "0"})));
   run_well(reconstruct(scratch / "learned", joined(options, {"--clip-rate", "0.02"})));
   const auto record = [](const std::string& folder) {
