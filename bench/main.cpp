@@ -66,6 +66,7 @@ int main(int argc, char** argv) {
   bench::register_packing(selection);
   bench::register_rotated_input(selection);
   bench::register_channel_factors(selection);
+  bench::register_reconstruction(selection);
   const std::size_t ran = benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
   return ran == 0 || bench::skipped_any() ? 1 : 0;

@@ -61,5 +61,6 @@ void register_integer_attention(const Selection& selection);
 void register_packing(const Selection& selection);
 void register_rotated_input(const Selection& selection);
 void register_channel_factors(const Selection& selection);
+void register_reconstruction(const Selection& selection);
 
 }  // namespace bench
