@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cbq/reconstruct/rounding_choice.hpp>
 
+#include <catch2/catch_approx.hpp>
 #include <catch2/catch_test_macros.hpp>
 
 #include <cstddef>
@@ -44,6 +45,7 @@ TEST_CASE("A method as a value is the method") {
     return Choice::create(view, grid, options, 0).value().parameters()[kind].learning_rate;
   };
   CHECK(rate({}, 0) == 2.5e-3);
+  CHECK(cbq::straight_through_offset_rate(cbq::ReconstructionOptions{}.steps) == Catch::Approx(2.5e-3));
   CHECK(rate({.offset_rate = 0.25}, 0) == 0.25);
   CHECK(rate({}, 1) == 1e-3);
   CHECK(rate({.step_rate = 0.0}, 1) == 0.0);

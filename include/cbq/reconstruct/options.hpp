@@ -29,8 +29,8 @@ struct ReconstructionProgress {
   double loss = 0;  ///< of the last step
 };
 
-/// What became of a window. Losses are those of hard codes on the first sequences: as many as a
-/// batch has, and at least 8.
+/// What became of a window. Losses are those of hard codes on the first sequences: as many as a batch
+/// has, and at least 8 where there are as many.
 struct WindowReport {
   Window window = {};
   double loss_before = 0;

@@ -21,7 +21,8 @@
 
 namespace cbq {
 
-/// The rate of dense offsets that measured best for `steps` steps of Adam with a decay to zero, between 96 and 1600.
+/// The rate of dense offsets for `steps` >= 1 steps of Adam with a decay to zero: the best of those measured at 96, 400
+/// and 1600 steps, where activations are not of 4 bits (docs/reconstruction.md).
 [[nodiscard]] inline double straight_through_offset_rate(std::size_t steps) noexcept {
   return 0.1 / std::sqrt(static_cast<double>(steps));
 }
