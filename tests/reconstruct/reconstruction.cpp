@@ -11,7 +11,7 @@
 
 #include "support/files.hpp"
 #include "support/kernels.hpp"
-#include "tiny_host.hpp"
+#include "reconstruct/tiny_host.hpp"
 
 using cbq::Errc;
 using cbq::ReconstructionOptions;

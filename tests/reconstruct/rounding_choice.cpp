@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "support/kernels.hpp"
-#include "tiny_host.hpp"
+#include "reconstruct/tiny_host.hpp"
 
 using cbq::RoundingChoiceOptions;
 using cbq::RoundingMethod;

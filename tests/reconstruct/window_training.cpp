@@ -12,7 +12,7 @@
 #include <cbq/rounding/weight_clipping.hpp>
 
 #include "support/kernels.hpp"
-#include "tiny_host.hpp"
+#include "reconstruct/tiny_host.hpp"
 
 using cbq::Errc;
 using cbq::ReconstructionOptions;
