@@ -34,7 +34,7 @@ struct AttentionCase {
   std::size_t threads = 1;
 };
 
-std::string text(const AttentionCase& c) {
+std::string case_name(const AttentionCase& c) {
   return "heads:" + std::to_string(c.heads) + "x" + std::to_string(c.kv_heads) + "/width:" + std::to_string(c.width) +
          "/context:" + std::to_string(c.context) + "/rows:" + std::to_string(c.rows) +
          "/threads:" + std::to_string(c.threads);
@@ -208,7 +208,7 @@ void register_scheme(const Selection& selection, const char* scheme) {
     for (AttentionCase c : shapes_of(selection, scheme)) {
       if (slow && (c.rows > 1 || c.threads > 1 || c.context > 4096)) continue;
       c.scheme = scheme;
-      add(family + text(c), [c, isa](benchmark::State& state) { run(state, c, isa); });
+      add(family + case_name(c), [c, isa](benchmark::State& state) { run(state, c, isa); });
     }
   }
 }

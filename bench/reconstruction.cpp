@@ -29,7 +29,7 @@ namespace bench {
 namespace {
 
 constexpr std::size_t length = 512, sequences = 16, window_blocks = 2;
-constexpr cbq::Grid grid = {
+constexpr cbq::Grid two_bits = {
     .bits = 2, .granularity = cbq::Granularity::per_group, .group = 64, .zero = cbq::Zero::affine};
 
 struct Size {
@@ -73,7 +73,7 @@ class RandomModel {
     return open<Dense>([](const cbq::MatrixView<const float>& w) { return cbq::Result<Dense>(Dense(w)); });
   }
   [[nodiscard]] cbq::Result<Student> open_student(std::size_t) const {
-    return open<Trained>([](const cbq::MatrixView<const float>& w) { return Trained::create(w, {}, grid, {}, 0); });
+    return open<Trained>([](const cbq::MatrixView<const float>& w) { return Trained::create(w, {}, two_bits, {}, 0); });
   }
   [[nodiscard]] cbq::Status finish(std::size_t, Student&) { return {}; }
 

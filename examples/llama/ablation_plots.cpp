@@ -61,13 +61,13 @@ void draw_logarithmic_ticks(std::string& out, const Panel& panel, double low, do
 }
 
 // A line of the perplexity plot: a scheme's name, or an outcome.
-struct Line {
+struct PerplexityLine {
   std::string title;
   std::vector<double> perplexities;
 };
 
-std::vector<Line> perplexity_lines(const std::vector<AblationOutcome>& outcomes) {
-  std::vector<Line> lines;
+std::vector<PerplexityLine> perplexity_lines(const std::vector<AblationOutcome>& outcomes) {
+  std::vector<PerplexityLine> lines;
   const auto add = [&](const AblationOutcome& outcome) {
     lines.push_back({outcome.name, mean_numbers(outcome, "texts", "perplexity")});
   };
@@ -92,10 +92,10 @@ std::string text_at(double x, double y, const char* attributes, const std::strin
 }  // namespace
 
 std::string perplexity_plot(const std::vector<AblationOutcome>& outcomes, const std::string& model) {
-  const std::vector<Line> lines = perplexity_lines(outcomes);
+  const std::vector<PerplexityLine> lines = perplexity_lines(outcomes);
   double low = 1e300;
   double high = 0;
-  for (const Line& line : lines) {
+  for (const PerplexityLine& line : lines) {
     for (const double value : line.perplexities) {
       if (!(value > 0) || !std::isfinite(value)) continue;
       low = std::min(low, value);

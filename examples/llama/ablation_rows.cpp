@@ -21,7 +21,7 @@ constexpr NamedOptions baselines[] = {
     {"cbq_paper", "--method cbq --preset paper"},
 };
 
-constexpr NamedOptions settings[] = {
+constexpr NamedOptions setting_options[] = {
     {"default", "--method cbq"},
     {"paper", "--method cbq --preset paper"},
 };
@@ -149,7 +149,7 @@ class Rows {
   }
 
   void add_ablations(const std::string& scheme) {
-    for (const NamedOptions& setting : settings) {
+    for (const NamedOptions& setting : setting_options) {
       if (!selection_.settings.empty() && !contains(selection_.settings, setting.name)) continue;
       for (const AblationChange& change : changes) {
         if (change.setting != nullptr && change.setting != std::string(setting.name)) continue;
@@ -189,7 +189,7 @@ std::span<const NamedOptions> ablation_baselines() {
   return baselines;
 }
 std::span<const NamedOptions> ablation_settings() {
-  return settings;
+  return setting_options;
 }
 std::span<const AblationChange> ablation_changes() {
   return changes;

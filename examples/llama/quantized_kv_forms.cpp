@@ -25,12 +25,12 @@ using Rows = MatrixView<const float>;
 using FormPointer = std::unique_ptr<LayerKv::Form>;
 
 // A cache with its own pages.
-struct PackedCache {
+struct CacheWithPages {
   cbq::AlignedBuffer<std::byte> memory;
   cbq::KvPagePool pool;
   cbq::QuantizedKvCache cache;
 
-  static Result<PackedCache> create(const cbq::QuantizedKvOptions& options, const cbq::RowTransform& transform) {
+  static Result<CacheWithPages> create(const cbq::QuantizedKvOptions& options, const cbq::RowTransform& transform) {
     const Result<cbq::KvLayout> layout = cbq::kv_layout(options.scheme, options.heads, options.width);
     if (!layout) return layout.error();
     const auto bytes =
@@ -42,7 +42,7 @@ struct PackedCache {
     if (!pool) return pool.error();
     auto cache = cbq::QuantizedKvCache::create(*pool, options, transform);
     if (!cache) return cache.error();
-    return PackedCache{*std::move(memory), *std::move(pool), *std::move(cache)};
+    return CacheWithPages{*std::move(memory), *std::move(pool), *std::move(cache)};
   }
 
   std::size_t size() const { return cache.size(); }
@@ -51,7 +51,7 @@ struct PackedCache {
   Status append(const Rows& keys, const Rows& values) { return cache.append(keys, values); }
 };
 
-Status attend_decoding(const Rows& q, const PackedCache& cache, const cbq::AttentionScores& scores,
+Status attend_decoding(const Rows& q, const CacheWithPages& cache, const cbq::AttentionScores& scores,
                        const MatrixView<float>& out, LayerKv::Context& context) {
   return cbq::attend(q, cache.cache.view(), scores, out, context);
 }
@@ -59,7 +59,7 @@ Status attend_decoding(const Rows& q, const RoundedKvCache& cache, const cbq::At
                        const MatrixView<float>& out, LayerKv::Context& context) {
   return cbq::attend(q, cache.floats(), scores, out, context);
 }
-Status attend_text(const Rows& q, const PackedCache& cache, const cbq::TeacherForcing& forcing,
+Status attend_text(const Rows& q, const CacheWithPages& cache, const cbq::TeacherForcing& forcing,
                    const MatrixView<float>& out, LayerKv::Context& context) {
   return cbq::attend_teacher_forced(q, cache.cache.view(), forcing, out, context);
 }
@@ -165,7 +165,7 @@ Result<FormPointer> make_quantized_form(const cbq::QuantizedKvOptions& cache, co
     if (!packed && cache.policy != cbq::KvPolicy()) {
       return cbq::Error{cbq::Errc::unsupported, "rounded rows know no sinks, recent rows or windows", "--kv"};
     }
-    return packed ? decoding_form(PackedCache::create(cache, transform))
+    return packed ? decoding_form(CacheWithPages::create(cache, transform))
                   : decoding_form(RoundedKvCache::create(cache, transform, options.rotary));
   }
   // Everything is quantized at once; which queries see it is decided later.
@@ -173,7 +173,7 @@ Result<FormPointer> make_quantized_form(const cbq::QuantizedKvOptions& cache, co
   whole.scheme.past_only = false;
   whole.policy = {};
   whole.largest_append = cache.capacity;
-  return packed ? text_form(PackedCache::create(whole, transform), cache, transform)
+  return packed ? text_form(CacheWithPages::create(whole, transform), cache, transform)
                 : text_form(RoundedKvCache::create(whole, transform, options.rotary), cache, {});
 }
 

@@ -60,7 +60,7 @@ struct LossOf {
 };
 
 // What a host reads.
-struct Model {
+struct HostInput {
   const ChangedWeights& original;
   const ChangedWeights& changed;
   std::span<const ModuleReport> plan;
@@ -81,7 +81,7 @@ class Host {
   using Teacher = typename Opener::template Block<ObservedLinear>;
   using Head = cbq::HeadGradient<Norm, cbq::DenseGradient<float>>;
 
-  static Result<std::unique_ptr<Host>> create(const Model& model, const CalibrationTokens& tokens) {
+  static Result<std::unique_ptr<Host>> create(const HostInput& model, const CalibrationTokens& tokens) {
     const ModelConfig& config = model.original.config();
     Result<Opener> opener = Opener::create(config, tokens.length);
     if (!opener) return opener.error();
@@ -101,7 +101,7 @@ class Host {
     return host;
   }
 
-  Host(const Model& model, Opener opener)
+  Host(const HostInput& model, Opener opener)
       : model_(model), opener_(std::move(opener)), executor_(make_executor(model.options.threads)) {}
 
   [[nodiscard]] std::size_t blocks() const { return model_.original.config().layers; }
@@ -192,7 +192,7 @@ class Host {
     return linear;
   }
 
-  Model model_;
+  HostInput model_;
   Opener opener_;
   ToolExecutor executor_;
   std::vector<FloatMatrix> memory_;
@@ -214,7 +214,7 @@ std::vector<FloatTensor> block_tensors(const ModelConfig& config) {
 }
 
 // Of everything that the blocks and targets of a run depend on and that cbq::reconstruct() does not see.
-Result<std::uint64_t> fingerprint(const Model& model) {
+Result<std::uint64_t> fingerprint(const HostInput& model) {
   const ModelConfig& config = model.original.config();
   std::uint64_t hash = cbq::hash_bytes({});
   const auto add = [&](const auto* values, std::size_t count) {
@@ -322,7 +322,7 @@ cbq::ReconstructionOptions loop_options(const QuantizationOptions& options) {
 }
 
 template <Architecture A>
-Result<Reconstructed> run(const Model& model, const CalibrationTokens& tokens, const std::string& checkpoint) {
+Result<Reconstructed> run(const HostInput& model, const CalibrationTokens& tokens, const std::string& checkpoint) {
   cbq::ReconstructionOptions loop = loop_options(model.options);
   Result<StateFile> file = StateFile::open(checkpoint, model.options.resume);
   if (!file) return file.error();
@@ -375,7 +375,7 @@ Result<Reconstructed> reconstruct_blocks(const ChangedWeights& weights, std::spa
     if (const Status done = rotate_model(rotation, options.calibration.seed, executor, rotated); !done)
       return done.error();
   }
-  const Model model = {preprocessed ? rotated : weights, weights, plan, *settled};
+  const HostInput model = {preprocessed ? rotated : weights, weights, plan, *settled};
   return weights.config().architecture == Architecture::llama ? run<Architecture::llama>(model, tokens, checkpoint)
                                                               : run<Architecture::opt>(model, tokens, checkpoint);
 }

@@ -14,7 +14,7 @@ namespace {
 using Floats = xsimd::batch<float>;
 
 // Pieces short enough that float sums of numbers in [0, 1] keep their last digits.
-constexpr std::size_t piece = 512;
+constexpr std::size_t piece_length = 512;
 
 // Largest element; NaNs are left to the sums that follow.
 float largest(std::span<const float> x) {
@@ -39,8 +39,8 @@ std::size_t likeliest(std::span<const float> logits) {
 TokenScore score_token(std::span<const float> logits, std::size_t target) {
   const float most = largest(logits);
   double sum = 0;
-  for (std::size_t first = 0; first < logits.size(); first += piece) {
-    const auto part = logits.subspan(first, std::min(piece, logits.size() - first));
+  for (std::size_t first = 0; first < logits.size(); first += piece_length) {
+    const auto part = logits.subspan(first, std::min(piece_length, logits.size() - first));
     Floats lanes(0.0f);
     std::size_t i = 0;
     for (; part.size() - i >= Floats::size; i += Floats::size) {
@@ -62,8 +62,8 @@ double divergence(std::span<const float> reference, const TokenScore& reference_
   const auto log_sum = static_cast<float>(reference_score.log_sum);
   double weight = 0;
   double difference = 0;
-  for (std::size_t first = 0; first < logits.size(); first += piece) {
-    const std::size_t last = std::min(first + piece, logits.size());
+  for (std::size_t first = 0; first < logits.size(); first += piece_length) {
+    const std::size_t last = std::min(first + piece_length, logits.size());
     Floats weights(0.0f);
     Floats differences(0.0f);
     std::size_t i = first;

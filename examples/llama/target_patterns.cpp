@@ -18,13 +18,13 @@ using cbq::Status;
 
 namespace {
 
-constexpr std::string_view prefix = "re:";
+constexpr std::string_view regex_prefix = "re:";
 // Files have one or a few for each group; each is tried on every module.
 constexpr std::size_t most_patterns = 256;
 
 bool is_pattern(const Json& target) {
   const std::string* text = target.get_ptr<const std::string*>();
-  return text != nullptr && text->starts_with(prefix);
+  return text != nullptr && text->starts_with(regex_prefix);
 }
 
 // The lists of targets by the names of their groups.
@@ -50,7 +50,7 @@ Error at_group(Error error, const std::string& group) {
 
 // Which of `modules` a pattern matches.
 Result<std::vector<std::string_view>> matched(const std::string& pattern, std::span<const std::string_view> modules) {
-  const Result<Regex> expression = Regex::compile(std::string_view(pattern).substr(prefix.size()));
+  const Result<Regex> expression = Regex::compile(std::string_view(pattern).substr(regex_prefix.size()));
   if (!expression) return expression.error();
   std::vector<std::string_view> names;
   for (const std::string_view module : modules) {

@@ -9,9 +9,9 @@
 #include <string>
 #include <vector>
 
+#include "reconstruct/tiny_host.hpp"
 #include "support/files.hpp"
 #include "support/kernels.hpp"
-#include "reconstruct/tiny_host.hpp"
 
 using cbq::Errc;
 using cbq::ReconstructionOptions;

@@ -7,8 +7,8 @@
 #include <cstddef>
 #include <vector>
 
-#include "support/kernels.hpp"
 #include "reconstruct/tiny_host.hpp"
+#include "support/kernels.hpp"
 
 using cbq::RoundingChoiceOptions;
 using cbq::RoundingMethod;

@@ -11,8 +11,8 @@
 #include <cbq/nn/kv_site.hpp>
 #include <cbq/rounding/weight_clipping.hpp>
 
-#include "support/kernels.hpp"
 #include "reconstruct/tiny_host.hpp"
+#include "support/kernels.hpp"
 
 using cbq::Errc;
 using cbq::ReconstructionOptions;

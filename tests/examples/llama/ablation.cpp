@@ -15,7 +15,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "engine_fixture.hpp"
+#include "examples/llama/engine_fixture.hpp"
 #include "interrupt.hpp"
 
 using namespace cbq_llama;

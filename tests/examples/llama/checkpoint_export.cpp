@@ -15,11 +15,11 @@
 #include <cbq/io/checkpoint.hpp>
 
 #include "checkpoint_import.hpp"
-#include "engine_fixture.hpp"
+#include "examples/llama/engine_fixture.hpp"
+#include "examples/llama/run_apart.hpp"
 #include "gguf_export.hpp"
 #include "gguf_import.hpp"
 #include "interrupt.hpp"
-#include "run_apart.hpp"
 
 using cbq::Json;
 using cbq_llama::ModelSource;

@@ -12,9 +12,9 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#include "engine_fixture.hpp"
+#include "examples/llama/engine_fixture.hpp"
+#include "examples/llama/run_apart.hpp"
 #include "interrupt.hpp"
-#include "run_apart.hpp"
 
 using cbq::Json;
 using engine_fixture::pocket_llama;

@@ -13,8 +13,8 @@
 
 #include <cbq/io/compressed_tensors.hpp>
 
-#include "engine_fixture.hpp"
-#include "generated_model.hpp"
+#include "examples/llama/engine_fixture.hpp"
+#include "examples/llama/generated_model.hpp"
 #include "gguf_import.hpp"
 #include "model.hpp"
 

@@ -16,7 +16,7 @@
 
 #include <cbq/io/stored_input_grid.hpp>
 
-#include "engine_fixture.hpp"
+#include "examples/llama/engine_fixture.hpp"
 #include "preprocessing.hpp"
 
 using namespace cbq_llama;

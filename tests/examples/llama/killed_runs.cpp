@@ -16,8 +16,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "engine_fixture.hpp"
-#include "generated_model.hpp"
+#include "examples/llama/engine_fixture.hpp"
+#include "examples/llama/generated_model.hpp"
 
 using engine_fixture::pocket_llama;
 using engine_fixture::run_tool;

@@ -15,8 +15,8 @@
 
 #include <cbq/kv/attention.hpp>
 
-#include "engine_fixture.hpp"
 #include "evaluation.hpp"
+#include "examples/llama/engine_fixture.hpp"
 #include "rounded_kv_cache.hpp"
 
 using namespace cbq_llama;

@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "engine_fixture.hpp"
 #include "evaluation.hpp"
+#include "examples/llama/engine_fixture.hpp"
 
 using namespace cbq_llama;
 using cbq::Errc;

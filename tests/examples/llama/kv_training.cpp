@@ -16,7 +16,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "engine_fixture.hpp"
+#include "examples/llama/engine_fixture.hpp"
 #include "kv_smoothing_files.hpp"
 
 using cbq_llama::ModelSource;

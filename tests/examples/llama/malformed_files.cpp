@@ -8,7 +8,7 @@
 #include <filesystem>
 #include <string>
 
-#include "engine_fixture.hpp"
+#include "examples/llama/engine_fixture.hpp"
 #include "model_config.hpp"
 #include "model_source.hpp"
 #include "support/malformed.hpp"

@@ -14,7 +14,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "engine_fixture.hpp"
+#include "examples/llama/engine_fixture.hpp"
 
 using cbq_llama::parse_size;
 using engine_fixture::pocket_llama;

@@ -12,8 +12,8 @@
 #include <string_view>
 #include <vector>
 
-#include "engine_fixture.hpp"
 #include "evaluation.hpp"
+#include "examples/llama/engine_fixture.hpp"
 #include "generation.hpp"
 
 using namespace cbq_llama;

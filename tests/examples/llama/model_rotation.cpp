@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "engine_fixture.hpp"
 #include "evaluation.hpp"
+#include "examples/llama/engine_fixture.hpp"
 #include "model.hpp"
 
 using namespace cbq_llama;

@@ -15,7 +15,7 @@
 
 #include <cbq/io/safetensors_writer.hpp>
 
-#include "engine_fixture.hpp"
+#include "examples/llama/engine_fixture.hpp"
 #include "model.hpp"
 #include "support/gguf.hpp"
 

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "commands.hpp"
-#include "engine_fixture.hpp"
+#include "examples/llama/engine_fixture.hpp"
 #include "scores.hpp"
 
 using namespace cbq_llama;

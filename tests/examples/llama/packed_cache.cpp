@@ -12,7 +12,7 @@
 
 #include <cbq/io/packed_file_writer.hpp>
 
-#include "engine_fixture.hpp"
+#include "examples/llama/engine_fixture.hpp"
 
 using engine_fixture::pocket_llama;
 using engine_fixture::run_tool;

@@ -8,7 +8,7 @@
 #include <set>
 #include <string>
 
-#include "engine_fixture.hpp"
+#include "examples/llama/engine_fixture.hpp"
 
 using namespace cbq_llama;
 using cbq::Json;

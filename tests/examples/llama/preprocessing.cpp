@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "engine_fixture.hpp"
+#include "examples/llama/engine_fixture.hpp"
 
 using namespace cbq_llama;
 using engine_fixture::pocket_llama;

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "engine_fixture.hpp"
+#include "examples/llama/engine_fixture.hpp"
 #include "model.hpp"
 
 using namespace cbq_llama;

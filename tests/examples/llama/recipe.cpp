@@ -9,7 +9,7 @@
 
 #include <cbq/io/quantization_config.hpp>
 
-#include "engine_fixture.hpp"
+#include "examples/llama/engine_fixture.hpp"
 
 using engine_fixture::pocket_llama;
 using engine_fixture::run_tool;

@@ -14,7 +14,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "engine_fixture.hpp"
+#include "examples/llama/engine_fixture.hpp"
 
 using engine_fixture::pocket_llama;
 using engine_fixture::run_tool;

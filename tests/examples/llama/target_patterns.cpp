@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "engine_fixture.hpp"
+#include "examples/llama/engine_fixture.hpp"
 
 using cbq::Errc;
 using cbq::Json;
