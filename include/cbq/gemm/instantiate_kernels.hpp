@@ -2,55 +2,7 @@
 #pragma once
 
 // The kernels that <cbq/gemm/extern_kernels.hpp> promises, for all packed schemes: include it in exactly one file of a
-// program or library.
+// program or library. Or include its two halves in one file each, which are then compiled at the same time.
 
-#include <cbq/gemm/dispatch.hpp>
-#include <cbq/gemm/float_dispatch.hpp>
-
-namespace cbq {
-inline namespace CBQ_ABI {
-
-template IntegerKernel RegionKernels::integer_tile<2, Zero::symmetric>(Isa) noexcept;
-template IntegerKernel RegionKernels::integer_tile<2, Zero::affine>(Isa) noexcept;
-template IntegerKernel RegionKernels::integer_tile<3, Zero::symmetric>(Isa) noexcept;
-template IntegerKernel RegionKernels::integer_tile<3, Zero::affine>(Isa) noexcept;
-template IntegerKernel RegionKernels::integer_tile<4, Zero::symmetric>(Isa) noexcept;
-template IntegerKernel RegionKernels::integer_tile<4, Zero::affine>(Isa) noexcept;
-template IntegerKernel RegionKernels::integer_tile<8, Zero::symmetric>(Isa) noexcept;
-template IntegerKernel RegionKernels::integer_tile<8, Zero::affine>(Isa) noexcept;
-
-template DecodeKernel RegionKernels::decode_panel<2, Zero::symmetric>(Isa) noexcept;
-template DecodeKernel RegionKernels::decode_panel<2, Zero::affine>(Isa) noexcept;
-template DecodeKernel RegionKernels::decode_panel<3, Zero::symmetric>(Isa) noexcept;
-template DecodeKernel RegionKernels::decode_panel<3, Zero::affine>(Isa) noexcept;
-template DecodeKernel RegionKernels::decode_panel<4, Zero::symmetric>(Isa) noexcept;
-template DecodeKernel RegionKernels::decode_panel<4, Zero::affine>(Isa) noexcept;
-template DecodeKernel RegionKernels::decode_panel<8, Zero::symmetric>(Isa) noexcept;
-template DecodeKernel RegionKernels::decode_panel<8, Zero::affine>(Isa) noexcept;
-
-template WeightOnlyKernels RegionKernels::weight_only_tile<2, Zero::symmetric>(Isa) noexcept;
-template WeightOnlyKernels RegionKernels::weight_only_tile<2, Zero::affine>(Isa) noexcept;
-template WeightOnlyKernels RegionKernels::weight_only_tile<3, Zero::symmetric>(Isa) noexcept;
-template WeightOnlyKernels RegionKernels::weight_only_tile<3, Zero::affine>(Isa) noexcept;
-template WeightOnlyKernels RegionKernels::weight_only_tile<4, Zero::symmetric>(Isa) noexcept;
-template WeightOnlyKernels RegionKernels::weight_only_tile<4, Zero::affine>(Isa) noexcept;
-template WeightOnlyKernels RegionKernels::weight_only_tile<8, Zero::symmetric>(Isa) noexcept;
-template WeightOnlyKernels RegionKernels::weight_only_tile<8, Zero::affine>(Isa) noexcept;
-
-template Bfloat16Kernels RegionKernels::bfloat16_tile<2, Zero::symmetric>(Isa) noexcept;
-template Bfloat16Kernels RegionKernels::bfloat16_tile<2, Zero::affine>(Isa) noexcept;
-template Bfloat16Kernels RegionKernels::bfloat16_tile<3, Zero::symmetric>(Isa) noexcept;
-template Bfloat16Kernels RegionKernels::bfloat16_tile<3, Zero::affine>(Isa) noexcept;
-template Bfloat16Kernels RegionKernels::bfloat16_tile<4, Zero::symmetric>(Isa) noexcept;
-template Bfloat16Kernels RegionKernels::bfloat16_tile<4, Zero::affine>(Isa) noexcept;
-template Bfloat16Kernels RegionKernels::bfloat16_tile<8, Zero::symmetric>(Isa) noexcept;
-template Bfloat16Kernels RegionKernels::bfloat16_tile<8, Zero::affine>(Isa) noexcept;
-
-template FloatTallKernels float_tall_kernels<float>(Isa) noexcept;
-template FloatNarrowKernels<float> float_narrow_kernels<float>(Isa) noexcept;
-template FloatNarrowKernels<half> float_narrow_kernels<half>(Isa) noexcept;
-template FloatNarrowKernels<bfloat16> float_narrow_kernels<bfloat16>(Isa) noexcept;
-template Bfloat16Decoder bfloat16_decoder<bfloat16>(Isa) noexcept;
-
-}  // namespace CBQ_ABI
-}  // namespace cbq
+#include <cbq/gemm/instantiate_float_kernels.hpp>
+#include <cbq/gemm/instantiate_integer_kernels.hpp>

@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#if !defined(__SANITIZE_ADDRESS__)
+#include <cbq/gemm/instantiate_integer_kernels.hpp>
+#endif
